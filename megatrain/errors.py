@@ -1,0 +1,46 @@
+"""Errors that a user can act on, and the exit code that each ends a command with.
+
+Anything else that is raised is a defect of megatrain: it keeps its traceback and exits with 1.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What every `megatrain` command exits with."""
+
+    DONE = 0
+    CRASH = 1
+    USAGE = 2  # usage or configuration
+    PREFLIGHT = 3  # nothing fits, or a tool is missing
+    DATA = 4
+    CHECKPOINT = 5
+    STOPPED = 75  # stopped by a signal, with a checkpoint saved (EX_TEMPFAIL: run it again)
+
+
+class MegatrainError(Exception):
+    """A mistake or a condition that its reader can mend; the text says how."""
+
+    exit_code = ExitCode.CRASH
+
+
+class ConfigError(MegatrainError):
+    exit_code = ExitCode.USAGE
+
+
+class PreflightError(MegatrainError):
+    exit_code = ExitCode.PREFLIGHT
+
+
+class DataError(MegatrainError):
+    exit_code = ExitCode.DATA
+
+
+class CheckpointError(MegatrainError):
+    exit_code = ExitCode.CHECKPOINT
+
+
+class Stopped(MegatrainError):
+    """The run ended on a signal, after saving a checkpoint."""
+
+    exit_code = ExitCode.STOPPED
