@@ -1,0 +1,39 @@
+"""A resolved configuration -> what DeepSpeed is given. The only writer of DeepSpeed configuration."""
+
+from typing import Any
+
+from megatrain.config import Config
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """The `ds_config.json` of a run on `world_size` ranks.
+
+    Args:
+        config: resolved; no "auto" is left in it.
+
+    Raises:
+        ValueError: the batch does not divide over the ranks, or a field is still "auto".
+    """
+    training, parallel = config.training, config.parallel
+    if isinstance(parallel.tensor_parallel, str) or isinstance(training.micro_batch_size, str):
+        raise ValueError("the configuration is not resolved yet")
+    data_parallel = world_size // parallel.tensor_parallel
+    accumulation, rest = divmod(training.global_batch_size, training.micro_batch_size * data_parallel)
+    if rest:
+        raise ValueError(
+            f"training.global_batch_size ({training.global_batch_size}) is not a multiple of micro_batch_size × "
+            f"data-parallel ranks ({training.micro_batch_size} × {data_parallel})"
+        )
+    settings: dict[str, Any] = {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": {"stage": parallel.zero_stage},
+        "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
+    }
+    if training.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        if parallel.zero_stage != 0:  # DeepSpeed has no fp32 accumulation without ZeRO
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
