@@ -1,0 +1,223 @@
+"""What a run prints: a block at the start, a line a report, a page at the end.
+
+Rank 0 alone prints. On a terminal a bar stays below the lines; elsewhere each line is flushed, for whoever follows the
+log of a job.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import megatrain
+from megatrain.config import Config, PretrainConfig
+from megatrain.monitor.formatting import duration, gib, percent, quantity, scientific
+from megatrain.monitor.metrics import StepMetrics
+from megatrain.run_dir import RunDir
+from megatrain.topology import Topology
+
+_WAIT_WORTH_A_WARNING = 0.10  # of a step
+
+
+class Console:
+    """The voice of a run.
+
+    Args:
+        config: resolved; no "auto" is left in it.
+        rank: ranks other than 0 print nothing.
+        stream: default: standard output.
+    """
+
+    def __init__(
+        self, config: Config, run: RunDir, *, rank: int, world_size: int, stream: TextIO | None = None
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._world_size = world_size
+        self._unit = "GPU" if torch.cuda.is_available() else "rank"
+        self._stream: TextIO | None = (stream or sys.stdout) if rank == 0 else None
+        self._bar = _Bar(self._stream, config.total_steps) if self._stream and self._stream.isatty() else None
+        self._waiting = False
+        self._last: StepMetrics | None = None
+        self._validation_loss: float | None = None
+
+    def header(self, plan: Mapping[str, Any] | None = None) -> None:
+        """Says what is about to run; `plan` is the content of RUN/plan.json."""
+        for line in _header(self._config, self._world_size, plan or {}, self._unit):
+            self.line(line)
+
+    def resumed(self, step: int, checkpoint: Path, *, saved_ranks: int, samples: int) -> None:
+        saved = f"saved on {saved_ranks} ranks"
+        changed = f"{saved}, now {self._world_size}" if saved_ranks != self._world_size else saved
+        where = self._within_run(checkpoint)
+        self.line(f"resume: step {step:,} from {where} ({changed}) · data position {samples:,} samples")
+
+    def step(self, metrics: StepMetrics) -> None:
+        self._last = metrics
+        self.line(_step_line(metrics, self._config.total_steps, self._world_size, self._unit))
+        if metrics.validation_loss is not None:
+            self._validation_loss = metrics.validation_loss
+        self._warn_of_data_wait(metrics)
+        if self._bar:
+            self._bar.move_to(metrics.step, f"loss {metrics.loss:.3f}")
+
+    def evaluation(self, step: int, loss: float, tokens: int) -> None:
+        """`loss` in nats a target token, over `tokens` target tokens."""
+        self._validation_loss = loss
+        self.line(f"{self._at(step)}  validation loss {loss:.4g} ({tokens:,} tokens)")
+
+    def checkpoint(self, step: int, folder: Path, *, seconds: float, size_bytes: int) -> None:
+        self.line(f"{self._at(step)}  saved {self._within_run(folder)} ({gib(size_bytes)} in {seconds:.1f}s)")
+
+    def warning(self, text: str) -> None:
+        self.line(f"warning: {text}")
+
+    def stopped(self, step: int, reason: str, checkpoint: Path) -> None:
+        """The last line of a run that a signal ended, such as reason="SIGTERM"."""
+        where = self._within_run(checkpoint)
+        self.line(f"stopped: {self._at(step)} on {reason}, saved {where}; the same command goes on from there")
+
+    def end(self, step: int, *, seconds: float, checkpoint: Path | None) -> None:
+        """The page at the end of a complete run; `seconds` since its start or its last resume."""
+        for line in self._end_page(step, seconds, checkpoint):
+            self.line(line)
+
+    def line(self, text: str) -> None:
+        """Prints one line. A reader that has gone, such as a closed terminal, silences the console for good.
+
+        The run goes on without it: the same numbers are in metrics.jsonl.
+        """
+        if self._stream is None:
+            return
+        try:
+            if self._bar:
+                self._bar.print_above(text)
+            else:
+                print(text, file=self._stream, flush=True)
+        except OSError:
+            self._stream = self._bar = None
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+
+    def _at(self, step: int) -> str:
+        return f"step {step:,}/{self._config.total_steps:,}"
+
+    def _within_run(self, folder: Path) -> str:
+        inside = folder.is_relative_to(self._run.path)
+        return str(folder.relative_to(self._run.path)) if inside else str(folder)
+
+    def _warn_of_data_wait(self, metrics: StepMetrics) -> None:
+        """Warns when waiting begins to matter, not at every report while it does."""
+        fraction = metrics.data_wait_seconds / metrics.step_seconds
+        if fraction > _WAIT_WORTH_A_WARNING and not self._waiting:
+            if isinstance(self._config, PretrainConfig):
+                fix = f"raise data.prefetch (now {self._config.data.prefetch})"
+            else:
+                fix = "the examples are read too slowly"
+            self.warning(f"data wait is {fraction:.0%} of a step; {fix}")
+        self._waiting = fraction > _WAIT_WORTH_A_WARNING
+
+    def _end_page(self, step: int, seconds: float, checkpoint: Path | None) -> list[str]:
+        lines = [f"done: {self._at(step)} in {duration(seconds)}"]
+        if last := self._last:
+            lines += [
+                f"  loss        {last.loss:.4g} training" + self._validation_text(),
+                f"  tokens      {quantity(last.tokens)}",
+                f"  throughput  {_rate_text(last, self._world_size, self._unit)} "
+                "(MFU: 6N + causal attention, over the dense bf16 peak)",
+                f"  memory      {gib(last.memory_bytes)} a {self._unit}",
+            ]
+        if checkpoint:
+            lines.append(f"  checkpoint  {checkpoint}")
+        lines += [
+            "next:",
+            f'  megatrain generate {self._run} "Once upon a time"',
+            f"  megatrain tensorboard {self._run}",
+        ]
+        return lines
+
+    def _validation_text(self) -> str:
+        return "" if self._validation_loss is None else f", {self._validation_loss:.4g} validation"
+
+
+class _Bar:
+    """A progress bar below the lines of a terminal."""
+
+    def __init__(self, stream: TextIO, total_steps: int) -> None:
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        console = RichConsole(file=stream, highlight=False, soft_wrap=True)
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, refresh_per_second=2)
+        self._task = self._progress.add_task("", total=total_steps)
+        self._progress.start()
+
+    def print_above(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
+
+    def move_to(self, step: int, text: str) -> None:
+        self._progress.update(self._task, completed=step, description=text)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str) -> list[str]:
+    training, parallel, cluster = config.training, config.parallel, config.cluster
+    assert isinstance(parallel.tensor_parallel, int), "a resolved configuration"
+    assert isinstance(training.micro_batch_size, int), "a resolved configuration"
+    assert config.model is not None, "a resolved configuration"
+    data_parallel = Topology(world_size=world_size, tensor_parallel=parallel.tensor_parallel).data_parallel
+    accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel)
+    as_configured = cluster.nodes > 1 and cluster.nodes * cluster.gpus_per_node == world_size
+    ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else f"{world_size} ranks of"
+    recompute = {"none": "", "selective": "selective recompute", "full": "full recompute"}
+    features = ("compile" if parallel.compile else "", recompute.get(parallel.activation_checkpointing, ""))
+    layout = f"ZeRO-{parallel.zero_stage}, tensor {parallel.tensor_parallel}, data {data_parallel}"
+    batch = f"micro-batch {training.micro_batch_size} × {accumulation}"
+    first = (
+        f"megatrain {megatrain.__version__}", f"run {config.run.name}", f"{ranks} {cluster.hardware}",
+        layout, batch, ", ".join(filter(None, features)), training.precision,
+    )  # fmt: skip
+    tokens = config.total_steps * config.tokens_per_step
+    second = (
+        f"{quantity(config.model.parameters)} parameters",
+        f"{quantity(tokens)} tokens = {config.total_steps:,} steps of {config.tokens_per_step:,}",
+        *_predictions(plan, config.total_steps, unit),
+    )
+    return [" · ".join(filter(None, first)), " · ".join(second)]
+
+
+def _predictions(plan: Mapping[str, Any], total_steps: int, unit: str) -> list[str]:
+    said = []
+    memory = plan.get("memory_bytes")
+    if isinstance(memory, Mapping) and "total" in memory:
+        said.append(f"planned {gib(memory['total'])} a {unit}")
+    if plan.get("mfu") and plan.get("step_seconds"):
+        said.append(f"planned {plan['mfu']:.0%} MFU, {duration(plan['step_seconds'] * total_steps)}")
+    return said
+
+
+def _step_line(metrics: StepMetrics, total_steps: int, world_size: int, unit: str) -> str:
+    wait = metrics.data_wait_seconds / metrics.step_seconds
+    return "  ".join((
+        f"step {metrics.step:,}/{total_steps:,}",
+        f"loss {metrics.loss:.3f}",
+        f"|g| {metrics.grad_norm:.2f}",
+        f"lr {scientific(metrics.learning_rate)}",
+        _rate_text(metrics, world_size, unit),
+        gib(metrics.memory_bytes),
+        f"data wait {percent(wait)}",
+        f"eta {duration((total_steps - metrics.step) * metrics.step_seconds)}",
+    ))  # fmt: skip
+
+
+def _rate_text(metrics: StepMetrics, world_size: int, unit: str) -> str:
+    rate = metrics.tokens_per_second
+    return f"{quantity(rate)} tok/s  {quantity(rate / world_size)}/{unit}  MFU {percent(metrics.mfu)}"

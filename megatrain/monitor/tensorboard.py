@@ -1,0 +1,53 @@
+"""The same numbers as metrics.jsonl, as TensorBoard scalars over the optimizer step."""
+
+from torch.utils.tensorboard import SummaryWriter
+
+from megatrain.monitor.metrics import StepMetrics
+from megatrain.run_dir import RunDir
+
+_FLUSH_SECONDS = 10  # what a kill can lose
+_QUEUE = 1_000  # events; a writer thread empties it, so a slow disk does not stop the loop
+
+
+class TensorBoard:
+    """Writes RUN/tensorboard. A resumed run hides the events of the steps that it replays.
+
+    Args:
+        resume_step: optimizer steps done before this start; 0 for a run from its beginning.
+        world_size: ranks, for the rates of one GPU.
+    """
+
+    def __init__(self, run: RunDir, *, resume_step: int, world_size: int) -> None:
+        self._world_size = world_size
+        replayed_from = resume_step + 1 if resume_step else 0  # at 0, an evaluation before the first step runs again
+        has_events = run.tensorboard.is_dir() and any(run.tensorboard.iterdir())
+        self._writer = SummaryWriter(
+            str(run.tensorboard),
+            purge_step=replayed_from if has_events else None,
+            max_queue=_QUEUE,
+            flush_secs=_FLUSH_SECONDS,
+        )
+
+    def write(self, metrics: StepMetrics) -> None:
+        scalars = {
+            "train/loss": metrics.loss,
+            "train/gradient_norm": metrics.grad_norm,
+            "train/learning_rate": metrics.learning_rate,
+            "throughput/tokens_per_second": metrics.tokens_per_second,
+            "throughput/tokens_per_second_per_gpu": metrics.tokens_per_second / self._world_size,
+            "throughput/mfu": metrics.mfu,
+            "throughput/step_seconds": metrics.step_seconds,
+            "throughput/data_wait_fraction": metrics.data_wait_seconds / metrics.step_seconds,
+            "memory/gib": metrics.memory_bytes / 2**30,
+        }
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, metrics.step)
+        if metrics.validation_loss is not None:
+            self.write_validation(metrics.step, metrics.validation_loss)
+
+    def write_validation(self, step: int, loss: float) -> None:
+        """An evaluation after `step` optimizer steps; `loss` in nats a target token."""
+        self._writer.add_scalar("validation/loss", loss, step)
+
+    def close(self) -> None:
+        self._writer.close()
