@@ -1,0 +1,167 @@
+"""Write a checkpoint so that it is whole or not there, and find the newest that is whole.
+
+Write `.tmp-step-N.<attempt>/`, hashing on the way to disk; gather the hashes; MANIFEST.json last; fsync; rename; fsync
+the parent. A crash at any point leaves the earlier checkpoints as they were.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatrain import __version__
+from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, verify, write_manifest
+from megatrain.checkpoint.storage import HashingWriter, SafeReader
+from megatrain.errors import CheckpointError
+from megatrain.run_dir import RunDir, write_json
+
+_T = TypeVar("_T")
+
+STATE = "state.json"
+_TEMPORARY = ".tmp-"
+_REPLACED = ".replaced-"
+
+
+class CheckpointStore:
+    """The checkpoints of one run, as all its ranks see them. Every method but `__init__` is collective.
+
+    Args:
+        group: a gloo group of all ranks, used by nothing else while a method runs.
+        layout: of this run's ranks, in words; recorded for people.
+        report: called with a line for people, on rank 0 only.
+    """
+
+    def __init__(
+        self, run: RunDir, group: dist.ProcessGroup, *, layout: str, keep_last: int, report: Callable[[str], None]
+    ) -> None:
+        self.run = run
+        self.group = group
+        self.layout = layout
+        self.keep_last = keep_last
+        self.report = report
+        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
+        """Commit a checkpoint, then delete those beyond keep_last.
+
+        Args:
+            tensors: what this rank owns; see fragments.py.
+            state: small JSON-able facts, the same on every rank.
+
+        Raises:
+            CheckpointError: on every rank, when any rank could not write. Earlier checkpoints are untouched.
+        """
+        temporary = self._together(lambda: self._make_temporary(step))
+        writer = HashingWriter(temporary)
+        try:
+            dcp.save(dict(tensors), storage_writer=writer, process_group=self.group)
+        except CheckpointException as error:
+            first = next(iter(error.failures.values()))[0]
+            raise CheckpointError(f"{temporary}: cannot be written: {first}") from error
+        gathered: list[dict[str, FileRecord]] | None = [{}] * self.world_size if self.rank == 0 else None
+        dist.gather_object(writer.records, gathered, dst=0, group=self.group)
+
+        def commit() -> Path:
+            files = {name: record for records in gathered or [] for name, record in records.items()}
+            return self._commit(temporary, step, files, state)
+
+        return self._together(commit)
+
+    def load(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Fill this rank's tensors in place from a checkpoint of any layout.
+
+        Raises:
+            CheckpointError: a tensor is missing or has another shape.
+        """
+        try:
+            dcp.load(dict(tensors), storage_reader=SafeReader(folder), process_group=self.group)
+        except CheckpointException as error:
+            first = next(iter(error.failures.values()))[0]
+            raise CheckpointError(
+                f"{folder}: does not fit this model: {first}. The model section must be the one that it was saved with"
+            ) from error
+
+    def newest_valid(self) -> Path | None:
+        """The newest checkpoint whose every byte verifies; the ranks share the reading. Names each one passed over."""
+        steps = self._together(self.run.steps)
+        for step in reversed(steps):
+            if not self.problems(self.run.step(step)):
+                return self.run.step(step)
+        return None
+
+    def problems(self, folder: Path) -> list[str]:
+        """What is wrong with a checkpoint, reported and returned on every rank; empty when its bytes verify."""
+        gathered: list[list[str]] = [[]] * self.world_size
+        dist.all_gather_object(gathered, verify(folder, part=self.rank, parts=self.world_size), group=self.group)
+        found = sorted({problem for problems in gathered for problem in problems})
+        if self.rank == 0:
+            for problem in found:
+                self.report(f"warning: damaged checkpoint: {problem}")
+        return found
+
+    def _make_temporary(self, step: int) -> Path:
+        attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.getpid()}.{time.time_ns()}"
+        temporary = self.run.checkpoints / f"{_TEMPORARY}{self.run.step(step).name}.{attempt}"
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def _commit(self, temporary: Path, step: int, files: dict[str, FileRecord], state: dict[str, Any]) -> Path:
+        write_json(temporary / STATE, state)
+        files[STATE] = FileRecord(bytes=(temporary / STATE).stat().st_size, sha256=sha256_of(temporary / STATE))
+        manifest = Manifest(
+            step=step,
+            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            world_size=self.world_size,
+            layout=self.layout,
+            version=__version__,
+            files=dict(sorted(files.items())),
+        )
+        write_manifest(temporary, manifest)
+        _sync_folder(temporary)
+        final = self.run.step(step)
+        if final.exists():  # a damaged one, passed over when this run resumed from an earlier step
+            final.rename(final.with_name(f"{_REPLACED}{final.name}.{time.time_ns()}"))
+        temporary.rename(final)
+        _sync_folder(self.run.checkpoints)
+        self._delete_superseded()
+        return final
+
+    def _delete_superseded(self) -> None:
+        for step in self.run.steps()[: -self.keep_last]:
+            # renamed first: a deletion that is cut short must not leave something that looks like a checkpoint
+            doomed = self.run.checkpoints / f"{_REPLACED}{self.run.step(step).name}.{time.time_ns()}"
+            self.run.step(step).rename(doomed)
+        for leftover in self.run.checkpoints.iterdir():
+            if leftover.name.startswith((_TEMPORARY, _REPLACED)):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _together(self, action: Callable[[], _T]) -> _T:
+        """Run an action on rank 0; give its result, or raise its error, on every rank."""
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = action()
+            except OSError as error:
+                outcome[1] = f"{error.filename or self.run.checkpoints}: {error.strerror}"
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
+        if outcome[1] is not None:
+            raise CheckpointError(outcome[1])
+        result: _T = outcome[0]
+        return result
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames and new files in it survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""The vocabulary projection and its cross-entropy as one op that never holds all logits.
+
+A vocabulary of 128k makes the logits of 8k tokens 4 GiB in fp32, and their gradient as much again. The op walks over
+chunks of tokens; for each it makes the logits, the loss and, at once, the gradients, and keeps only the gradients of
+its two inputs (the idea of Liger Kernel, arXiv 2410.10989, section 3.2). It works on a slice of the vocabulary as well:
+the slices agree on each token's maximum and sum through two small reductions.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -100
+CHUNK_TOKENS = 1024  # logits held at once: CHUNK_TOKENS × V in fp32
+
+
+class Reduce(Protocol):
+    def __call__(self, x: Tensor, op: str) -> Tensor:
+        """Reduce over the ranks that hold the other slices; op is "sum" or "max"."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VocabSlice:
+    """The rows of the vocabulary that this rank's weight holds, and how to agree with the other slices."""
+
+    start: int
+    reduce: Reduce
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, vocab: VocabSlice | None = None, chunk: int = CHUNK_TOKENS
+) -> Tensor:
+    """Sum over tokens of -log softmax(hidden · weightᵀ)[label], a fp32 scalar.
+
+    Args:
+        hidden_ND: fp32 or bf16.
+        weight_VD: dtype of hidden_ND; all rows, or with `vocab` this rank's slice. Its gradient is summed in fp32.
+        labels_N: int64, IGNORE_INDEX where there is no target. Over a slice, labels are still global ids.
+        vocab: where the slice lies. The gradient of hidden_ND is then this slice's share of it: sum it over ranks.
+    """
+    wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
+    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, vocab, chunk, wanted)
+    return loss
+
+
+def linear_cross_entropy_reference(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+    return F.cross_entropy((hidden_ND @ weight_VD.T).float(), labels_N, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        vocab: VocabSlice | None,
+        chunk: int,
+        gradients_wanted: bool,
+    ) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        needs_hidden, needs_weight = (gradients_wanted and needed for needed in ctx.needs_input_grad[:2])
+        grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        for at in range(0, hidden_ND.shape[0], chunk):
+            hidden, labels = hidden_ND[at : at + chunk], labels_N[at : at + chunk]
+            part, grad_logits = _loss_and_grad(hidden, weight_VD, labels, vocab)
+            loss += part
+            if grad_hidden is not None:
+                grad_hidden[at : at + chunk] = grad_logits @ weight_VD
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight_VD.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grads[0]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _loss_and_grad(
+    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None
+) -> tuple[Tensor, Tensor]:
+    """Loss of one chunk, and d loss / d logits [n, V] in the dtype of `hidden_nD`."""
+    logits_nV = (hidden_nD @ weight_VD.T).float()
+    counted_n = labels_n != IGNORE_INDEX
+    local_n = labels_n - (vocab.start if vocab else 0)
+    here_n = counted_n & (local_n >= 0) & (local_n < logits_nV.shape[1])
+    local_n = local_n.where(here_n, torch.zeros_like(local_n))
+
+    maximum_n = logits_nV.amax(-1)
+    if vocab:
+        maximum_n = vocab.reduce(maximum_n, "max")
+    logits_nV -= maximum_n[:, None]
+    target_n = logits_nV.gather(1, local_n[:, None])[:, 0] * here_n
+    exp_nV = logits_nV.exp_()
+    sum_n = exp_nV.sum(-1)
+    if vocab:
+        sum_n, target_n = vocab.reduce(torch.stack((sum_n, target_n)), "sum")
+    loss = ((sum_n.log() - target_n) * counted_n).sum()
+
+    grad_nV = exp_nV.mul_((counted_n / sum_n)[:, None])
+    grad_nV.scatter_add_(1, local_n[:, None], -here_n.to(grad_nV.dtype)[:, None])
+    return loss, grad_nV.to(hidden_nD.dtype)

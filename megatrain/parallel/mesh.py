@@ -1,0 +1,68 @@
+"""The process groups of a run, and the face of them that DeepSpeed asks for."""
+
+import torch.distributed as dist
+
+from megatrain.topology import Topology
+
+
+class Mesh:
+    """This rank's groups. Every rank must build it, with the same topology: making a group is collective.
+
+    Also serves as DeepSpeed's `mpu`: the methods at the end are the ones it calls.
+
+    Attributes:
+        tensor_group: ranks that hold the other slices of this rank's weights.
+        data_group: ranks that hold the same slices and see other samples.
+        control_group: all ranks, over gloo: flags, file hashes and other small facts, on no GPU stream.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        if self.world_size != topology.world_size:
+            raise ValueError(f"the topology is for {topology.world_size} ranks, but {self.world_size} run")
+        self.tensor_rank = topology.tensor_rank(self.rank)
+        self.data_rank = topology.data_rank(self.rank)
+        self.tensor_group = _own_group(topology.tensor_groups(), self.rank)
+        self.data_group = _own_group(topology.data_groups(), self.rank)
+        self.control_group = dist.new_group(backend="gloo")
+
+    @property
+    def tensor_parallel(self) -> int:
+        return self.topology.tensor_parallel
+
+    @property
+    def data_parallel(self) -> int:
+        return self.topology.data_parallel
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self.tensor_group
+
+    def get_model_parallel_rank(self) -> int:
+        return self.tensor_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.tensor_parallel
+
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self.data_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.data_parallel
+
+
+def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
+    made = [(ranks, dist.new_group(ranks)) for ranks in groups]
+    return next(group for ranks, group in made if rank in ranks)
