@@ -1,0 +1,147 @@
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from megatrain.config import PretrainConfig
+from megatrain.monitor.console import Console
+from megatrain.run_dir import RunDir
+
+
+@pytest.fixture
+def config() -> PretrainConfig:
+    sections = {
+        "run": {"name": "llama-125m"},
+        "model": {
+            "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4,
+            "intermediate_size": 2048, "vocab_size": 32_768,
+        },
+        "data": {"sequence_length": 2048, "train": [{"path": "data/web"}]},
+        "training": {"tokens": 2.5e9, "global_batch_size": 256, "micro_batch_size": 4},
+        "parallel": {
+            "tensor_parallel": 1, "zero_stage": 1, "sequence_parallel": False, "activation_checkpointing": "selective",
+        },
+        "cluster": {"hardware": "h100-sxm", "nodes": 8, "gpus_per_node": 8},
+    }  # fmt: skip
+    return PretrainConfig.model_validate(sections)
+
+
+@pytest.fixture
+def run() -> RunDir:
+    return RunDir("runs/llama-125m")
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def console(config, run, stream) -> Console:
+    return Console(config, run, rank=0, world_size=64, stream=stream)
+
+
+def test_the_block_at_the_start(console, stream):
+    console.header({"memory_bytes": {"total": 14.2 * 2**30}, "mfu": 0.46, "step_seconds": 0.78})
+    assert stream.getvalue().splitlines() == [
+        "megatrain 0.1.0 · run llama-125m · 8 nodes × 8 h100-sxm · ZeRO-1, tensor 1, data 64 · micro-batch 4 × 1"
+        " · compile, selective recompute · bf16",
+        "125.8M parameters · 2.50B tokens = 4,769 steps of 524,288 · planned 14.2 GiB a rank · planned 46% MFU, 1h02m",
+    ]
+
+
+def test_the_block_says_what_runs_where_it_differs_from_the_file(config, run, stream):
+    Console(config, run, rank=0, world_size=2, stream=stream).header()
+    assert "2 ranks of h100-sxm · ZeRO-1, tensor 1, data 2 · micro-batch 4 × 32" in stream.getvalue()
+
+
+def test_a_resume_names_step_checkpoint_and_data_position(console, run, stream):
+    console.resumed(1000, run.step(1000), saved_ranks=32, samples=512_000)
+    console.resumed(1000, run.step(1000), saved_ranks=64, samples=512_000)
+    assert stream.getvalue().splitlines() == [
+        "resume: step 1,000 from checkpoints/step-00001000 (saved on 32 ranks, now 64) · data position 512,000 samples",
+        "resume: step 1,000 from checkpoints/step-00001000 (saved on 64 ranks) · data position 512,000 samples",
+    ]
+
+
+def test_a_step_is_one_line(console, stream, step_metrics):
+    console.step(step_metrics(1010, step_seconds=1.0, data_wait_seconds=0.002))
+    assert stream.getvalue() == (
+        "step 1,010/4,769  loss 3.412  |g| 0.41  lr 5.9e-4  1.92M tok/s  30.0k/rank  MFU 41.3%  14.6 GiB"
+        "  data wait 0.2%  eta 1h02m\n"
+    )
+
+
+def test_evaluations_and_checkpoints(console, run, stream):
+    console.evaluation(40, 4.2149, 8192)
+    console.checkpoint(40, run.step(40), seconds=0.42, size_bytes=2**31)
+    assert stream.getvalue().splitlines() == [
+        "step 40/4,769  validation loss 4.215 (8,192 tokens)",
+        "step 40/4,769  saved checkpoints/step-00000040 (2.0 GiB in 0.4s)",
+    ]
+
+
+def test_waiting_for_data_is_warned_of_when_it_begins(console, stream, step_metrics):
+    for wait in (0.12, 0.12, 0.0, 0.12):
+        console.step(step_metrics(10, step_seconds=1.0, data_wait_seconds=wait))
+    warning = "warning: data wait is 12% of a step; raise data.prefetch (now 2)"
+    assert [line == warning for line in stream.getvalue().splitlines()] == [False, True, False, False, False, True]
+
+
+def test_the_page_at_the_end(console, run, stream, step_metrics):
+    console.step(step_metrics(4769))
+    console.evaluation(4769, 3.39, 8192)
+    stream.truncate(0)
+    console.end(4769, seconds=3720, checkpoint=run.step(4769))
+    text = stream.getvalue()
+    for part in (
+        "done: step 4,769/4,769 in 1h02m",
+        "3.412 training, 3.39 validation",
+        "2.50B",
+        "runs/llama-125m/checkpoints/step-00004769",
+        "megatrain tensorboard runs/llama-125m",
+    ):
+        assert part in text
+
+
+def test_a_stopped_run_says_where_it_is_saved(console, run, stream):
+    console.stopped(40, "SIGTERM", run.step(40))
+    assert "step 40/4,769 on SIGTERM, saved checkpoints/step-00000040" in stream.getvalue()
+
+
+def test_only_rank_0_prints(config, run, stream, step_metrics):
+    console = Console(config, run, rank=1, world_size=64, stream=stream)
+    console.header()
+    console.step(step_metrics())
+    console.end(10, seconds=1, checkpoint=None)
+    console.close()
+    assert stream.getvalue() == ""
+
+
+def test_each_line_is_flushed(config, run, tmp_path: Path, step_metrics):
+    log = tmp_path / "log"
+    with open(log, "w", encoding="utf-8") as file:  # a file is block-buffered
+        Console(config, run, rank=0, world_size=64, stream=file).step(step_metrics())
+        assert log.read_text(encoding="utf-8").startswith("step 10/4,769")
+
+
+def test_a_reader_that_has_gone_does_not_end_the_run(config, run, step_metrics):
+    reader, writer = os.pipe()
+    os.close(reader)
+    console = Console(config, run, rank=0, world_size=64, stream=os.fdopen(writer, "w"))
+    console.step(step_metrics())
+    console.step(step_metrics(20))
+
+
+def test_a_terminal_keeps_a_bar_below_the_lines(config, run, step_metrics):
+    master, slave = os.openpty()
+    terminal = os.fdopen(slave, "w")
+    console = Console(config, run, rank=0, world_size=64, stream=terminal)
+    console.step(step_metrics(1010))
+    console.close()
+    shown = os.read(master, 1 << 20).decode()
+    assert "step 1,010/4,769  loss 3.412" in shown
+    assert "1010/4769" in shown  # the bar's own count
+    terminal.close()
+    os.close(master)
