@@ -30,7 +30,8 @@ def run(tmp_path: Path) -> RunDir:
         for step in steps:
             metrics = StepMetrics(
                 step=step, loss=5.0 - step / 10, grad_norm=0.5, learning_rate=1e-3, tokens=step * 8192,
-                step_seconds=0.5, tokens_per_second=16_384.0, mfu=0.4, data_wait_seconds=0.01, memory_bytes=2**30, validation_loss=4.5,
+                step_seconds=0.5, tokens_per_second=16_384.0, mfu=0.4, data_wait_seconds=0.01, memory_bytes=2**30,
+                validation_loss=4.5,
             )  # fmt: skip
             board.write(metrics)
         board.close()
