@@ -1,0 +1,1 @@
+"""From text to training batches: tokenizer, preparation, shards, order, loader. Import the modules themselves."""

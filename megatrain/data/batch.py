@@ -1,0 +1,62 @@
+"""What a model is fed: batches of rows as tensors. B sequences in a micro-batch, S tokens in a sequence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a target
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS)."""
+
+    tokens: NDArray[np.unsignedinteger]
+    ends: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch of one data-parallel rank, on the CPU.
+
+    Labels are the inputs shifted by one. They are kept where documents meet: the first token of a document is then
+    predicted from the EOS before it, which teaches the model how documents begin.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    labels: Tensor  # [B, S] int64, IGNORE_INDEX where there is no target
+    position_ids: Tensor  # [B, S] int64, from 0 in each document, or in each row when attention crosses documents
+    document_ids: Tensor | None  # [B, S] int32: equal ids may attend to each other; None when attention may cross
+
+
+def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
+    """Stack rows of one length into a batch."""
+    tokens = torch.from_numpy(np.stack([row.tokens for row in rows]).astype(np.int64))
+    size, length = len(rows), tokens.shape[1] - 1
+    columns = np.arange(length, dtype=np.int64)
+    if attend_across_documents:
+        positions, documents = np.broadcast_to(columns, (size, length)).copy(), None
+    else:
+        positions, documents = np.empty((size, length), dtype=np.int64), np.empty((size, length), dtype=np.int32)
+        for number, row in enumerate(rows):
+            starts = np.concatenate([[0], row.ends])  # one may lie at the row's end: it starts nothing here
+            documents[number] = np.searchsorted(row.ends, columns, side="right")
+            positions[number] = columns - starts[documents[number]]
+    return Batch(
+        input_ids=tokens[:, :-1].contiguous(),
+        labels=tokens[:, 1:].contiguous(),
+        position_ids=torch.from_numpy(positions),
+        document_ids=None if documents is None else torch.from_numpy(documents),
+    )
+
+
+def without_targets(size: int, sequence_length: int, *, attend_across_documents: bool) -> Batch:
+    """A batch that adds nothing to any loss, for a rank that has run out of rows."""
+    nothing = Row(np.zeros(sequence_length + 1, dtype=np.uint16), np.empty(0, dtype=np.int64))
+    batch = assemble([nothing] * size, attend_across_documents=attend_across_documents)
+    batch.labels.fill_(IGNORE_INDEX)
+    return batch

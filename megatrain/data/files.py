@@ -1,0 +1,75 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+TEMPORARY = ".tmp"  # suffix of a file that is being written
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a file must be, to be the file that was meant."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class HashingWriter:
+    """A binary file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._position = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self._position += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def record(self, name: str) -> FileRecord:
+        return FileRecord(name, self._position, self._hash.hexdigest())
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[HashingWriter]:
+    """Write `path` under a temporary name; it gets its own name only once every byte is on disk.
+
+    The temporary name is fixed, so that a killed run leaves at most one, which the next run overwrites.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    with open(temporary, "wb") as file:
+        yield HashingWriter(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> FileRecord:
+    with atomic_file(path) as file:
+        file.write(data)
+    return file.record(path.name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

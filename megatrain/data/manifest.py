@@ -1,0 +1,162 @@
+"""`manifest.json`: what a prepared folder holds, and everything that decided its bytes. Free of torch and NumPy.
+
+The manifest is written last: a folder that has one is complete. It carries the hash of its own content, which names
+the data set in checkpoints.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from megatrain.data.files import FileRecord
+from megatrain.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+INDEX = "index.npz"
+TOKENIZER = "tokenizer.json"
+
+Part = Literal["train", "holdout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the bytes of a prepared folder: the same recipe gives the same files."""
+
+    part: Part
+    holdout: float  # the share of the documents that the hold-out got
+    text_field: str
+    sources: tuple[FileRecord, ...]
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_id: int
+    dtype: Literal["uint16", "uint32"]
+    block_tokens: int
+    shard_blocks: int
+    versions: dict[str, str]
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """The fields in which two recipes differ."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One prepared folder: a stream of `tokens` tokens, each of its `documents` documents followed by EOS."""
+
+    recipe: Recipe
+    tokens: int
+    documents: int
+    blocks: int
+    shards: tuple[FileRecord, ...]
+    index_sha256: str
+
+    @property
+    def block_tokens(self) -> int:
+        return self.recipe.block_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's: every token id is below it."""
+        return self.recipe.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        return self.recipe.eos_id
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return self.recipe.tokenizer_sha256
+
+    @cached_property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the canonical content, in hexadecimal: the name of this data set."""
+        return _content_hash(self._content())
+
+    def rows_per_block(self, sequence_length: int) -> int:
+        """Rows of `sequence_length` inputs and one more target in a full block.
+
+        Raises:
+            DataError: the sequence length does not divide the block length.
+        """
+        if self.block_tokens % sequence_length:
+            divisors = [d for d in range(1, self.block_tokens + 1) if self.block_tokens % d == 0]
+            near = min(divisors, key=lambda divisor: (abs(divisor - sequence_length), divisor))
+            raise DataError(
+                f"data.sequence_length: {sequence_length}: does not divide the block length of the prepared data "
+                f"({self.block_tokens} tokens). Try {near}, or prepare again with --block-tokens "
+                f"{max(1, self.block_tokens // sequence_length) * sequence_length}."
+            )
+        return self.block_tokens // sequence_length
+
+    def rows(self, sequence_length: int) -> int:
+        """Rows in all blocks. Of a partial last block, whole rows count."""
+        full_blocks = max(0, self.tokens - 1) // self.block_tokens
+        tail = self.tokens - full_blocks * self.block_tokens
+        return full_blocks * self.rows_per_block(sequence_length) + max(0, tail - 1) // sequence_length
+
+    def dumps(self) -> str:
+        return json.dumps(self._content() | {"manifest_hash": self.manifest_hash}, indent=2) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION} | asdict(self)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read the manifest of a prepared folder, or of the folder that `path` (a manifest.json) is in.
+
+    Raises:
+        DataError: there is none, it was changed after it was written, or its format is not this version's.
+    """
+    path = Path(path)
+    file = path if path.name == MANIFEST else path / MANIFEST
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: is not a prepared folder: it has no {MANIFEST}. Run `megatrain data prepare`."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise _corrupt(file) from None
+    if not isinstance(content, dict):
+        raise _corrupt(file)
+    if content.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{file}: format_version: {content.get('format_version')}: this megatrain reads {FORMAT_VERSION}. "
+            "Prepare the data again."
+        )
+    expected = content.pop("manifest_hash", None)
+    if expected != _content_hash(content):
+        raise _corrupt(file)
+    try:
+        return _manifest(content)
+    except (KeyError, TypeError):
+        raise _corrupt(file) from None
+
+
+def recipe_from_json(value: dict[str, Any]) -> Recipe:
+    """The inverse of `dataclasses.asdict`. Raises KeyError or TypeError for anything else."""
+    return Recipe(**cast(Any, value | {"sources": _records(value["sources"])}))
+
+
+def _manifest(content: dict[str, Any]) -> Manifest:
+    known = {key: value for key, value in content.items() if key != "format_version"}
+    return Manifest(**known | {"recipe": recipe_from_json(content["recipe"]), "shards": _records(content["shards"])})
+
+
+def _records(values: list[dict[str, Any]]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord(**value) for value in values)
+
+
+def _content_hash(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _corrupt(file: Path) -> DataError:
+    return DataError(f"{file}: was damaged or edited: its content does not match its hash. Prepare the data again.")

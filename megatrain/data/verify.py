@@ -1,0 +1,57 @@
+"""Hashing every byte of a prepared folder, and naming what is damaged."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from megatrain.data.files import FileRecord, sha256_file
+from megatrain.data.index import Index, block_hash, read_index
+from megatrain.data.manifest import TOKENIZER, read_manifest
+from megatrain.data.writer import TOKENS_MEMBER, member_name
+
+
+def find_damage(path: str | Path) -> Iterator[str]:
+    """A line for each file that is not what it was when it was written; within a shard, for each damaged block.
+
+    Raises:
+        DataError: the manifest or the index is missing or damaged, so that nothing else can be judged.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    index = read_index(folder, manifest)
+    tokenizer = folder / TOKENIZER
+    if not tokenizer.is_file() or sha256_file(tokenizer) != manifest.tokenizer_sha256:
+        yield f"{tokenizer}: is missing, or is not the tokenizer that the data was made with"
+    token_bytes = np.dtype(manifest.recipe.dtype).itemsize
+    for number, shard in enumerate(manifest.shards):
+        yield from _shard_damage(folder, shard, index, number, token_bytes)
+
+
+def _shard_damage(folder: Path, shard: FileRecord, index: Index, number: int, token_bytes: int) -> Iterator[str]:
+    file = folder / shard.name
+    if not file.is_file():
+        yield f"{file}: is missing"
+        return
+    if file.stat().st_size != shard.bytes:
+        yield f"{file}: has {file.stat().st_size:,} bytes, not {shard.bytes:,}"
+        return
+    if sha256_file(file) == shard.sha256:
+        return
+    damaged = [
+        block for block in np.flatnonzero(index.shard == number) if not _is_whole(file, index, block, token_bytes)
+    ]
+    for block in damaged:
+        offset = int(index.offset[block])
+        yield f"{file}: {member_name(int(block), TOKENS_MEMBER)} at byte {offset}: the hash of this block differs"
+    if not damaged:
+        yield f"{file}: its SHA-256 differs, outside the blocks"
+
+
+def _is_whole(file: Path, index: Index, block: np.intp, token_bytes: int) -> bool:
+    with open(file, "rb") as shard:
+        shard.seek(int(index.offset[block]))
+        tokens = shard.read(int(index.tokens[block]) * token_bytes)
+        shard.seek(int(index.ends_offset[block]))
+        ends = shard.read(int(index.ends[block]) * 4)
+    return block_hash(tokens, ends) == index.hash[block].tobytes().hex()
