@@ -1,0 +1,318 @@
+"""The `megatrain` command. Each verb imports what it needs when it runs, so that the command answers at once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.data_cli import app as data_app
+from megatrain import __version__
+from megatrain.errors import ConfigError, ExitCode, MegatrainError, PreflightError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from launcher.plan import PlanReport
+    from megatrain.config import Config
+
+_OPTIONS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": None,  # plain text: examples stay as they are written, and rich is not imported
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(help="Pretrain and fine-tune Transformers on a Slurm GPU cluster, on DeepSpeed.", **_OPTIONS)
+config_app = typer.Typer(help="Look at a run's configuration.", **_OPTIONS)
+checkpoint_app = typer.Typer(help="Look at a run's checkpoints.", **_OPTIONS)
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+File = Annotated[Path, typer.Argument(help="the run, as YAML", metavar="FILE")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="fields to set, over the file", metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
+Ranks = Annotated[int | None, typer.Option("--nproc", min=1, help="ranks to start; default: the cluster's")]
+Resume = Annotated[str, typer.Option(help="auto, must, never, or a checkpoint's step", metavar="auto|must|never|STEP")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="plan and check, start nothing, write nothing")]
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except MegatrainError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        print(f"megatrain {__version__}")
+        raise typer.Exit
+
+
+@config_app.command("check")
+def config_check(file: File, overrides: Overrides = None) -> None:
+    """Report every mistake of a file at once.
+
+    Example: megatrain config check configs/llama-125m.yaml training.steps=100
+    """
+    config = _load(file, overrides)
+    print(f"{file}: no mistakes ({type(config).__name__.removesuffix('Config').lower()} run {config.run.name})")
+
+
+@config_app.command("show")
+def config_show(file: File, overrides: Overrides = None) -> None:
+    """Print the whole configuration, defaults included.
+
+    Example: megatrain config show configs/llama-125m.yaml parallel.zero_stage=3
+    """
+    from megatrain import config_file
+
+    print(config_file.dump(_load(file, overrides)), end="")
+
+
+@config_app.command("schema")
+def config_schema(
+    kind: Annotated[str, typer.Argument(help="pretrain or finetune", metavar="[pretrain|finetune]")] = "pretrain",
+) -> None:
+    """Print the JSON Schema of a file, for an editor to complete and check with.
+
+    Example: megatrain config schema > megatrain.schema.json
+    """
+    from megatrain.config import FinetuneConfig, PretrainConfig
+
+    kinds: dict[str, type[BaseModel]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+    if kind not in kinds:
+        raise ConfigError(f"config schema {kind}: must be pretrain or finetune.")
+    print(json.dumps(kinds[kind].model_json_schema(), indent=2))
+
+
+@app.command()
+def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Choose the layout of a run and say why, without a GPU.
+
+    Example: megatrain plan configs/llama-7b.yaml cluster.nodes=16
+    """
+    config, report = _plan(file, overrides)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2))
+        return
+    from launcher.plan import resolve
+    from launcher.report import plan_text
+
+    print(plan_text(resolve(config, report.chosen), report))
+
+
+@app.command()
+def train(
+    file: File, overrides: Overrides = None, nproc: Ranks = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
+    """Train on this machine.
+
+    Example: megatrain train configs/llama-125m.yaml cluster.nodes=1 --nproc 8
+    """
+    _run_here(file, overrides, nproc, resume, dry_run, finetune=False)
+
+
+@app.command()
+def finetune(
+    file: File, overrides: Overrides = None, nproc: Ranks = None, resume: Resume = "auto", dry_run: DryRun = False
+) -> None:
+    """Fine-tune on this machine, from a pretraining run.
+
+    Example: megatrain finetune configs/finetune.yaml finetune.base=runs/llama-125m --nproc 8
+    """
+    _run_here(file, overrides, nproc, resume, dry_run, finetune=True)
+
+
+@app.command()
+def submit(
+    file: File,
+    overrides: Overrides = None,
+    profile: Annotated[str | None, typer.Option(help="site profile: a name in slurm/profiles, or a file")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script, and nothing else")] = False,
+) -> None:
+    """Check a run and hand it to Slurm.
+
+    Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
+    """
+    from launcher import preflight, slurm
+    from launcher.plan import resolve
+    from launcher.report import findings_text, headline
+    from launcher.run_files import prepare_run, run_folder
+
+    config, report = _plan(file, overrides)
+    resolved = resolve(config, report.chosen)
+    script = slurm.render(resolved, run_folder(resolved), report.chosen, profile=profile)
+    warnings = preflight.demand(preflight.check(config, report.chosen))
+    print("\n".join(findings_text(warnings)), file=sys.stderr, end="\n" if warnings else "")
+    if dry_run:
+        print(script, end="")
+        return
+    slurm.test_only(script)
+    job = slurm.submit(script, prepare_run(config, report.chosen))
+    print(headline(resolved, report.chosen))
+    print(f"submitted job {job.id}\n{slurm.next_commands(job, run_folder(resolved))}")
+
+
+@checkpoint_app.command("ls")
+def checkpoint_ls(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+    """List a run's checkpoints.
+
+    Example: megatrain checkpoint ls runs/llama-125m
+    """
+    from megatrain.checkpoint.manifest import list_checkpoints
+    from megatrain.run_dir import RunDir
+
+    found = list_checkpoints(RunDir(_existing(run)))
+    if as_json:
+        fields = ("step", "path", "bytes", "files", "world_size", "layout", "saved_at")
+        print(json.dumps([{name: getattr(info, name) for name in fields} for info in found], indent=2, default=str))
+        return
+    for info in found:
+        size = f"{info.bytes / 2**20:,.1f} MiB"
+        print(f"step {info.step:>9,}  {size:>14}  {info.files:>3} files  {info.saved_at}  {info.layout}")
+    if not found:
+        print(f"{run} has no checkpoint yet")
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(
+    run: Annotated[Path, typer.Argument(help="a run, or one checkpoint", metavar="RUN")], as_json: Json = False
+) -> None:
+    """Read every byte of a run's checkpoints and compare it with what was written; exit 5 where one differs.
+
+    Example: megatrain checkpoint verify runs/llama-125m
+    """
+    from megatrain.checkpoint.manifest import list_checkpoints, verify
+    from megatrain.run_dir import RunDir, parse_step
+
+    one = parse_step(_existing(run)) is not None
+    folders = [run] if one else [info.path for info in list_checkpoints(RunDir(run))]
+    found = {str(folder): verify(folder) for folder in folders}
+    if as_json:
+        print(json.dumps([{"path": path, "problems": problems} for path, problems in found.items()], indent=2))
+    else:
+        for path, problems in found.items():
+            print("\n".join(f"{path}: {problem}" for problem in problems) or f"{path}: intact")
+        if not found:
+            print(f"{run} has no checkpoint yet")
+    if any(found.values()):
+        raise typer.Exit(ExitCode.CHECKPOINT)
+
+
+@app.command()
+def generate(
+    path: Annotated[Path, typer.Argument(help="a run, or one checkpoint", metavar="RUN_OR_CHECKPOINT")],
+    prompt: Annotated[str, typer.Argument()],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token")] = 0.8,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Continue a text with a trained model.
+
+    Example: megatrain generate runs/llama-125m "The purpose of" --temperature 0
+    """
+    from megatrain.generate import generate as continue_text
+
+    _existing(path)
+    print(continue_text(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+
+
+@app.command()
+def tensorboard(
+    runs: Annotated[list[Path] | None, typer.Argument(help="default: every run in runs/", metavar="[RUN]...")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 6006,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be seen from other machines")] = "localhost",
+) -> None:
+    """Look at runs in TensorBoard.
+
+    Example: megatrain tensorboard runs/llama-125m runs/llama-1b --port 6007
+    """
+    folders = [_existing(run) for run in runs or [Path("runs")]]
+    where = ["--logdir", str(folders[0])]
+    if len(folders) > 1:
+        where = ["--logdir_spec", ",".join(f"{folder.name}:{folder}" for folder in folders)]
+    command = [sys.executable, "-m", "tensorboard.main", *where, "--port", str(port), "--host", host]
+    raise typer.Exit(subprocess.call(command))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has for a run, and what is amiss; exit 3 when something is.
+
+    Example: megatrain doctor
+    """
+    from launcher.doctor import examine
+
+    checks = examine(Path("runs"))
+    if as_json:
+        print(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{check.level:<8}{check.name:<14}{check.value}{'. ' + check.fix if check.fix else ''}")
+    if any(check.level == "error" for check in checks):
+        raise typer.Exit(ExitCode.PREFLIGHT)
+
+
+def _load(file: Path, overrides: list[str] | None) -> "Config":
+    from megatrain import config_file
+
+    return config_file.load(file, overrides or [])
+
+
+def _plan(file: Path, overrides: list[str] | None, world_size: int | None = None) -> "tuple[Config, PlanReport]":
+    from launcher.plan import make_plan
+
+    config = _load(file, overrides)
+    return config, make_plan(config, world_size=world_size)
+
+
+def _run_here(
+    file: Path, overrides: list[str] | None, nproc: int | None, resume: str, dry_run: bool, *, finetune: bool
+) -> None:
+    """Plan, check, write the run's folder, and start its ranks on this machine."""
+    from launcher import preflight
+    from launcher.local import run_ranks
+    from launcher.plan import resolve
+    from launcher.report import findings_text, plan_text
+    from launcher.run_files import is_finetune, prepare_run
+
+    config, report = _plan(file, overrides, nproc)
+    if is_finetune(config) != finetune:
+        verb, section = ("finetune", "a") if is_finetune(config) else ("train", "no")
+        raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {verb}`.")
+    if nproc is None and config.cluster.nodes > 1 and report.hardware.device != "cpu":
+        raise PreflightError(
+            f"cluster.nodes: {config.cluster.nodes}: this command starts ranks on one machine. "
+            "Use `megatrain submit`, or give --nproc N to run on this machine's GPUs."
+        )
+    resolved = resolve(config, report.chosen)
+    if dry_run:
+        print(plan_text(resolved, report))
+    warnings = preflight.demand(preflight.check(config, report.chosen, resume=resume))
+    print("\n".join(findings_text(warnings)), file=sys.stderr, end="\n" if warnings else "")
+    if dry_run:
+        return
+    run = prepare_run(config, report.chosen, resume=resume)
+    module = "megatrain.finetune" if finetune else "megatrain.train"
+    ranks = report.chosen.world_size
+    raise typer.Exit(run_ranks(run, ranks, module=module, resume=resume, device=report.hardware.device))
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file or folder.")
+    return path
+
+
+if __name__ == "__main__":
+    main()

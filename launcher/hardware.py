@@ -1,0 +1,155 @@
+"""What a rank runs on: the profiles in configs/hardware, as strict models."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from launcher.files import shipped
+from megatrain.config import Positive
+from megatrain.errors import ConfigError
+
+PROFILES = "configs/hardware"
+GIB = 2**30
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Link(_Strict):
+    """A connection between ranks, as a collective sees it."""
+
+    bandwidth: Positive = Field(description="GB/s of each rank: bytes it sends, over time")
+    latency: Positive = Field(description="microseconds of one collective's hop")
+
+
+class Accelerator(_Strict):
+    """One rank's device. A profile states these numbers for one GPU."""
+
+    device: Literal["cuda", "rocm"]
+    memory_gib: Positive = Field(description="what a process can allocate, not what the box says")
+    bf16_tflops: Positive = Field(description="dense peak on paper: the divisor of MFU")
+    bf16_reachable_tflops: Positive = Field(description="the most that a large matmul reaches")
+    fp32_tflops: Positive = Field(description="the most that fp32 matmuls reach (TF32 off)")
+    training_efficiency: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="what a training loop keeps of the reachable rate: clocks under load, gaps between kernels"
+    )
+    memory_bandwidth: Positive = Field(description="GB/s")
+    link: Link = Field(description="inside a node")
+    network: Link = Field(description="between nodes")
+    gpus_per_node: int = Field(ge=1)
+
+
+class Processor(_Strict):
+    """A node without GPUs: its cores and memory are shared by the ranks on it."""
+
+    device: Literal["cpu"]
+    cores_per_node: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(description="auto: of this machine")
+    memory_gib: Positive | Literal["auto"] = Field(description="of a node; auto: of this machine")
+    bf16_tflops_per_core: Positive
+    fp32_tflops_per_core: Positive
+    training_efficiency: Annotated[float, Field(gt=0, le=1)]
+    memory_bandwidth: Positive = Field(description="GB/s of a node")
+    link: Link
+    network: Link
+
+
+class Hardware(_Strict):
+    """What one rank has: the same numbers for a GPU, and for a rank's share of a CPU node."""
+
+    name: str
+    device: Literal["cuda", "rocm", "cpu"]
+    memory_bytes: int
+    peak_tflops: float  # dense bf16, on paper
+    bf16_tflops: float  # reachable
+    fp32_tflops: float
+    training_efficiency: float
+    memory_bandwidth: float  # GB/s
+    link: Link
+    network: Link
+    max_ranks_per_node: int | None  # None: no limit but sense
+
+    def tflops(self, precision: str) -> float:
+        """What a large matmul reaches, in TFLOP/s."""
+        return self.bf16_tflops if precision == "bf16" else self.fp32_tflops
+
+
+def load_hardware(name: str, ranks_per_node: int) -> Hardware:
+    """A rank's share of a profile: a name in configs/hardware, or the path of a YAML file.
+
+    Raises:
+        ConfigError: there is no such profile, or the file holds mistakes.
+    """
+    path = _find(name)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: must be a mapping, such as `device: cuda`")
+        if data.get("device") == "cpu":
+            return _share(path.stem, Processor.model_validate(data), ranks_per_node)
+        return _gpu(path.stem, Accelerator.model_validate(data))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cluster.hardware: {path}: cannot be read: {error}") from None
+    except ValidationError as error:
+        lines = (f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+
+
+def known_profiles() -> list[str]:
+    return sorted(path.stem for path in shipped(PROFILES).glob("*.yaml"))
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise ConfigError(f"cluster.hardware: {name!r}: there is no such file")
+    if name not in known_profiles():
+        raise ConfigError(
+            f"cluster.hardware: {name!r}: there is no such profile. Known: {', '.join(known_profiles())}; "
+            "or give the path of a YAML file like those."
+        )
+    return shipped(PROFILES) / f"{name}.yaml"
+
+
+def _gpu(name: str, profile: Accelerator) -> Hardware:
+    return Hardware(
+        name=name,
+        device=profile.device,
+        memory_bytes=int(profile.memory_gib * GIB),
+        peak_tflops=profile.bf16_tflops,
+        bf16_tflops=profile.bf16_reachable_tflops,
+        fp32_tflops=profile.fp32_tflops,
+        training_efficiency=profile.training_efficiency,
+        memory_bandwidth=profile.memory_bandwidth,
+        link=profile.link,
+        network=profile.network,
+        max_ranks_per_node=profile.gpus_per_node,
+    )
+
+
+def _share(name: str, profile: Processor, ranks_per_node: int) -> Hardware:
+    cores = profile.cores_per_node if isinstance(profile.cores_per_node, int) else len(os.sched_getaffinity(0))
+    memory = profile.memory_gib * GIB if isinstance(profile.memory_gib, float | int) else _machine_memory()
+    share = cores / ranks_per_node
+    return Hardware(
+        name=name,
+        device="cpu",
+        memory_bytes=int(memory / ranks_per_node),
+        peak_tflops=profile.bf16_tflops_per_core * share,
+        bf16_tflops=profile.bf16_tflops_per_core * share,
+        fp32_tflops=profile.fp32_tflops_per_core * share,
+        training_efficiency=profile.training_efficiency,
+        memory_bandwidth=profile.memory_bandwidth / ranks_per_node,
+        link=profile.link,
+        network=profile.network,
+        max_ranks_per_node=None,
+    )
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

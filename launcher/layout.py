@@ -1,0 +1,34 @@
+"""How a run is laid over its ranks: the numbers that the planner chooses."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+ActivationCheckpointing = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One way to run; `data_parallel × tensor_parallel` ranks."""
+
+    tensor_parallel: int
+    data_parallel: int
+    zero_stage: int
+    sequence_parallel: bool
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    activation_checkpointing: ActivationCheckpointing
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel * self.data_parallel
+
+    def to_json(self) -> dict[str, Any]:
+        return {field: getattr(self, field) for field in self.__dataclass_fields__}
+
+    def __str__(self) -> str:
+        sequence = " + sequence" if self.sequence_parallel else ""
+        return (
+            f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, data {self.data_parallel}, "
+            f"micro-batch {self.micro_batch_size} × {self.gradient_accumulation_steps}, "
+            f"{self.activation_checkpointing} recompute"
+        )

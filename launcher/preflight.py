@@ -1,0 +1,171 @@
+"""Everything about a run that can be known before a GPU is held. All findings at once, errors apart from warnings."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.hardware import GIB
+from launcher.inputs import base_run, tokenizer_file
+from launcher.plan import Plan, resolve
+from launcher.run_files import check_resume, check_same_run, run_folder
+from megatrain.config import Config, FinetuneConfig, PretrainConfig, Source
+from megatrain.data.manifest import Manifest, read_manifest
+from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+
+MANY_EPOCHS = 4.0  # repeating data more often than this stops paying (arXiv 2305.16264)
+CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and both Adam moments
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    level: Literal["error", "warning"]
+    text: str
+    code: ExitCode = ExitCode.PREFLIGHT
+
+    def to_json(self) -> dict[str, Any]:
+        return {"level": self.level, "text": self.text}
+
+
+class PreflightFailedError(PreflightError):
+    """All errors together; ends with the code of the first."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        errors = [finding for finding in findings if finding.level == "error"]
+        super().__init__("\n".join(finding.text for finding in errors))
+        self.exit_code = errors[0].code
+
+
+def check(config: Config, plan: Plan, *, resume: str = "auto") -> list[Finding]:
+    """Every finding about starting this run now. The plan itself has already settled layout and memory."""
+    resolved = resolve(config, plan)
+    findings: list[Finding] = []
+    run = run_folder(resolved)
+    for probe in (lambda: check_resume(run, resume), lambda: check_same_run(run, resolved)):
+        try:
+            probe()
+        except MegatrainError as error:
+            findings.append(_from(error))
+    findings += _disk(resolved, run.path)
+    findings += _data(resolved) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
+    findings += _time(resolved, plan)
+    return findings
+
+
+def demand(findings: list[Finding]) -> list[Finding]:
+    """The warnings; raises PreflightFailedError when there are errors."""
+    if any(finding.level == "error" for finding in findings):
+        raise PreflightFailedError(findings)
+    return findings
+
+
+def _disk(config: Config, folder: Path) -> Iterator[Finding]:
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("error", f"run.directory: {folder}: cannot be written (no permission in {existing}).")
+        return
+    assert config.model is not None, "resolved"
+    each = CHECKPOINT_BYTES * config.model.parameters
+    wanted, free = each * (config.checkpoint.keep_last + 1), shutil.disk_usage(existing).free
+    if wanted > free:
+        yield Finding(
+            "error" if 2 * each > free else "warning",
+            f"checkpoint.keep_last: {config.checkpoint.keep_last}: with the one being written, checkpoints take "
+            f"{wanted / GIB:.1f} GiB ({each / GIB:.1f} each), and {existing} has {free / GIB:.1f} GiB free. "
+            "Keep fewer, or set run.directory to a larger disk.",
+        )
+
+
+def _data(config: PretrainConfig) -> Iterator[Finding]:
+    manifests: list[Manifest] = []
+    for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
+        for index, source in enumerate(sources):
+            try:
+                manifest = read_manifest(source.path)
+                rows = manifest.rows(config.sequence_length)
+            except DataError as error:
+                yield _from(error, f"data.{part}.{index}: ")
+                continue
+            manifests.append(manifest)
+            if not rows:
+                text = f"holds {manifest.tokens:,} tokens: not one sequence of {config.sequence_length}."
+                yield Finding("error", f"data.{part}.{index}: {source.path}: {text}", ExitCode.DATA)
+            elif part == "train":
+                yield from _epochs(config, index, source, rows)
+    yield from _vocabulary(config, manifests)
+
+
+def _epochs(config: PretrainConfig, index: int, source: Source, rows: int) -> Iterator[Finding]:
+    share = source.weight / sum(other.weight for other in config.data.train)
+    epochs = share * config.total_steps * config.training.global_batch_size / rows
+    if epochs > MANY_EPOCHS:
+        yield Finding(
+            "warning",
+            f"data.train.{index}: {source.path}: the run reads it {epochs:.1f} times. "
+            "More data, a smaller weight or a shorter run would serve it better.",
+        )
+
+
+def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[Finding]:
+    largest = max((manifest.vocab_size for manifest in manifests), default=0)
+    if largest > config.model.padded_vocab_size:
+        yield Finding(
+            "error",
+            f"model.vocab_size: {config.model.vocab_size}: the data holds ids up to {largest - 1}. Set it to auto.",
+            ExitCode.USAGE,
+        )
+    if len({manifest.tokenizer_sha256 for manifest in manifests}) > 1:
+        yield Finding(
+            "error",
+            "data: the sources were prepared with different tokenizers. Prepare them again with one of them.",
+            ExitCode.DATA,
+        )
+
+
+def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
+    base = base_run(config.finetune.base)
+    if not base.steps():
+        yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
+    for name in ("train", "validation"):
+        for path in getattr(config.finetune, name):
+            if not Path(path).is_file():
+                yield Finding("error", f"finetune.{name}: {path}: there is no such file.", ExitCode.DATA)
+    assert config.tokenizer is not None, "resolved"
+    if not tokenizer_file(config.tokenizer.path).is_file():
+        text = f"tokenizer.path: {config.tokenizer.path}: there is no tokenizer.json."
+        yield Finding("error", text, ExitCode.DATA)
+
+
+def _time(config: Config, plan: Plan) -> Iterator[Finding]:
+    """A job is queued again until the run is done, so a short walltime only has to hold a checkpoint or two."""
+    useful = slurm_seconds(config.slurm.time) - config.slurm.signal_lead_seconds
+    if useful <= 0:
+        yield Finding(
+            "error",
+            f"slurm.signal_lead_seconds: {config.slurm.signal_lead_seconds}: leaves nothing of slurm.time "
+            f"({config.slurm.time}). Make it shorter, or the time longer.",
+            ExitCode.USAGE,
+        )
+    elif useful < 10 * plan.step_seconds:
+        yield Finding("warning", f"slurm.time: {config.slurm.time}: holds fewer than 10 planned steps.")
+
+
+def slurm_seconds(text: str) -> int:
+    """Seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = parts + [0] * (3 - len(parts))
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, parts + [0] * (2 - len(parts))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _from(error: MegatrainError, prefix: str = "") -> Finding:
+    return Finding("error", f"{prefix}{error}", error.exit_code)

@@ -1,0 +1,110 @@
+"""Writes a run's folder before it starts; refuses to start over another run, or from a checkpoint that is not there."""
+
+from pathlib import Path
+from typing import Any
+
+from launcher.deepspeed_config import deepspeed_config
+from launcher.plan import Plan, resolve
+from megatrain import config_file
+from megatrain.config import Config, FinetuneConfig
+from megatrain.errors import CheckpointError, ConfigError, PreflightError
+from megatrain.run_dir import RunDir, write_atomically, write_json
+
+# What a started run is made of: another value would be another run. Layout, length, batch, schedule, learning rate,
+# evaluation, monitoring and cluster may change between two starts.
+_FIXED = ("model", "tokenizer", "data", "finetune", "optimizer.name", "run.seed")
+_FREE = ("data.prefetch", "data.validation", "finetune.validation")
+
+
+def run_folder(config: Config) -> RunDir:
+    return RunDir(Path(config.run.directory) / config.run.name)
+
+
+def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
+    """Write config.yaml (resolved), ds_config.json and plan.json, each atomically.
+
+    Args:
+        resume: "auto", "must", "never", or the step to go on from.
+
+    Raises:
+        ConfigError: the folder holds another run, or `resume` is none of these.
+        CheckpointError: the checkpoint that `resume` asks for is not there, or it forbids the one that is.
+        PreflightError: the folder cannot be written.
+    """
+    resolved, run = resolve(config, plan), run_folder(config)
+    check_resume(run, resume)
+    check_same_run(run, resolved)
+    try:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.config, config_file.dump(resolved))
+        write_json(run.ds_config, deepspeed_config(resolved, plan.world_size))
+        write_json(run.plan, plan.to_json())
+    except OSError as error:
+        raise PreflightError(f"run.directory: {run}: cannot be written: {error.strerror}") from None
+    return run
+
+
+def check_resume(run: RunDir, resume: str) -> None:
+    """See `prepare_run`."""
+    steps = run.steps()
+    if resume == "never" and started(run):
+        raise CheckpointError(
+            f"--resume never: {run} already holds a run (steps {_few(steps)}). "
+            "Give another run.name, or remove that folder."
+        )
+    if resume == "must" and not steps:
+        raise CheckpointError(f"--resume must: {run} has no checkpoint. Start it with --resume auto.")
+    if resume.isascii() and resume.isdigit():
+        if int(resume) not in steps:
+            raise CheckpointError(f"--resume {resume}: {run} has no checkpoint of that step; it has: {_few(steps)}.")
+    elif resume not in ("auto", "must", "never"):
+        raise ConfigError(f"--resume {resume}: must be auto, must, never, or the step of a checkpoint.")
+
+
+def check_same_run(run: RunDir, resolved: Config) -> None:
+    """Refuse a configuration whose model or data are not those of the run that the folder holds.
+
+    Raises:
+        ConfigError: names every field that differs.
+    """
+    if not (started(run) and run.config.is_file()):
+        return
+    before, now = _flat(config_file.load(run.config)), _flat(resolved)
+    kept = sorted(key for key in before.keys() | now.keys() if _is_in(key, _FIXED) and not _is_in(key, _FREE))
+    changed = [key for key in kept if before.get(key) != now.get(key)]
+    if changed:
+        lines = [f"{key}: {now.get(key)!r}: {run} was started with {before.get(key)!r}." for key in changed]
+        raise ConfigError("\n".join([*lines, "this is another run: give it another run.name, or undo the change."]))
+
+
+def started(run: RunDir) -> bool:
+    """Whether the folder holds anything that a new run would mix with."""
+    return bool(run.steps()) or (run.metrics.is_file() and run.metrics.stat().st_size > 0)
+
+
+def is_finetune(config: Config) -> bool:
+    return isinstance(config, FinetuneConfig)
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every value of a configuration under its dotted name."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, below)
+        else:
+            found[prefix] = value
+
+    walk("", config.model_dump(mode="json", exclude_none=True))
+    return found
+
+
+def _is_in(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
+def _few(steps: list[int]) -> str:
+    shown = ", ".join(map(str, steps[-5:])) or "none"
+    return f"…, {shown}" if len(steps) > 5 else shown
