@@ -84,6 +84,11 @@ def build(out: Path) -> dict[str, Any]:
     return written
 
 
+def is_intact(out: Path) -> bool:
+    """Whether this Python's corpus is there, as it was written."""
+    return _read_receipt(out / "corpus.json") is not None
+
+
 def modules(folder: Path) -> Iterator[Document]:
     """The modules below a folder of Python sources, in the order of their names."""
     for path in sorted(folder.rglob("*.py")):
