@@ -47,7 +47,10 @@ def tokenizer_vocabulary(path: str) -> int:
         ids += vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
         return int(max(ids)) + 1
     except OSError as error:
-        raise DataError(f"tokenizer.path: {file}: cannot be read: {error.strerror}") from None
+        raise DataError(
+            f"tokenizer.path: {file}: cannot be read: {error.strerror}. Make it with `megatrain data tokenizer train`; "
+            "to plan without one, give a number such as model.vocab_size=32768."
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"tokenizer.path: {file}: is not a tokenizer.json as Hugging Face tokenizers write it"

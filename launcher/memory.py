@@ -101,8 +101,7 @@ def _activations(model: ModelSection, layout: Layout, sequence_length: int, prec
         "full": stream,
     }[layout.activation_checkpointing]
     tokens = layout.micro_batch_size * sequence_length
-    recomputed = 0.0 if layout.activation_checkpointing == "none" else everything
-    working = everything / 2 + recomputed
+    working = everything / 2 + (everything - kept)  # gradients on their way, and what is made again of one block
     return tokens * (2 if precision == "bf16" else 4) * (model.num_hidden_layers * kept + working)
 
 

@@ -17,8 +17,8 @@ from megatrain.config import AUTO, Config, ModelSection
 from megatrain.errors import ConfigError, PreflightError
 
 # Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
-# hooks. ZeRO-0 in bf16 sums gradients in bf16; 2 and 3 pay a hook for each tensor; tensor parallelism is exposed.
-_ZERO_HANDICAP = {0: 1.15, 1: 1.0, 2: 1.10, 3: 1.12}
+# hooks; 2 and 3 pay a hook for each tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
+_ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.10, 3: 1.12}
 _RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
 _TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
 _WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory
@@ -114,7 +114,7 @@ def make_plan(config: Config, *, world_size: int | None = None) -> PlanReport:
     """Try every layout that the configuration leaves open.
 
     Args:
-        world_size: ranks; default: cluster.nodes × cluster.gpus_per_node.
+        world_size: ranks, on one machine; default: the cluster's nodes × gpus_per_node.
 
     Raises:
         PreflightError: none is legal and fits; tells the three nearest misses.
@@ -154,9 +154,8 @@ class _Planner:
         self.model: ModelSection = config.model
         cluster = config.cluster
         self.world_size = world_size or cluster.nodes * cluster.gpus_per_node
-        self.ranks_per_node = min(self.world_size, cluster.gpus_per_node) if world_size is None else self.world_size
-        if world_size is not None and cluster.nodes > 1:
-            self.ranks_per_node = min(self.world_size, cluster.gpus_per_node)
+        one_machine = world_size is not None or cluster.nodes == 1
+        self.ranks_per_node = self.world_size if one_machine else cluster.gpus_per_node
         self.hardware = load_hardware(cluster.hardware, self.ranks_per_node)
         self.rejected: list[Rejected] = []
         self._check_cluster()
@@ -293,7 +292,7 @@ class _Planner:
         return f"needs {total / GIB:.1f} GiB a rank ({largest}), and {usable:.1f} GiB can be used"
 
     def _nothing_fits(self) -> str:
-        run, hardware = f"{self.world_size} ranks of {self.hardware.name}", self.hardware
+        run, hardware = f"{self.world_size} × {self.hardware.name}", self.hardware
         by_size = sorted(self.rejected, key=lambda rejected: rejected.overshoot)
         misses = "\n".join(f"nearest miss: {_describe(miss.fields)}: {miss.reason}" for miss in by_size[:3])
         fix = "Free a fixed field (set it to auto)"
@@ -303,8 +302,8 @@ class _Planner:
         return f"no layout of this run on {run} is legal and fits. {fix}.\n{misses}"
 
 
-def _rank(plan: Plan, hardware: Hardware) -> float:
-    """Seconds, with the handicaps."""
+def _rank(plan: Plan, hardware: Hardware) -> tuple[bool, float]:
+    """Better plans come first: by seconds, with the handicaps."""
     seconds = plan.step_seconds * _ZERO_HANDICAP[plan.zero_stage]
     seconds *= _RECOMPUTE_HANDICAP[plan.activation_checkpointing]
     if plan.tensor_parallel > 1:
@@ -312,7 +311,7 @@ def _rank(plan: Plan, hardware: Hardware) -> float:
         seconds *= 1.0 if plan.sequence_parallel else _WHOLE_NORMS_HANDICAP
     if plan.memory.total > _TIGHT * hardware.memory_bytes:
         seconds *= _TIGHT_HANDICAP
-    return seconds
+    return plan.zero_stage == 0, seconds
 
 
 def _describe(fields: dict[str, Any]) -> str:

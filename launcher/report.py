@@ -36,7 +36,7 @@ def plan_text(config: Config, report: PlanReport) -> str:
         "",
         f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB a rank: {_parts(memory)}",
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
-        f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s a GPU, MFU {chosen.mfu:.1%} "
+        f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s a rank, MFU {chosen.mfu:.1%} "
         "(6·N + 6·L·H·S a token, over the dense bf16 peak)",
         "",
         f"{len(report.candidates)} layouts fit; the best:",

@@ -1,0 +1,64 @@
+"""A small run's configuration, and prepared data for it, without the tools that make them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatrain import config_file
+from megatrain.config import Config
+
+TINY = """
+run: {name: tiny}
+model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 128,
+        vocab_size: 512}
+data: {sequence_length: 128, train: [{path: data/train}]}
+training: {steps: 20, global_batch_size: 8}
+cluster: {hardware: cpu, nodes: 1, gpus_per_node: 2}
+"""
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Config]:
+    """tiny("a.b=1", …): the small run with overrides."""
+    return lambda *overrides: config_file.parse(TINY, name="tiny.yaml", overrides=overrides)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_data(folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, tokenizer: str = "a") -> None:
+    """A manifest.json as `data prepare` writes it, without the shards: what the launcher reads."""
+    recipe: dict[str, Any] = {
+        "part": "train",
+        "holdout": 0.0,
+        "text_field": "text",
+        "sources": [],
+        "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        "vocab_size": vocab_size,
+        "eos_id": 0,
+        "dtype": "uint16",
+        "block_tokens": 4096,
+        "shard_blocks": 64,
+        "versions": {},
+    }
+    content: dict[str, Any] = {
+        "format_version": 1,
+        "recipe": recipe,
+        "tokens": tokens,
+        "documents": 10,
+        "blocks": -(-tokens // 4096),
+        "shards": [],
+        "index_sha256": "0" * 64,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    folder.mkdir(parents=True)
+    content["manifest_hash"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")

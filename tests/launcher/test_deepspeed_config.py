@@ -1,0 +1,72 @@
+"""The DeepSpeed configuration: golden for each layout, and every key known to the pinned DeepSpeed."""
+
+import json
+
+import pytest
+from launcher.deepspeed_config import deepspeed_config
+from launcher.plan import make_plan, resolve
+
+COMMON = {
+    "train_batch_size": 8,
+    "gradient_clipping": 1.0,
+    "steps_per_print": 1_000_000_000,
+}
+BF16 = {"bf16": {"enabled": True}}
+FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
+GOLDEN = {
+    ("bf16", 0, 1): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, **BF16},
+    ("bf16", 1, 1): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, **BF16, **FP32_SUMS},
+    ("bf16", 2, 2): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4, **BF16, **FP32_SUMS},
+    ("bf16", 3, 1): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, **BF16, **FP32_SUMS},
+    ("fp32", 1, 2): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4},
+    ("fp32", 3, 1): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2},
+}
+
+
+def settings(tiny, precision, stage, tensor, ranks=2):
+    config = tiny(
+        f"cluster.gpus_per_node={ranks}",
+        f"training.precision={precision}",
+        f"parallel.zero_stage={stage}",
+        f"parallel.tensor_parallel={tensor}",
+        "training.micro_batch_size=2",
+    )
+    return deepspeed_config(resolve(config, make_plan(config).chosen), ranks)
+
+
+@pytest.mark.parametrize("layout", GOLDEN, ids=lambda layout: "-".join(map(str, layout)))
+def test_golden(tiny, layout):
+    precision, stage, tensor = layout
+    expected = COMMON | GOLDEN[layout] | {"zero_optimization": {"stage": stage}}
+    assert settings(tiny, precision, stage, tensor) == expected
+
+
+@pytest.mark.parametrize("layout", GOLDEN, ids=lambda layout: "-".join(map(str, layout)))
+def test_deepspeed_takes_every_key(tiny, layout, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    precision, stage, tensor = layout
+    # one data-parallel rank: what DeepSpeed's parser assumes outside of a process group
+    written = settings(tiny, precision, stage, tensor, ranks=tensor)
+    (tmp_path / "ds_config.json").write_text(json.dumps(written), encoding="utf-8")
+    read = DeepSpeedConfig(str(tmp_path / "ds_config.json"))
+    assert read.train_batch_size == 8
+    assert read.train_micro_batch_size_per_gpu == 2
+    assert read.gradient_accumulation_steps == written["gradient_accumulation_steps"]
+    assert read.zero_optimization_stage == stage
+    assert read.gradient_clipping == 1.0
+    assert read.bfloat16_config.enabled == (precision == "bf16")
+    assert read.grad_accum_dtype == ("fp32" if precision == "bf16" and stage else None)
+    assert set(written["zero_optimization"]) <= set(DeepSpeedZeroConfig.model_fields)
+
+
+def test_what_is_not_resolved_or_does_not_divide_is_a_defect(tiny):
+    with pytest.raises(ValueError, match="not resolved"):
+        deepspeed_config(tiny(), 2)
+    config = tiny("training.micro_batch_size=2")
+    resolved = resolve(config, make_plan(config).chosen)
+    with pytest.raises(ValueError, match="not a multiple"):
+        deepspeed_config(resolved, 3)
+

@@ -1,0 +1,119 @@
+"""A run's folder is written whole, and never over another run."""
+
+import json
+
+import pytest
+from launcher.plan import make_plan
+from launcher.run_files import prepare_run, run_folder
+
+from megatrain import config_file
+from megatrain.errors import CheckpointError, ConfigError, PreflightError
+from megatrain.run_dir import MANIFEST
+
+
+def prepare(config, **arguments):
+    return prepare_run(config, make_plan(config).chosen, **arguments)
+
+
+def save_checkpoint(run, step):
+    run.step(step).mkdir(parents=True)
+    (run.step(step) / MANIFEST).write_text("{}", encoding="utf-8")
+
+
+def test_what_is_written(tiny, here):
+    run = prepare(tiny())
+    assert str(run) == "runs/tiny"
+    resolved = config_file.load(run.config)
+    plan = json.loads(run.plan.read_text())
+    settings = json.loads(run.ds_config.read_text())
+    assert resolved.parallel.zero_stage == plan["zero_stage"] == settings["zero_optimization"]["stage"] == 1
+    assert resolved.training.micro_batch_size == settings["train_micro_batch_size_per_gpu"]
+    assert plan["memory_bytes"]["total"] > 0
+    assert plan["step_seconds"] > 0
+    assert not list(run.path.glob(".*")), "no temporary file is left"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.num_hidden_layers=3",
+        "model.vocab_size=640",
+        "data.train.0.path=data/other",
+        "data.sequence_length=64",
+        "optimizer.name=adamw",
+        "run.seed=2",
+    ],
+)
+def test_another_model_or_data_is_refused_once_the_run_has_a_checkpoint(tiny, here, change):
+    run = prepare(tiny())
+    before = run.config.read_text()
+    save_checkpoint(run, 10)
+    field = change.partition("=")[0]
+    if field == "optimizer.name":  # the same value
+        prepare(tiny(change))
+        return
+    with pytest.raises(ConfigError, match=rf"{field.removesuffix('.0.path')}.*was started with"):
+        prepare(tiny(change))
+    assert run.config.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["parallel.tensor_parallel=2"],
+        ["parallel.zero_stage=3"],
+        ["cluster.gpus_per_node=4"],
+        ["training.steps=40"],
+        ["training.global_batch_size=16"],
+        ["optimizer.learning_rate=1e-5"],
+        ["data.prefetch=4"],
+        ["monitor.log_every_steps=1"],
+    ],
+)
+def test_another_layout_or_length_goes_on(tiny, here, change):
+    run = prepare(tiny())
+    save_checkpoint(run, 10)
+    prepare(tiny(*change))
+    key, _, value = change[0].partition("=")
+    section, name = key.split(".")
+    assert str(getattr(getattr(config_file.load(run.config), section), name)) in (value, str(float(value)))
+
+
+def test_a_run_that_never_started_may_be_changed(tiny, here):
+    prepare(tiny())
+    run = prepare(tiny("model.num_hidden_layers=3"))
+    assert config_file.load(run.config).model.num_hidden_layers == 3
+
+
+def test_resume_never_on_a_run_that_is_there(tiny, here):
+    run = prepare(tiny(), resume="never")
+    run.metrics.write_text('{"step": 1}\n', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"--resume never: runs/tiny already holds a run.*run.name"):
+        prepare(tiny(), resume="never")
+
+
+def test_resume_must_and_a_step(tiny, here):
+    with pytest.raises(CheckpointError, match=r"--resume must: runs/tiny has no checkpoint"):
+        prepare(tiny(), resume="must")
+    run = prepare(tiny())
+    save_checkpoint(run, 10)
+    prepare(tiny(), resume="must")
+    prepare(tiny(), resume="10")
+    with pytest.raises(CheckpointError, match=r"--resume 11: runs/tiny has no checkpoint of that step; it has: 10"):
+        prepare(tiny(), resume="11")
+
+
+@pytest.mark.parametrize("resume", ["yes", "-1", "", "1.5", "²"])
+def test_any_other_resume_is_a_mistake(tiny, here, resume):
+    with pytest.raises(ConfigError, match="must be auto, must, never, or the step"):
+        prepare(tiny(), resume=resume)
+
+
+def test_a_folder_that_cannot_be_written(tiny, here):
+    (here / "runs").write_text("a file", encoding="utf-8")
+    with pytest.raises(PreflightError, match=r"run.directory: runs/tiny: cannot be written"):
+        prepare(tiny())
+
+
+def test_the_name_of_the_folder(tiny):
+    assert str(run_folder(tiny("run.directory=/scratch/me", "run.name=x"))) == "/scratch/me/x"
