@@ -66,8 +66,8 @@ class Inspection:
         return "\n".join(
             [
                 f"{self.path}: {facts['tokens']:,} tokens in {facts['documents']:,} documents ({facts['part']} set)",
-                f"{facts['shards']} shards, {_size(facts['bytes'])}; {facts['blocks']} blocks of {facts['block_tokens']:,}; "
-                f"vocabulary {facts['vocab_size']:,} ({facts['dtype']})",
+                f"{facts['shards']} shards, {_size(facts['bytes'])}; {facts['blocks']} blocks of "
+                f"{facts['block_tokens']:,} tokens; vocabulary {facts['vocab_size']:,} ({facts['dtype']})",
                 f"{len(sources):,} source files, {_size(sum(source.bytes for source in sources))}:",
                 *shown,
                 f"tokens a document: mean {length['mean']:,.0f}, median {length['median']:,.0f}, "

@@ -1,0 +1,36 @@
+import threading
+import time
+
+import pytest
+
+from megatrain.data.read_ahead import ReadAhead
+
+
+def test_results_come_in_order_and_no_further_ahead_than_asked():
+    read = []
+    ahead = ReadAhead(lambda position: read.append(position) or position, position=10, stride=5, depth=2)
+    assert [ahead.next() for _ in range(3)] == [10, 15, 20]
+    time.sleep(0.05)
+    assert max(read) <= 20 + 3 * 5  # two wait in the queue, one in the thread's hand
+    ahead.close()
+
+
+def test_an_error_is_raised_to_the_one_who_asks_after_what_came_before_it():
+    def read(position):
+        if position == 2:
+            raise OSError("disk gone")
+        return position
+
+    ahead = ReadAhead(read, position=0, stride=1, depth=4)
+    assert [ahead.next(), ahead.next()] == [0, 1]
+    with pytest.raises(OSError, match="disk gone"):
+        ahead.next()
+    ahead.close()
+
+
+def test_close_ends_the_thread_even_when_nobody_takes_its_results():
+    before = threading.active_count()
+    ahead = ReadAhead(lambda position: position, position=0, stride=1, depth=1)
+    time.sleep(0.02)
+    ahead.close()
+    assert threading.active_count() == before
