@@ -21,7 +21,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 GRACE_SECONDS = 10.0  # between asking the survivors of a dead rank to end, and ending them
 SHOWN_LINES = 20  # of a dead rank's log
 _POLL_SECONDS = 0.05
-_EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # rank 0 has said why
+_EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # every rank finds the same, rank 0 says it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -125,10 +125,8 @@ class _Ranks:
             return ExitCode.STOPPED if ExitCode.STOPPED in codes else ExitCode.DONE
         if self.interrupts > 1:
             return 128 + signal.SIGINT
-        if codes[0] == codes[failed]:
-            failed = 0  # the same end: the first rank's words stand on the terminal
         code = codes[failed]
-        if failed == 0 and code in _EXPLAINED:
+        if code in _EXPLAINED and codes[0] == code:
             return code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         print(f"error: rank {failed} of {self.count} {how}; its output is in {self.logs[failed]}", file=sys.stderr)
