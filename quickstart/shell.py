@@ -54,10 +54,10 @@ def megatrain(*arguments: str, exit_code: int = 0, stop_at: str | None = None) -
                 process.send_signal(signal.SIGTERM)
                 signalled = True
         code = process.wait()
-    if stop_at and not signalled:
-        raise BrokenPromiseError(f"`{shown}` never printed {stop_at!r}, where it was to be stopped")
     if code != exit_code:
         raise BrokenPromiseError(f"`{shown}` exited with {code}, not {exit_code}")
+    if stop_at and not signalled:
+        raise BrokenPromiseError(f"`{shown}` never printed {stop_at!r}, where it was to be stopped")
     return Outcome(code, lines)
 
 
