@@ -1,10 +1,10 @@
 """Seconds a step: checked against published runs, and against what must hold between layouts."""
 
 import pytest
+
 from launcher.cost import estimate_step, model_flops_utilization
 from launcher.hardware import load_hardware
 from launcher.layout import Layout
-
 from megatrain.config import ModelSection
 
 MPT_7B = ModelSection(  # with a gated MLP of the same number of weights: 3 × 10922 for 2 × 16384

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from launcher.deepspeed_config import deepspeed_config
 from launcher.plan import make_plan, resolve
 
@@ -69,4 +70,3 @@ def test_what_is_not_resolved_or_does_not_divide_is_a_defect(tiny):
     resolved = resolve(config, make_plan(config).chosen)
     with pytest.raises(ValueError, match="not a multiple"):
         deepspeed_config(resolved, 3)
-

@@ -1,8 +1,8 @@
 """Hardware profiles: all that ship are whole and plausible; a mistake in one names its file and field."""
 
 import pytest
-from launcher.hardware import GIB, known_profiles, load_hardware
 
+from launcher.hardware import GIB, known_profiles, load_hardware
 from megatrain.errors import ConfigError
 
 SHIPPED = {"a100-40gb", "a100-80gb", "b200", "cpu", "h100-sxm", "h200", "l40s", "mi300x"}

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from launcher.inputs import resolve_inputs
-from tests.launcher.conftest import write_data
 
+from launcher.inputs import resolve_inputs
 from megatrain import config_file
 from megatrain.config import FinetuneConfig
 from megatrain.errors import ConfigError, DataError
 from megatrain.run_dir import RunDir
+from tests.launcher.conftest import write_data
 
 FINETUNE = """
 run: {name: tuned}

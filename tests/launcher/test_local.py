@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from launcher import local
 
+from launcher import local
 from megatrain.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,10 +1,10 @@
 """Bytes a rank: exact where the formula is the literature's, and monotone where it is an estimate."""
 
 import pytest
+
 from launcher.hardware import load_hardware
 from launcher.layout import Layout
 from launcher.memory import estimate_memory, local_parameters
-
 from megatrain.config import ModelSection
 
 MODEL = ModelSection(
@@ -62,7 +62,10 @@ def test_activations_of_a_layer_are_the_literatures():
     hardware = load_hardware("h100-sxm", 8)
     arguments = {"sequence_length": 1024, "precision": "bf16", "hardware": hardware}
     layout = Layout(**BASE)
-    added = estimate_memory(deeper, layout, **arguments).activations - estimate_memory(MODEL, layout, **arguments).activations
+    added = (
+        estimate_memory(deeper, layout, **arguments).activations
+        - estimate_memory(MODEL, layout, **arguments).activations
+    )
     h, f, g = 256, 512, 4 / 8
     assert added == pytest.approx(4 * 1024 * (h * (12 + 4 * g) + 6 * f), abs=1)
 

@@ -1,10 +1,10 @@
 """The planner: every fixed field is kept, every refusal has its reason, and the ranking prefers what it says."""
 
 import pytest
+
 from launcher.files import shipped
 from launcher.memory import USABLE
 from launcher.plan import make_plan, resolve
-
 from megatrain import config_file
 from megatrain.errors import ConfigError, DataError, PreflightError
 

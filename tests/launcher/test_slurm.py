@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
+
 from launcher import slurm
 from launcher.plan import make_plan, resolve
 from launcher.run_files import run_folder
-
 from megatrain.errors import ConfigError, PreflightError
 
 
@@ -89,7 +89,7 @@ def test_every_directive_stands_before_the_first_command(render):
         'slurm.partition="gpu\\n#SBATCH --nodes=99"',
         'slurm.account="a b"',
         'slurm.qos="$(reboot)"',
-        "slurm.extra.constraint=\"a100'\"",
+        'slurm.extra.constraint="a100\'"',
         'slurm.extra.comment="x\\ny"',
         'slurm.partition="`id`"',
     ],
@@ -101,7 +101,7 @@ def test_a_value_cannot_break_out_of_its_line(render, override):
 
 def test_the_shell_sees_paths_as_one_word(render, here, tmp_path_factory, monkeypatch):
     hostile = tmp_path_factory.mktemp("x") / "$(touch owned)'; touch owned; '"
-    script = render(f"run.name=safe", f"run.directory={hostile.parent}")
+    script = render("run.name=safe", f"run.directory={hostile.parent}")
     assert f"export RUN={hostile.parent}/safe" in script
     assert f"export PYTHON={shlex.quote(sys.executable)}" in script
     with pytest.raises(ConfigError, match=r"run.directory.*must be one word"):
