@@ -42,7 +42,7 @@ clean: ## remove .venv, caches, and what the quickstart wrote
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "error: megatrain needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=…"; exit 3; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: no venv for $(PYTHON) (Debian: apt-get install python3-venv)"; exit 3; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e .
