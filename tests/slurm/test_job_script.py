@@ -81,14 +81,14 @@ def test_a_stopped_run_is_queued_again_and_goes_on_in_one_log(cluster, submit):
 
 
 def test_a_run_that_stops_without_progress_is_not_queued_again(cluster, submit):
-    job, run = submit("sys.exit(75)")
+    job, _run = submit("sys.exit(75)")
     fields = cluster.wait_for(job.id, "COMPLETED", "FAILED")
     assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "75:0", "0")
     assert "not queued again" in job.log.read_text()
 
 
 def test_a_rank_that_fails_ends_the_job_at_once(cluster, submit):
-    job, run = submit("if rank == 3: sys.exit(1)\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\ntime.sleep(60)")
+    job, _run = submit("if rank == 3: sys.exit(1)\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\ntime.sleep(60)")
     fields = cluster.wait_for(job.id, "FAILED", seconds=30)
     assert fields["Restarts"] == "0"
     assert fields["ExitCode"] != "0:0"

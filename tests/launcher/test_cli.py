@@ -1,0 +1,213 @@
+"""The command: its exit codes, what it prints where, and that it answers without torch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatrain import config_file
+from megatrain.errors import ExitCode
+from tests.launcher.conftest import TINY, write_data
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "deepspeed", "transformers", "datasets", "tensorboard", "numpy")
+
+
+def command(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "launcher.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A working directory with tiny.yaml and the data that it names."""
+    (tmp_path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    write_data(tmp_path / "data/train")
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "tiny.yaml"], ["config", "check", "tiny.yaml"]])
+def test_answers_without_torch(folder, arguments):
+    code = (
+        "import sys; sys.argv[1:] = sys.argv[1:]\n"
+        "from launcher.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('imported:', *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.strip() == "imported:"
+    assert done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.5), (["plan", "tiny.yaml"], 1.0)])
+def test_answers_at_once(folder, arguments, limit):
+    def once():
+        start = time.perf_counter()
+        assert command(*arguments, cwd=folder).returncode == 0
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(5)) < limit
+
+
+VERBS = [
+    ["config", "check"],
+    ["config", "show"],
+    ["config", "schema"],
+    ["plan"],
+    ["train"],
+    ["finetune"],
+    ["submit"],
+    ["checkpoint", "ls"],
+    ["checkpoint", "verify"],
+    ["generate"],
+    ["tensorboard"],
+    ["doctor"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_explains_itself_with_an_example(verb, tmp_path):
+    done = command(*verb, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Example: megatrain {' '.join(verb)}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nosuchverb"], ["plan"], ["plan", "tiny.yaml", "--nosuchoption"], ["train", "tiny.yaml", "--nproc", "0"]],
+)
+def test_misuse_is_2(folder, arguments):
+    done = command(*arguments, cwd=folder)
+    assert done.returncode == ExitCode.USAGE
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["plan", "absent.yaml"], 2, "error: absent.yaml: cannot be read"),
+        (
+            ["plan", "tiny.yaml", "model.hiden_size=3"],
+            2,
+            "error: command line: model.hiden_size: 3: unknown key. Did you",
+        ),
+        (["plan", "tiny.yaml", "cluster.hardware=h1000"], 2, "error: cluster.hardware: 'h1000'"),
+        (["plan", "tiny.yaml", "model.num_hidden_layers=900000"], 3, "error: nearest miss:"),
+        (["plan", "tiny.yaml", "model.vocab_size=auto", "data.train.0.path=gone"], 4, "error: gone: is not a prepared"),
+        (["train", "tiny.yaml", "--dry-run", "data.train.0.path=gone"], 4, "error: data.train.0: gone"),
+        (["train", "tiny.yaml", "--resume", "must"], 5, "error: --resume must"),
+        (["train", "tiny.yaml", "--resume", "maybe"], 2, "error: --resume maybe"),
+        (["finetune", "tiny.yaml"], 2, "Use `megatrain train`"),
+        (["train", "tiny.yaml", "cluster.hardware=h200", "cluster.nodes=2"], 3, "Use `megatrain submit`"),
+        (["config", "schema", "both"], 2, "must be pretrain or finetune"),
+        (["checkpoint", "ls", "runs/none"], 2, "error: runs/none: there is no such"),
+        (["tensorboard", "runs/none"], 2, "error: runs/none: there is no such"),
+    ],
+)
+def test_a_users_mistake_has_its_exit_code_and_no_traceback(folder, arguments, code, said):
+    done = command(*arguments, cwd=folder)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+    assert done.stdout == "" or "--dry-run" in arguments
+
+
+def test_every_mistake_of_a_file_is_told_at_once(folder):
+    (folder / "bad.yaml").write_text(
+        TINY.replace("num_hidden_layers: 2", "num_hidden_layers: two").replace("steps: 20", "stps: 20"),
+        encoding="utf-8",
+    )
+    done = command("config", "check", "bad.yaml", cwd=folder)
+    assert done.returncode == ExitCode.USAGE
+    lines = done.stderr.splitlines()
+    assert any(line.startswith("error: bad.yaml:3: model.num_hidden_layers: 'two'") for line in lines)
+    assert any("training.stps" in line and "Did you mean steps?" in line for line in lines)
+
+
+def test_a_defect_keeps_its_traceback_and_is_1(folder):
+    code = "import launcher.report as r; del r.plan_text; from launcher.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", "tiny.yaml"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.CRASH
+    assert "Traceback" in done.stderr
+
+
+def test_plan_json(folder):
+    done = command("plan", "tiny.yaml", "--json", "parallel.tensor_parallel=2", cwd=folder)
+    document = json.loads(done.stdout)
+    assert document["chosen"]["tensor_parallel"] == 2
+    assert list(document) == ["chosen", "candidates", "rejected"]
+
+
+def test_config_show_is_read_back_equal(folder):
+    shown = command("config", "show", "tiny.yaml", "training.steps=7", cwd=folder).stdout
+    assert config_file.parse(shown) == config_file.parse(TINY, overrides=["training.steps=7"])
+
+
+def test_config_schema_describes_every_section():
+    schema = json.loads(command("config", "schema", cwd=ROOT).stdout)
+    assert {"run", "model", "data", "training", "slurm"} <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
+    tuned = json.loads(command("config", "schema", "finetune", cwd=ROOT).stdout)
+    assert "finetune" in tuned["properties"]
+
+
+def test_a_dry_run_writes_nothing(folder):
+    done = command("train", "tiny.yaml", "--dry-run", cwd=folder)
+    assert done.returncode == 0
+    assert "layouts fit" in done.stdout
+    assert not (folder / "runs").exists()
+
+
+def test_submit_dry_run_prints_the_script_and_nothing_else(folder):
+    done = command("submit", "tiny.yaml", "--dry-run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n")
+    assert "#SBATCH --nodes=1" in done.stdout
+    assert not (folder / "runs").exists()
+    with_warnings = command("submit", "tiny.yaml", "--dry-run", "training.steps=900000", cwd=folder)
+    assert "warning: data.train.0" in with_warnings.stderr
+    assert with_warnings.stdout.startswith("#!/bin/bash\n")
+
+
+def test_checkpoints_are_listed_as_json(folder):
+    (folder / "runs/tiny").mkdir(parents=True)
+    assert json.loads(command("checkpoint", "ls", "runs/tiny", "--json", cwd=folder).stdout) == []
+    assert json.loads(command("checkpoint", "verify", "runs/tiny", "--json", cwd=folder).stdout) == []
+
+
+def test_doctor(folder):
+    done = command("doctor", "--json", cwd=folder)
+    assert {"python", "torch", "slurm"} <= {check["name"] for check in json.loads(done.stdout)}
+    assert done.returncode in (0, ExitCode.PREFLIGHT)
+
+
+def test_version(tmp_path):
+    from megatrain import __version__
+
+    assert command("--version", cwd=tmp_path).stdout == f"megatrain {__version__}\n"
