@@ -1,0 +1,93 @@
+"""A resolved configuration -> the parts of a run, in the order in which they depend on each other."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatrain.checkpoint.manifest import read_manifest
+from megatrain.checkpoint.store import CheckpointStore
+from megatrain.config import Config
+from megatrain.data.batch import Batch
+from megatrain.monitor.console import Console
+from megatrain.monitor.environment import environment
+from megatrain.parallel.apply import build_parallel_model
+from megatrain.parallel.mesh import Mesh
+from megatrain.run_dir import RunDir, write_json
+from megatrain.topology import Topology
+from megatrain.train import process
+from megatrain.train.checkpointing import Checkpointer, Position
+from megatrain.train.engine import Engine, read_ds_config
+from megatrain.train.loop import Loader, Parts
+from megatrain.train.optimizer import build_optimizer
+from megatrain.train.report import Reporter
+from megatrain.train.signals import StopRequest
+
+
+def build(
+    config: Config,
+    run: RunDir,
+    *,
+    resume: str,
+    make_loader: Callable[[Mesh], Loader],
+    validation: Callable[[Mesh], Callable[[], Iterable[Batch]] | None],
+    initial_weights: Path | None = None,
+) -> tuple[Parts, Position]:
+    """Build everything that a run needs, restored to where it starts.
+
+    Args:
+        make_loader, validation: what feeds training, and what an evaluation reads, for one rank of a mesh.
+        initial_weights: a checkpoint of the same model that a run without checkpoints of its own starts from.
+    """
+    stop = StopRequest()  # first: a signal during a long start must not be lost
+    device = process.join()
+    tensor_parallel = config.parallel.tensor_parallel
+    assert isinstance(tensor_parallel, int), "a resolved configuration"
+    assert config.model is not None, "a resolved configuration"
+    mesh = Mesh(Topology(world_size=torch.distributed.get_world_size(), tensor_parallel=tensor_parallel))
+    console = Console(config, run, rank=mesh.rank, world_size=mesh.world_size)
+    console.header(_read_plan(run))
+    hosts = process.hosts(mesh.control_group)
+    if mesh.is_main:
+        write_json(run.environment, environment(hosts))
+
+    loader = make_loader(mesh)
+    model = build_parallel_model(config.model, config.parallel, mesh, seed=config.run.seed, device=device)
+    optimizer = build_optimizer(model, config.optimizer)
+    engine = Engine(model, optimizer, mesh, read_ds_config(run.ds_config))
+    layout = f"ZeRO-{config.parallel.zero_stage}, tensor {mesh.tensor_parallel}, data {mesh.data_parallel}"
+    store = CheckpointStore(
+        run, mesh.control_group, layout=layout, keep_last=config.checkpoint.keep_last, report=console.line
+    )
+    checkpointer = Checkpointer(config, engine, store)
+    position = checkpointer.resume(resume)
+    if position.checkpoint is None and initial_weights is not None:
+        checkpointer.load_weights(initial_weights)
+        console.line(f"weights: from {initial_weights}")
+    if position.checkpoint is not None and position.loader is not None:
+        loader.load_state_dict(position.loader)
+        console.resumed(
+            position.step,
+            position.checkpoint,
+            saved_ranks=read_manifest(position.checkpoint).world_size,
+            samples=position.loader["position"],
+        )
+    report = Reporter(config, run, mesh, console, resume_step=position.step)
+    checkpointer.saved = report.saved
+    parts = Parts(
+        config=config,
+        engine=engine,
+        loader=loader,
+        validation=validation(mesh),
+        checkpointer=checkpointer,
+        report=report,
+        stop=stop,
+    )
+    return parts, position
+
+
+def _read_plan(run: RunDir) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads(run.plan.read_text(encoding="utf-8")) if run.plan.is_file() else {}
+    return plan

@@ -1,0 +1,119 @@
+"""What a checkpoint of a run holds beside its tensors, and which one a run starts from."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatrain.checkpoint.manifest import read_manifest, read_state
+from megatrain.checkpoint.store import CheckpointStore
+from megatrain.config import Config, ModelSection
+from megatrain.errors import CheckpointError
+from megatrain.train.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands: optimizer steps done, and the loader's state there."""
+
+    step: int
+    loader: dict[str, Any] | None  # None at the very start
+    checkpoint: Path | None
+
+
+class Checkpointer:
+    """Saves and restores one run.
+
+    Args:
+        saved: called after each save with (step, folder, seconds, bytes), on every rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        store: CheckpointStore,
+        saved: Callable[[int, Path, float, int], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._store = store
+        self.saved = saved
+
+    def save(self, step: int, loader_state: dict[str, Any]) -> Path:
+        began = time.monotonic()
+        assert self._config.model is not None, "a resolved configuration"
+        state = {
+            "step": step,
+            "loader": loader_state,
+            "model": self._config.model.model_dump(mode="json"),
+            "seed": self._config.run.seed,
+        }
+        folder = self._store.save(step, self._engine.state(for_saving=True), state)
+        if self.saved is not None:
+            size = sum(record.bytes for record in read_manifest(folder).files.values())
+            self.saved(step, folder, time.monotonic() - began, size)
+        return folder
+
+    def resume(self, wanted: str) -> Position:
+        """Restore the checkpoint that `wanted` names.
+
+        Args:
+            wanted: "auto" (the newest that verifies, or the start), "must" (as auto, but there must be one), "never", or
+                a step.
+
+        Raises:
+            CheckpointError: there is none where there must be one, it is damaged, or of another model.
+        """
+        folder = self._choose(wanted)
+        if folder is None:
+            return Position(0, None, None)
+        state = read_state(folder)
+        self._check_model(folder, state["model"])
+        self._store.load(folder, self._engine.state())
+        self._engine.loaded(optimizer_step=state["step"])
+        return Position(state["step"], state["loader"], folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Start from another run's weights, with a fresh optimizer.
+
+        Raises:
+            CheckpointError: damaged, or of another model.
+        """
+        if wrong := self._store.problems(folder):
+            raise CheckpointError("\n".join(wrong))
+        self._check_model(folder, read_state(folder)["model"])
+        self._store.load(folder, self._engine.state(weights_only=True))
+        self._engine.loaded(optimizer_step=0)
+
+    def _choose(self, wanted: str) -> Path | None:
+        if wanted == "never":
+            return None
+        if wanted in ("auto", "must"):
+            folder = self._store.newest_valid()
+            if folder is None and (wanted == "must" or self._store.run.steps()):
+                raise CheckpointError(
+                    f"{self._store.run.checkpoints}: no checkpoint that verifies; "
+                    "to begin the run anew, give --resume never with another run.name"
+                )
+            return folder
+        folder = self._store.run.step(int(wanted))
+        if not folder.is_dir():
+            have = ", ".join(map(str, self._store.run.steps())) or "none"
+            raise CheckpointError(f"{folder}: there is no such checkpoint; steps saved: {have}")
+        if wrong := self._store.problems(folder):
+            raise CheckpointError("\n".join(wrong))
+        return folder
+
+    def _check_model(self, folder: Path, saved: dict[str, Any]) -> None:
+        model = self._config.model
+        assert model is not None, "a resolved configuration"
+        then = ModelSection.model_validate(saved)
+        wrong = [
+            f"{folder}: was saved with model.{field}={getattr(then, field)!r}, this run has {getattr(model, field)!r}"
+            for field in ModelSection.model_fields
+            if getattr(then, field) != getattr(model, field)
+        ]
+        if wrong:
+            raise CheckpointError("\n".join(wrong))

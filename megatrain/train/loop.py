@@ -1,0 +1,84 @@
+"""The training loop: load, accumulate, step, report, evaluate, save. It knows no file formats and no layouts."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from megatrain.config import Config
+from megatrain.data.batch import Batch, StepBatches
+from megatrain.errors import Stopped
+from megatrain.train.checkpointing import Checkpointer
+from megatrain.train.engine import Engine
+from megatrain.train.evaluation import evaluate
+from megatrain.train.report import Reporter
+from megatrain.train.schedule import learning_rate
+from megatrain.train.signals import StopRequest
+
+
+class Loader(Protocol):
+    """What feeds the loop. `state_dict` is the position of the next batch, the same on every rank."""
+
+    wait_seconds: float
+
+    def next(self) -> StepBatches: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a run is made of, once built."""
+
+    config: Config
+    engine: Engine
+    loader: Loader
+    validation: Callable[[], Iterable[Batch]] | None  # a fresh pass over this rank's share; None: no validation
+    checkpointer: Checkpointer
+    report: Reporter
+    stop: StopRequest
+
+
+def train(parts: Parts, start_step: int) -> None:
+    """Train from `start_step` to the end of the run.
+
+    Raises:
+        Stopped: on a signal, after saving.
+    """
+    config, engine, report = parts.config, parts.engine, parts.report
+    total, step = config.total_steps, start_step
+    while step < total:
+        batches = parts.loader.next()
+        rate = learning_rate(step, total, config.optimizer, config.schedule)
+        loss = torch.zeros((), device=engine.device)
+        for batch in batches.micro_batches:
+            loss += engine.accumulate(batch, batches.target_tokens)
+            norm = engine.step(rate)
+        step += 1
+        report.step(
+            step,
+            loss,
+            target_tokens=batches.target_tokens,
+            grad_norm=norm,
+            learning_rate=rate,
+            wait=parts.loader.wait_seconds,
+        )
+        if step % config.evaluation.every_steps == 0 or step == total:
+            run_validation(parts, step)
+        reason = parts.stop.agreed(engine.mesh.control_group) if step < total else None
+        if step % config.checkpoint.every_steps == 0 or step == total or reason:
+            with report.paused():
+                folder = parts.checkpointer.save(step, parts.loader.state_dict())
+            if reason:
+                report.stopped(step, reason, folder)
+                raise Stopped(reason)
+
+
+def run_validation(parts: Parts, step: int) -> None:
+    if parts.validation is None:
+        return
+    with parts.report.paused():
+        loss, tokens = evaluate(parts.engine, parts.validation())
+    parts.report.validation(step, loss, tokens)

@@ -1,0 +1,101 @@
+"""One voice for what a run says: console, metrics.jsonl and TensorBoard get the same numbers."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatrain.config import Config
+from megatrain.monitor.console import Console
+from megatrain.monitor.metrics import MetricsLog, StepMetrics
+from megatrain.monitor.tensorboard import TensorBoard
+from megatrain.monitor.throughput import Throughput, memory_bytes
+from megatrain.parallel.mesh import Mesh
+from megatrain.run_dir import RunDir
+
+
+class Reporter:
+    """Counts every step; speaks at those that are due. All ranks call it; rank 0 writes."""
+
+    def __init__(self, config: Config, run: RunDir, mesh: Mesh, console: Console, *, resume_step: int) -> None:
+        assert config.model is not None, "a resolved configuration"
+        assert isinstance(config.cluster.peak_tflops, float | int), "a resolved configuration"
+        self._mesh = mesh
+        self._console = console
+        self._every = config.monitor.log_every_steps
+        self._total = config.total_steps
+        self._tokens_per_step = config.tokens_per_step
+        self._throughput = Throughput(
+            config.model.flops_per_token(config.sequence_length),
+            mesh.world_size,
+            config.cluster.peak_tflops * 1e12,
+        )
+        self._began = time.monotonic()
+        self._losses: list[Tensor] = []
+        self._metrics = MetricsLog(run, resume_step=resume_step) if mesh.is_main else None
+        wanted = mesh.is_main and config.monitor.tensorboard
+        self._board = TensorBoard(run, resume_step=resume_step, world_size=mesh.world_size) if wanted else None
+
+    def step(
+        self, step: int, loss_sum: Tensor, *, target_tokens: int, grad_norm: float, learning_rate: float, wait: float
+    ) -> None:
+        """Count a finished step; report the mean over the steps since the last report when one is due.
+
+        Args:
+            loss_sum: this rank's summed loss.
+            wait: seconds that the loader kept the step waiting.
+        """
+        self._throughput.step(self._tokens_per_step, wait)
+        self._losses.append(loss_sum / target_tokens)
+        if step % self._every and step != self._total:
+            return
+        loss = torch.stack(self._losses).mean()
+        dist.all_reduce(loss, group=self._mesh.data_group)
+        self._losses.clear()
+        value = loss.item()  # waits for the device
+        rates = self._throughput.report()
+        metrics = StepMetrics(
+            step=step,
+            loss=value,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            tokens=step * self._tokens_per_step,
+            step_seconds=rates.step_seconds,
+            tokens_per_second=rates.tokens_per_second,
+            mfu=rates.mfu,
+            data_wait_seconds=rates.data_wait_seconds,
+            memory_bytes=memory_bytes(),
+        )
+        self._console.step(metrics)
+        for sink in (self._metrics, self._board):
+            if sink is not None:
+                sink.write(metrics)
+
+    def validation(self, step: int, loss: float, tokens: int) -> None:
+        self._console.evaluation(step, loss, tokens)
+        for sink in (self._metrics, self._board):
+            if sink is not None:
+                sink.write_validation(step, loss)
+
+    def saved(self, step: int, folder: Path, seconds: float, size_bytes: int) -> None:
+        self._console.checkpoint(step, folder, seconds=seconds, size_bytes=size_bytes)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Around what is not training."""
+        return self._throughput.paused()
+
+    def ended(self, step: int, checkpoint: Path | None) -> None:
+        self._console.end(step, seconds=time.monotonic() - self._began, checkpoint=checkpoint)
+
+    def stopped(self, step: int, reason: str, checkpoint: Path) -> None:
+        self._console.stopped(step, reason, checkpoint)
+
+    def close(self) -> None:
+        self._console.close()
+        closers: list[Callable[[], None]] = [sink.close for sink in (self._metrics, self._board) if sink is not None]
+        for close in closers:
+            close()

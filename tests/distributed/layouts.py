@@ -1,0 +1,170 @@
+"""A tiny run, trained under a named layout, and the plain process that it must agree with."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from megatrain.config import ModelSection, OptimizerSection, ParallelSection, PretrainConfig
+
+STEPS = 20
+GLOBAL_BATCH = 8
+SEQUENCE = 32
+RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Layout:
+    zero: int
+    tensor: int
+    data: int
+    precision: str = "fp32"
+    sequence_parallel: bool = False
+    checkpointing: str = "none"
+    compile: bool = False
+    micro_batch: int = 2
+    tied: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.data
+
+    def __str__(self) -> str:
+        parts = [f"zero{self.zero}-tp{self.tensor}-dp{self.data}-{self.precision}"]
+        parts += [word for word, on in (("sp", self.sequence_parallel), ("compile", self.compile)) if on]
+        parts += [self.checkpointing] if self.checkpointing != "none" else []
+        parts += ["tied"] if self.tied else []
+        return "-".join(parts)
+
+
+def model_section(tied: bool = False) -> ModelSection:
+    # 72 and 3 layers make ranges of ZeRO partitions end inside rows, and inside parameters
+    return ModelSection(
+        num_hidden_layers=3,
+        hidden_size=72,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=88,
+        vocab_size=256,
+        tie_word_embeddings=tied,
+    )
+
+
+def config_of(layout: Layout) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            "run": {"name": "tiny", "seed": 5},
+            "model": model_section(layout.tied).model_dump(),
+            "data": {"sequence_length": SEQUENCE, "train": [{"path": "none"}]},
+            "optimizer": {"learning_rate": RATE},
+            "training": {
+                "steps": STEPS,
+                "global_batch_size": GLOBAL_BATCH,
+                "micro_batch_size": layout.micro_batch,
+                "precision": layout.precision,
+            },
+            "parallel": {
+                "tensor_parallel": layout.tensor,
+                "zero_stage": layout.zero,
+                "sequence_parallel": layout.sequence_parallel,
+                "activation_checkpointing": layout.checkpointing,
+                "compile": layout.compile,
+            },
+        }
+    )
+
+
+def global_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Learnable data that all layouts see alike: input ids and labels, [GLOBAL_BATCH, SEQUENCE]."""
+    generator = torch.Generator().manual_seed(100 + step)
+    start = torch.randint(0, 256, (GLOBAL_BATCH, 1), generator=generator)
+    ids = (start + 7 * torch.arange(SEQUENCE + 1)) % 256
+    noise = torch.randint(0, 256, ids.shape, generator=generator)
+    ids = torch.where(torch.rand(ids.shape, generator=generator) < 0.2, noise, ids)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def documents() -> torch.Tensor:
+    """Two documents in every sequence, int32 [GLOBAL_BATCH, SEQUENCE]."""
+    return (torch.arange(SEQUENCE) >= 11).int().expand(GLOBAL_BATCH, -1).contiguous()
+
+
+class Run:
+    """One rank of a tiny run: an engine, and its share of the global batches."""
+
+    def __init__(self, layout: Layout) -> None:
+        from launcher.deepspeed_config import deepspeed_config
+        from megatrain.parallel.apply import build_parallel_model
+        from megatrain.parallel.mesh import Mesh
+        from megatrain.topology import Topology
+        from megatrain.train.engine import Engine
+        from megatrain.train.optimizer import build_optimizer
+
+        self.layout = layout
+        config = config_of(layout)
+        self.mesh = Mesh(Topology(world_size=layout.world_size, tensor_parallel=layout.tensor))
+        model = build_parallel_model(config.model, config.parallel, self.mesh, seed=config.run.seed)
+        optimizer = build_optimizer(model, config.optimizer)
+        self.engine = Engine(model, optimizer, self.mesh, deepspeed_config(config, layout.world_size))
+
+    def train(self, first: int, last: int) -> list[tuple[float, float]]:
+        """Loss and gradient norm of steps [first, last)."""
+        import torch.distributed as dist
+
+        from megatrain.data.batch import Batch
+
+        measured = []
+        per_rank = GLOBAL_BATCH // self.layout.data
+        for step in range(first, last):
+            ids, labels = global_batch(step)
+            loss = torch.zeros(())
+            for at in range(0, per_rank, self.layout.micro_batch):
+                rows = slice(self.mesh.data_rank * per_rank + at, self.mesh.data_rank * per_rank + at + self.layout.micro_batch)
+                positions = torch.arange(SEQUENCE).expand(self.layout.micro_batch, -1)
+                batch = Batch(ids[rows], labels[rows], positions, documents()[rows])
+                loss += self.engine.accumulate(batch, labels.numel())
+                norm = self.engine.step(rate_at(step))
+            dist.all_reduce(loss, group=self.mesh.data_group)
+            measured.append((loss.item() / labels.numel(), norm))
+        return measured
+
+
+def rate_at(step: int) -> float:
+    return RATE * min(1.0, (step + 1) / 4)
+
+
+def plain_run(precision: str, tied: bool = False) -> list[tuple[float, float]]:
+    """The reference: one process, no DeepSpeed, no fused ops but torch's own; fp32 master weights."""
+    from megatrain.model.initialization import initial_weight, materialize
+    from megatrain.model.transformer import Transformer
+
+    section = model_section(tied)
+    with torch.device("meta"):
+        model = Transformer(section)
+    materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5))
+    config = OptimizerSection(learning_rate=RATE)
+    decay, plain = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=config.betas, eps=config.eps, foreach=False)
+    measured = []
+    for step in range(STEPS):
+        ids, labels = global_batch(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(ids, document_ids_BS=documents())
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        measured.append((loss.item(), norm.item()))
+    return measured
+
+
+def trained(layout: Layout) -> list[tuple[float, float]]:
+    return Run(layout).train(0, STEPS)
+
+
+def describe(layout: Layout) -> dict[str, Any]:
+    return asdict(layout)

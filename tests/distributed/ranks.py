@@ -1,0 +1,94 @@
+"""Run a function on N gloo ranks. One pool of processes serves a whole session: importing DeepSpeed takes seconds."""
+
+import importlib
+import multiprocessing as mp
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+SIZE = 4
+_TIMEOUT_SECONDS = 120
+
+
+class RankPool:
+    """SIZE processes; `run` uses the first `world_size` of them as a fresh process group."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(SIZE):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs, sys.path), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`function(*arguments)` on every rank; the results by rank. Raises what a rank raised, with its traceback."""
+        port = _free_port()
+        for pipe in self._pipes[:world_size]:
+            pipe.send((world_size, port, function.__module__, function.__qualname__, arguments))
+        outcomes = []
+        for rank, pipe in enumerate(self._pipes[:world_size]):
+            if not pipe.poll(_TIMEOUT_SECONDS):
+                raise TimeoutError(f"rank {rank} of {world_size} gave no answer in {_TIMEOUT_SECONDS} s")
+            outcomes.append(pipe.recv())
+        if failed := [text for ok, text in outcomes if not ok]:
+            raise AssertionError("\n".join(failed))
+        return [value for _, value in outcomes]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
+    sys.path[:] = path
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        world_size, port, module, name, arguments = pipe.recv()
+        try:
+            _join(rank, world_size, port)
+            outcome = (True, getattr(importlib.import_module(module), name)(*arguments))
+        except BaseException:
+            outcome = (False, f"--- rank {rank} of {world_size}\n{traceback.format_exc()}")
+        finally:
+            _leave()
+        pipe.send(outcome)
+
+
+def _join(rank: int, world_size: int, port: int) -> None:
+    import torch.distributed as dist
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+
+
+def _leave() -> None:
+    """End the group, and make DeepSpeed forget it: it keeps its view of the world in module globals."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    torch._dynamo.reset()
+    if "deepspeed" in sys.modules:
+        comm = importlib.import_module("deepspeed.comm.comm")
+        comm.cdb = None
+        importlib.reload(importlib.import_module("deepspeed.utils.groups"))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
