@@ -1,6 +1,11 @@
 """TensorBoard, started on the folder of a run, as a person sees it."""
 
+import json
+import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
 from selenium.common.exceptions import StaleElementReferenceException
@@ -56,3 +61,20 @@ def test_a_run_shows_loss_learning_rate_gradient_norm_throughput_mfu_and_memory(
     row = WebDriverWait(browser, 60).until(lambda _: loss.find_elements(By.CSS_SELECTOR, "tb-data-table-content-row"))
     name, _smoothed, value, step = row[0].text.split()[:4]
     assert (name, value, step) == ("example/tensorboard", "2", "30")
+
+
+def test_the_server_gives_each_step_of_a_resumed_run_once(run, serve):
+    query = urlencode({"run": "example/tensorboard", "tag": "train/loss"})
+    address = f"{serve(run.path.parent)}/data/plugin/scalars/scalars?{query}"
+
+    def points() -> list[list[float]]:
+        """[time, step, value] of each point, once the server has read the folder."""
+        for _ in range(100):
+            try:
+                with urlopen(address, timeout=10) as response:
+                    return json.load(response)
+            except HTTPError:
+                time.sleep(0.1)
+        pytest.fail(f"no answer from {address}")
+
+    assert [step for _, step, _ in points()] == [10, 20, 30]
