@@ -21,7 +21,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch of one data-parallel rank, on the CPU.
+    """One micro-batch of one data-parallel rank; a loader makes it on the CPU.
 
     Labels are the inputs shifted by one. They are kept where documents meet: the first token of a document is then
     predicted from the EOS before it, which teaches the model how documents begin.
@@ -31,6 +31,14 @@ class Batch:
     labels: Tensor  # [B, S] int64, IGNORE_INDEX where there is no target
     position_ids: Tensor  # [B, S] int64, from 0 in each document, or in each row when attention crosses documents
     document_ids: Tensor | None  # [B, S] int32: equal ids may attend to each other; None when attention may cross
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device; a copy from pinned memory does not wait."""
+        documents = None if self.document_ids is None else self.document_ids.to(device, non_blocking=True)
+        input_ids, labels, position_ids = (
+            tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.labels, self.position_ids)
+        )
+        return Batch(input_ids, labels, position_ids, documents)
 
 
 def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:

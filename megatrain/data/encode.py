@@ -1,6 +1,7 @@
 """Tokenising batches of documents, in this process or several, always in order. Light to import: workers do."""
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,6 +73,7 @@ _tokenizer: Tokenizer | None = None  # a worker's own, set when it starts
 
 def _start(path: Path) -> None:
     global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _tokenizer = Tokenizer.load(path)

@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, and their hashes."""
 
+import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -7,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from megatrain.errors import DataError
 
 TEMPORARY = ".tmp"  # suffix of a file that is being written
 
@@ -45,20 +49,61 @@ def atomic_file(path: Path) -> Iterator[HashingWriter]:
     """Write `path` under a temporary name; it gets its own name only once every byte is on disk.
 
     The temporary name is fixed, so that a killed run leaves at most one, which the next run overwrites.
+
+    Raises:
+        DataError: the disk is full, or the folder cannot be written to.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    with open(temporary, "wb") as file:
-        yield HashingWriter(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    try:
+        with open(temporary, "wb") as file:
+            yield HashingWriter(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _not_writable(path, error) from None
 
 
 def write_bytes(path: Path, data: bytes) -> FileRecord:
     with atomic_file(path) as file:
         file.write(data)
     return file.record(path.name)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises:
+        DataError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to an existing folder. The lock ends with the process, however that ends.
+
+    Raises:
+        DataError: another process is writing there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise DataError(
+                f"{folder}: another process is writing here. Wait for it, or choose another folder."
+            ) from None
+        # a file system without locks (some mounts of Lustre): the user's care has to do
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -73,3 +118,7 @@ def sync_folder(folder: Path) -> None:
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _not_writable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be written: {error.strerror}. Mend that and run the command again.")

@@ -13,11 +13,14 @@ import numpy as np
 
 from megatrain.config import DataSection
 from megatrain.data.batch import Batch, assemble
+from megatrain.data.evaluation import EvaluationLoader
 from megatrain.data.mixture import quotas
 from megatrain.data.order import ORDER_VERSION, Order, Stage
 from megatrain.data.read_ahead import ReadAhead
 from megatrain.data.sources import OpenSources
 from megatrain.errors import ConfigError, DataError
+
+__all__ = ["EvaluationLoader", "StepBatches", "TrainLoader"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ killed ends, when it is run again, with the same bytes as one that was not.
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple, TextIO
 
 import megatrain
 from megatrain.data.encode import encode_documents
-from megatrain.data.files import FileRecord, sha256_file
+from megatrain.data.files import FileRecord, make_folder, sha256_file, sole_writer
 from megatrain.data.manifest import Manifest, Part, Recipe
 from megatrain.data.progress import PrepareProgress
 from megatrain.data.text import Document, find_inputs, read_documents
@@ -24,6 +25,7 @@ from megatrain.data.writer import SetWriter
 from megatrain.errors import ConfigError
 
 BLOCK_TOKENS = 1 << 18
+MOST_BLOCK_TOKENS = 1 << 30  # counts within a block are 32-bit numbers
 SHARD_BYTES = 1 << 28
 _BATCH_DOCUMENTS = 1024
 _BATCH_CHARACTERS = 1 << 20
@@ -54,12 +56,22 @@ class PrepareOptions:
             raise ConfigError("--holdout and --holdout-out go together: the share to hold out, and the folder for it")
         if self.holdout_out is not None and self.holdout_out.resolve() == self.out.resolve():
             raise ConfigError(f"--holdout-out: {self.holdout_out}: must be another folder than --out")
-        for name, value in (("block-tokens", self.block_tokens), ("workers", self.workers)):
-            if value < 1:
-                raise ConfigError(f"--{name}: {value}: must be at least 1")
-        for given in map(Path, self.inputs):
-            if given.is_dir() and self.out.resolve().is_relative_to(given.resolve()):
-                raise ConfigError(f"--out: {self.out}: is inside the input {given}, so it would be read as text")
+        if not 1 <= self.block_tokens <= MOST_BLOCK_TOKENS:
+            raise ConfigError(f"--block-tokens: {self.block_tokens}: must be from 1 to {MOST_BLOCK_TOKENS:,}")
+        if self.workers < 1:
+            raise ConfigError(f"--workers: {self.workers}: must be at least 1")
+        for folder in self.folders.values():
+            for given in map(Path, self.inputs):
+                if given.is_dir() and folder.resolve().is_relative_to(given.resolve()):
+                    raise ConfigError(f"{folder}: is inside the input {given}, so it would be read as text")
+
+    @property
+    def folders(self) -> dict[Part, Path]:
+        """The folder of each set that is written."""
+        folders: dict[Part, Path] = {"train": self.out}
+        if self.holdout_out is not None:
+            folders["holdout"] = self.holdout_out
+        return folders
 
 
 class _Place(NamedTuple):
@@ -82,22 +94,29 @@ def prepare(options: PrepareOptions, progress: TextIO | None = sys.stderr) -> li
     files = find_inputs(options.inputs)
     tokenizer = Tokenizer.load(options.tokenizer)
     sources = tuple(FileRecord(str(file), file.stat().st_size, sha256_file(file)) for file in files)
-    folders: dict[Part, Path] = {"train": options.out}
-    if options.holdout_out is not None:
-        folders["holdout"] = options.holdout_out
-    writers = {
-        part: SetWriter(folder, _recipe(options, part, tokenizer, sources), tokenizer.content)
-        for part, folder in folders.items()
-    }
-    with PrepareProgress(sum(source.bytes for source in sources), progress) as line:
-        if not all(writer.finished for writer in writers.values()):
-            wanted = _wanted(read_documents(files, options.text_field), options.holdout, writers)
-            for places, documents in encode_documents(_batches(wanted), options.tokenizer, options.workers):
-                for place, tokens in zip(places, documents, strict=True):
-                    writers[place.part].add(place.number, tokens)
-                tokens_read = sum(map(len, documents))
-                line.update(documents=len(documents), tokens=tokens_read, bytes_read=places[-1].bytes_read)
-    return [writer.finish() for writer in writers.values()]
+    with ExitStack() as locks:
+        for folder in options.folders.values():
+            make_folder(folder)
+            locks.enter_context(sole_writer(folder))
+        writers = {
+            part: SetWriter(folder, _recipe(options, part, tokenizer, sources), tokenizer.content)
+            for part, folder in options.folders.items()
+        }
+        with PrepareProgress(sum(source.bytes for source in sources), progress) as line:
+            if not all(writer.finished for writer in writers.values()):
+                _write_documents(options, files, writers, line)
+        return [writer.finish() for writer in writers.values()]
+
+
+def _write_documents(
+    options: PrepareOptions, files: list[Path], writers: dict[Part, SetWriter], line: PrepareProgress
+) -> None:
+    wanted = _wanted(read_documents(files, options.text_field), options.holdout, writers)
+    for places, documents in encode_documents(_batches(wanted), options.tokenizer, options.workers):
+        for place, tokens in zip(places, documents, strict=True):
+            writers[place.part].add(place.number, tokens)
+        tokens_read = sum(map(len, documents))
+        line.update(documents=len(documents), tokens=tokens_read, bytes_read=places[-1].bytes_read)
 
 
 def part_of(text: str, holdout: float) -> Part:

@@ -10,7 +10,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from megatrain.data.files import write_bytes
+from megatrain.data.files import make_folder, write_bytes
 from megatrain.data.text import find_inputs, read_documents
 from megatrain.errors import ConfigError, DataError
 
@@ -134,7 +134,7 @@ def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, 
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_bytes(out / _TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     write_bytes(file, content)
     return Tokenizer.load(out)

@@ -46,7 +46,7 @@ class SetWriter:
     """Writes one prepared folder.
 
     Args:
-        folder: created when absent. What a run of the same recipe left there is continued.
+        folder: exists. What a run of the same recipe left there is continued.
         recipe: what decides the bytes.
         tokenizer: the content of tokenizer.json, kept beside the data.
 
@@ -132,7 +132,6 @@ class SetWriter:
             self._require_same(_read_recipe(self.folder / _RECIPE), "holds unfinished data")
         elif list(self.folder.glob("shard-*.tar")):
             raise DataError(f"{self.folder}: holds shards of something else. Choose another folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._clean(finished=False)
         write_bytes(self.folder / _RECIPE, json.dumps(asdict(self.recipe)).encode())
         write_bytes(self.folder / TOKENIZER, tokenizer)
@@ -211,11 +210,16 @@ def _receipt_name(shard: int) -> str:
 
 
 def _read_receipts(folder: Path) -> list[Receipt]:
+    """The receipts of the first shards, up to one whose shard is gone or has another size: it is written again."""
     receipts: list[Receipt] = []
     while (file := folder / _receipt_name(len(receipts))).exists():
         value = json.loads(file.read_text())
         blocks = [BlockRecord(*block) for block in value["blocks"]]
-        receipts.append(Receipt(FileRecord(**value["shard"]), blocks, Resume(**value["resume"])))
+        receipt = Receipt(FileRecord(**value["shard"]), blocks, Resume(**value["resume"]))
+        shard = folder / receipt.shard.name
+        if not shard.is_file() or shard.stat().st_size != receipt.shard.bytes:
+            break
+        receipts.append(receipt)
     return receipts
 
 

@@ -82,7 +82,7 @@ def test_labels_and_boundaries_come_from_the_index(make_loader, prepared, tokeni
     (batch,) = loader.next().micro_batches
     assert torch.equal(batch.labels[:, :-1], batch.input_ids[:, 1:])
     after_eos = (batch.input_ids == tokenizer.eos_id)[:, :-1]
-    assert after_eos.sum() > 10
+    assert after_eos.any()
     assert torch.equal(batch.document_ids[:, 1:] != batch.document_ids[:, :-1], after_eos)
     assert torch.equal(batch.position_ids[:, 1:] == 0, after_eos)
     assert (batch.position_ids[:, 0] == 0).all()

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from megatrain.data.files import sole_writer
 from megatrain.data.manifest import read_manifest
 from megatrain.data.prepare import PrepareOptions, prepare
 from megatrain.data.shards import PreparedData
@@ -245,9 +247,9 @@ def test_unfinished_data_of_changed_inputs_is_refused(
         ({"holdout": 0.1}, "--holdout and --holdout-out go together"),
         ({"holdout_out": Path("h")}, "--holdout and --holdout-out go together"),
         ({"holdout": 0.1, "holdout_out": Path("./out")}, "must be another folder than --out"),
-        ({"block_tokens": 0}, "--block-tokens: 0: must be at least 1"),
+        ({"block_tokens": 0}, "--block-tokens: 0: must be from 1 to 1,073,741,824"),
         ({"workers": 0}, "--workers: 0: must be at least 1"),
-        ({"inputs": (".",)}, "--out: out: is inside the input"),
+        ({"inputs": (".",)}, "out: is inside the input"),
     ],
 )
 def test_contradictory_options(options, message):
@@ -262,6 +264,43 @@ def test_text_too_short_for_a_set(tmp_path, make_corpus, tokenizer_folder, prepa
     corpus = make_corpus(tmp_path / "a.jsonl", documents=3, seed=1)
     with pytest.raises(DataError, match=r"--holdout 0\.0001 of so few documents is none"):
         prepare_text(corpus, tmp_path / "b", tokenizer_folder, holdout=0.0001, holdout_out=tmp_path / "c")
+
+
+def test_a_finished_shard_that_was_deleted_meanwhile_is_written_again(
+    tmp_path, corpus, tokenizer_folder, prepare_text, prepared, monkeypatch
+):
+    out = tmp_path / "out"
+
+    def killed(descriptor):
+        if (out / "shard-00003.tar").exists():
+            raise KilledError
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KilledError):
+        prepare_text(corpus, out, tokenizer_folder)
+    monkeypatch.undo()
+    (out / "shard-00001.tar").unlink()
+    prepare_text(corpus, out, tokenizer_folder)
+    assert contents(out) == contents(prepared)
+
+
+def test_two_writers_of_one_folder(tmp_path, corpus, tokenizer_folder, prepare_text):
+    with sole_writer(tmp_path), pytest.raises(DataError, match="another process is writing here"):
+        prepare_text(corpus, tmp_path, tokenizer_folder)
+    prepare_text(corpus, tmp_path, tokenizer_folder)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, corpus, tokenizer_folder, prepare_text, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file/out: cannot be written: Not a directory"):
+        prepare_text(corpus, tmp_path / "file" / "out", tokenizer_folder)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        prepare_text(corpus, tmp_path / "out", tokenizer_folder)
 
 
 @pytest.mark.parametrize("block_tokens", [1, 2, 3, 7, 64, 100_000])
