@@ -49,13 +49,13 @@ network: {bandwidth: 1, latency: 100}
     own.write_text(text, encoding="utf-8")
     assert load_hardware(str(own), 2).peak_tflops == pytest.approx(0.2)
     own.write_text(text.replace("device", "dvice"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="own.yaml: dvice"):
+    with pytest.raises(ConfigError, match=r"own.yaml: dvice"):
         load_hardware(str(own), 2)
     own.write_text(text.replace("cores_per_node: 4", "cores_per_node: none"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="own.yaml: cores_per_node"):
+    with pytest.raises(ConfigError, match=r"own.yaml: cores_per_node"):
         load_hardware(str(own), 2)
     own.write_text("[", encoding="utf-8")
-    with pytest.raises(ConfigError, match="own.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"own.yaml: cannot be read"):
         load_hardware(str(own), 2)
     with pytest.raises(ConfigError, match="no such file"):
         load_hardware(str(tmp_path / "absent.yaml"), 2)

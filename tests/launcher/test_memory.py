@@ -61,13 +61,9 @@ def test_activations_of_a_layer_are_the_literatures():
     deeper = MODEL.model_copy(update={"num_hidden_layers": 5})
     hardware = load_hardware("h100-sxm", 8)
     arguments = {"sequence_length": 1024, "precision": "bf16", "hardware": hardware}
-    layout = Layout(**BASE)
-    added = (
-        estimate_memory(deeper, layout, **arguments).activations
-        - estimate_memory(MODEL, layout, **arguments).activations
-    )
+    four, five = (estimate_memory(model, Layout(**BASE), **arguments) for model in (MODEL, deeper))
     h, f, g = 256, 512, 4 / 8
-    assert added == pytest.approx(4 * 1024 * (h * (12 + 4 * g) + 6 * f), abs=1)
+    assert five.activations - four.activations == pytest.approx(4 * 1024 * (h * (12 + 4 * g) + 6 * f), abs=1)
 
 
 def test_each_way_to_save_memory_saves_memory():
