@@ -128,10 +128,10 @@ class SetWriter:
             self._require_same(manifest.recipe, "holds prepared data")
             self._clean(finished=True)
             return manifest
-        if (self.folder / _RECIPE).exists():
+        if list(self.folder.glob("shard-*.tar")):
+            if not (self.folder / _RECIPE).exists():
+                raise DataError(f"{self.folder}: holds shards of something else. Choose another folder.")
             self._require_same(_read_recipe(self.folder / _RECIPE), "holds unfinished data")
-        elif list(self.folder.glob("shard-*.tar")):
-            raise DataError(f"{self.folder}: holds shards of something else. Choose another folder.")
         self._clean(finished=False)
         write_bytes(self.folder / _RECIPE, json.dumps(asdict(self.recipe)).encode())
         write_bytes(self.folder / TOKENIZER, tokenizer)

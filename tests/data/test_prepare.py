@@ -284,6 +284,16 @@ def test_a_finished_shard_that_was_deleted_meanwhile_is_written_again(
     assert contents(out) == contents(prepared)
 
 
+def test_a_folder_that_got_no_shard_is_free_for_other_inputs(
+    tmp_path, corpus, tokenizer_folder, prepare_text, prepared
+):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        prepare_text(tmp_path / "a.png", tmp_path / "out", tokenizer_folder)
+    prepare_text(corpus, tmp_path / "out", tokenizer_folder)
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
 def test_two_writers_of_one_folder(tmp_path, corpus, tokenizer_folder, prepare_text):
     with sole_writer(tmp_path), pytest.raises(DataError, match="another process is writing here"):
         prepare_text(corpus, tmp_path, tokenizer_folder)
