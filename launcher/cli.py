@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from launcher.plan import PlanReport
+    from launcher.preflight import Finding
     from megatrain.config import Config
 
 _OPTIONS: dict[str, Any] = {
@@ -140,22 +141,23 @@ def submit(
     profile: Annotated[str | None, typer.Option(help="site profile: a name in slurm/profiles, or a file")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script, and nothing else")] = False,
 ) -> None:
-    """Check a run and hand it to Slurm.
+    """Check a run and hand it to Slurm. A dry run prints the script even where a check fails; the exit code says so.
 
     Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
     """
     from launcher import preflight, slurm
     from launcher.plan import resolve
-    from launcher.report import findings_text, headline
+    from launcher.report import headline
     from launcher.run_files import prepare_run, run_folder
 
     config, report = _plan(file, overrides)
     resolved = resolve(config, report.chosen)
     script = slurm.render(resolved, run_folder(resolved), report.chosen, profile=profile)
-    warnings = preflight.demand(preflight.check(config, report.chosen))
-    print("\n".join(findings_text(warnings)), file=sys.stderr, end="\n" if warnings else "")
+    findings = preflight.check(config, report.chosen)
     if dry_run:
-        print(script, end="")
+        print(script, end="", flush=True)
+    _warn(preflight.demand(findings))
+    if dry_run:
         return
     slurm.test_only(script)
     job = slurm.submit(script, prepare_run(config, report.chosen))
@@ -283,7 +285,7 @@ def _run_here(
     from launcher import preflight
     from launcher.local import run_ranks
     from launcher.plan import resolve
-    from launcher.report import findings_text, plan_text
+    from launcher.report import plan_text
     from launcher.run_files import is_finetune, prepare_run
 
     config, report = _plan(file, overrides, nproc)
@@ -298,14 +300,18 @@ def _run_here(
     resolved = resolve(config, report.chosen)
     if dry_run:
         print(plan_text(resolved, report))
-    warnings = preflight.demand(preflight.check(config, report.chosen, resume=resume))
-    print("\n".join(findings_text(warnings)), file=sys.stderr, end="\n" if warnings else "")
+    _warn(preflight.demand(preflight.check(config, report.chosen, resume=resume)))
     if dry_run:
         return
     run = prepare_run(config, report.chosen, resume=resume)
     module = "megatrain.finetune" if finetune else "megatrain.train"
     ranks = report.chosen.world_size
     raise typer.Exit(run_ranks(run, ranks, module=module, resume=resume, device=report.hardware.device))
+
+
+def _warn(findings: "list[Finding]") -> None:
+    for finding in findings:
+        print(f"{finding.level}: {finding.text}", file=sys.stderr)
 
 
 def _existing(path: Path) -> Path:

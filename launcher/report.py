@@ -4,7 +4,6 @@ from collections import Counter
 
 from launcher.hardware import GIB
 from launcher.plan import Plan, PlanReport
-from launcher.preflight import Finding
 from megatrain.config import Config
 from megatrain.monitor.formatting import duration, gib, quantity
 
@@ -45,10 +44,6 @@ def plan_text(config: Config, report: PlanReport) -> str:
     if report.rejected:
         lines += ["", f"{len(report.rejected)} do not:", *_reasons(report)]
     return "\n".join(lines)
-
-
-def findings_text(findings: list[Finding]) -> list[str]:
-    return [f"{finding.level}: {line}" for finding in findings for line in finding.text.splitlines()]
 
 
 def _candidate(plan: Plan) -> str:

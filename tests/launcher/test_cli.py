@@ -192,7 +192,11 @@ def test_submit_dry_run_prints_the_script_and_nothing_else(folder):
     assert not (folder / "runs").exists()
     with_warnings = command("submit", "tiny.yaml", "--dry-run", "training.steps=900000", cwd=folder)
     assert "warning: data.train.0" in with_warnings.stderr
-    assert with_warnings.stdout.startswith("#!/bin/bash\n")
+    assert with_warnings.stdout == done.stdout
+    doomed = command("submit", "tiny.yaml", "--dry-run", "data.train.0.path=gone", cwd=folder)
+    assert doomed.returncode == ExitCode.DATA
+    assert "error: data.train.0: gone" in doomed.stderr
+    assert doomed.stdout == done.stdout
 
 
 def test_checkpoints_are_listed_as_json(folder):
