@@ -7,6 +7,7 @@ again; each quickstart trains runs of its own, runs/quickstart-1 and so on.
 
 import json
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -112,7 +113,8 @@ def resume(run: RunDir, results: Results) -> None:
     expect_resumed(outcome, results.stopped_at)
     expect_each_step_once(run, STEPS)
     results.trained = validation_losses(run)[STEPS]
-    results.tokens_per_second = read_metrics(run.metrics)[-2]["tokens_per_second"]
+    rates = [row["tokens_per_second"] for row in read_metrics(run.metrics) if "loss" in row]
+    results.tokens_per_second = statistics.median(rates)
     expect(
         f"held-out loss {results.trained:.3f} is at least {BETTER_THAN_UNIGRAMS} under the unigrams' "
         f"{results.unigrams:.3f}",

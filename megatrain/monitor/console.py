@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -38,7 +37,7 @@ class Console:
         self._config = config
         self._run = run
         self._world_size = world_size
-        self._unit = "GPU" if torch.cuda.is_available() else "rank"
+        self._unit = "rank" if config.cluster.hardware == "cpu" else "GPU"
         self._stream: TextIO | None = (stream or sys.stdout) if rank == 0 else None
         self._bar = _Bar(self._stream, config.total_steps) if self._stream and self._stream.isatty() else None
         self._waiting = False

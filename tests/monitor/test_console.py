@@ -47,7 +47,7 @@ def test_the_block_at_the_start(console, stream):
     assert stream.getvalue().splitlines() == [
         "megatrain 0.1.0 · run llama-125m · 8 nodes × 8 h100-sxm · ZeRO-1, tensor 1, data 64 · micro-batch 4 × 1"
         " · compile, selective recompute · bf16",
-        "125.8M parameters · 2.50B tokens = 4,769 steps of 524,288 · planned 14.2 GiB a rank · planned 46% MFU, 1h02m",
+        "125.8M parameters · 2.50B tokens = 4,769 steps of 524,288 · planned 14.2 GiB a GPU · planned 46% MFU, 1h02m",
     ]
 
 
@@ -68,9 +68,16 @@ def test_a_resume_names_step_checkpoint_and_data_position(console, run, stream):
 def test_a_step_is_one_line(console, stream, step_metrics):
     console.step(step_metrics(1010, step_seconds=1.0, data_wait_seconds=0.002))
     assert stream.getvalue() == (
-        "step 1,010/4,769  loss 3.412  |g| 0.41  lr 5.9e-4  1.92M tok/s  30.0k/rank  MFU 41.3%  14.6 GiB"
+        "step 1,010/4,769  loss 3.412  |g| 0.41  lr 5.9e-4  1.92M tok/s  30.0k/GPU  MFU 41.3%  14.6 GiB"
         "  data wait 0.2%  eta 1h02m\n"
     )
+
+
+def test_on_a_cpu_profile_a_rank_is_called_a_rank(config, run, stream, step_metrics):
+    cluster = config.cluster.model_copy(update={"hardware": "cpu"})
+    on_cpu = config.model_copy(update={"cluster": cluster})
+    Console(on_cpu, run, rank=0, world_size=64, stream=stream).step(step_metrics())
+    assert "30.0k/rank" in stream.getvalue()
 
 
 def test_evaluations_and_checkpoints(console, run, stream):
