@@ -28,7 +28,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "train_batch_size": training.global_batch_size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.gradient_clipping,
+        # without ZeRO the trainer clips: DeepSpeed's norm is wrong there under tensor parallelism (train/engine.py)
+        "gradient_clipping": config.optimizer.gradient_clipping if parallel.zero_stage else 0.0,
         "zero_optimization": {"stage": parallel.zero_stage},
         "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
     }

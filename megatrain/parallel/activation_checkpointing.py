@@ -1,10 +1,11 @@
 """Trade compute for memory: drop a block's activations in the forward pass and make them again in the backward."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Mode = Literal["none", "selective", "full"]
@@ -30,7 +31,15 @@ def apply_activation_checkpointing(model: nn.Module, mode: Mode) -> None:
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in model.get_submodule("blocks").children():
-        block.forward = partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]
+        block.forward = _recomputed(block.forward, options)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
+    def recomputed(*inputs: Any) -> Tensor:
+        out: Tensor = checkpoint(forward, *inputs, **options)
+        return out
+
+    return recomputed
 
 
 def _policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

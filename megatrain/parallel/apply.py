@@ -11,7 +11,7 @@ from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.mesh import Mesh
-from megatrain.parallel.tensor_parallel import apply_tensor_parallel, shard_of
+from megatrain.parallel.tensor_parallel import apply_tensor_parallel, shard_of, sum_replicated_gradients
 
 
 def build_parallel_model(
@@ -25,20 +25,21 @@ def build_parallel_model(
     """
     with torch.device("meta"):
         model = Transformer(model_config)
-    parallelize(model, parallel, mesh)
-    materialize(model, partial(_initial_part, config=model_config, seed=seed), device)
-    return model
-
-
-def parallelize(model: nn.Module, parallel: ParallelSection, mesh: Mesh) -> None:
+    sequence_parallel = parallel.sequence_parallel is True
     # 1. Slices and collectives first: checkpointing must recompute them, and compile must see them.
-    apply_tensor_parallel(model, mesh.tensor_group, sequence_parallel=parallel.sequence_parallel is True)
-    # 2. Checkpointing wraps a block's forward, collectives on its modules included.
+    apply_tensor_parallel(model, mesh.tensor_group, sequence_parallel=sequence_parallel)
+    # 2. Only what is left of each weight becomes real.
+    materialize(model, partial(_initial_part, config=model_config, seed=seed), device)
+    # 3. Hooks on parameters need the real ones.
+    if sequence_parallel:
+        sum_replicated_gradients(model, mesh.tensor_group)
+    # 4. Checkpointing wraps a block's forward, collectives on its modules included.
     if parallel.activation_checkpointing != "auto":
         apply_activation_checkpointing(model, parallel.activation_checkpointing)
-    # 3. Compile last, so that one graph holds the block and what was done to it.
+    # 5. Compile last, so that one graph holds the block and what was done to it.
     if parallel.compile:
         compile_blocks(model)
+    return model
 
 
 def _initial_part(name: str, parameter: nn.Parameter, *, config: ModelSection, seed: int) -> Tensor:

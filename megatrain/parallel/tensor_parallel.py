@@ -68,8 +68,13 @@ def apply_tensor_parallel(model: nn.Module, group: dist.ProcessGroup, *, sequenc
             _mark_region(module, enters, leaves, group, sequence_parallel)
     make_embedding_vocab_parallel(model.get_submodule("embedding"), rank)
     make_head_vocab_parallel(model.get_submodule("head"), rank, group)
-    if sequence_parallel:
-        _sum_replicated_gradients(model, group)
+
+
+def sum_replicated_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:
+    """Under sequence parallelism each rank sees a part of the positions, so what is replicated has partial gradients."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and shard_of(parameter) is None:
+            parameter.register_hook(lambda gradient: collectives.all_reduce(gradient, group))
 
 
 def shard_of(parameter: Tensor) -> Shard | None:
@@ -95,10 +100,3 @@ def _mark_region(module: nn.Module, enters: bool, leaves: bool, group: dist.Proc
         module.register_forward_pre_hook(lambda _, inputs: (enter(inputs[0], group), *inputs[1:]))
     if leaves:
         module.register_forward_hook(lambda _, inputs, output: leave(output, group))
-
-
-def _sum_replicated_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Under sequence parallelism each rank sees a part of the positions, so what is replicated has partial gradients."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and shard_of(parameter) is None:
-            parameter.register_hook(lambda gradient: collectives.all_reduce(gradient, group))

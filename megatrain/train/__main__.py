@@ -41,18 +41,20 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
             seed=config.run.seed,
         ),
         validation=lambda mesh: (
-            lambda: EvaluationLoader(
-                config.data.validation,
-                sequence_length=config.data.sequence_length,
-                attend_across_documents=config.data.attend_across_documents,
-                sequences=config.evaluation.sequences,
-                micro_batch_size=micro_batch_size,
-                data_rank=mesh.data_rank,
-                data_size=mesh.data_parallel,
+            (
+                lambda: EvaluationLoader(
+                    config.data.validation,
+                    sequence_length=config.data.sequence_length,
+                    attend_across_documents=config.data.attend_across_documents,
+                    sequences=config.evaluation.sequences,
+                    micro_batch_size=micro_batch_size,
+                    data_rank=mesh.data_rank,
+                    data_size=mesh.data_parallel,
+                )
             )
-        )
-        if config.data.validation
-        else None,
+            if config.data.validation
+            else None
+        ),
     )
     try:
         train(parts, position.step)

@@ -56,7 +56,8 @@ def build(
     loader = make_loader(mesh)
     model = build_parallel_model(config.model, config.parallel, mesh, seed=config.run.seed, device=device)
     optimizer = build_optimizer(model, config.optimizer)
-    engine = Engine(model, optimizer, mesh, read_ds_config(run.ds_config))
+    ds_config = read_ds_config(run.ds_config)
+    engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
     layout = f"ZeRO-{config.parallel.zero_stage}, tensor {mesh.tensor_parallel}, data {mesh.data_parallel}"
     store = CheckpointStore(
         run, mesh.control_group, layout=layout, keep_last=config.checkpoint.keep_last, report=console.line

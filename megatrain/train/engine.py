@@ -1,5 +1,7 @@
 """The one place that builds DeepSpeed, and the small face of it that the loop sees."""
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -17,14 +19,20 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import fragments
 from megatrain.data.batch import Batch
+from megatrain.model.transformer import Block
 from megatrain.parallel import collectives
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
 
 deepspeed_logger.setLevel(logging.ERROR)
+
+# An op for inference that DeepSpeed compiles at start on a CPU. No training step uses it, it needs a C++ compiler, and
+# the file lock of a rank that was killed while compiling makes every later start wait for ever.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class Engine:
@@ -33,16 +41,30 @@ class Engine:
     Args:
         model: this rank's slice, as `parallel.apply.build_parallel_model` makes it.
         ds_config: as `launcher.deepspeed_config` writes it; nothing is added here.
+        gradient_clipping: maximum norm of the whole gradient; 0 for none.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, mesh: Mesh, ds_config: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mesh: Mesh,
+        ds_config: Mapping[str, Any],
+        *,
+        gradient_clipping: float,
+    ) -> None:
         self.mesh = mesh
         self._accumulation: int = ds_config["gradient_accumulation_steps"]
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=dict(ds_config), mpu=mesh, dist_init_required=False
-        )
+        self._partitioned: bool = ds_config["zero_optimization"]["stage"] > 0
+        self._clipping = gradient_clipping
+        if ds_config["zero_optimization"]["stage"] == 3:
+            # gather a block at a time: hooks inside it would break its compiled graph at every layer
+            set_z3_leaf_modules(model, [Block])
+        with contextlib.redirect_stdout(io.StringIO()):  # some of its optimizers print their memory use
+            self._engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=dict(ds_config), mpu=mesh, dist_init_required=False
+            )
         self.device: torch.device = self._engine.device
-        self._reports_norm = hasattr(self._engine.optimizer, "_global_grad_norm") or ds_config["zero_optimization"]["stage"]
         fragments.create_optimizer_state(self._engine)
 
     def accumulate(self, batch: Batch, target_tokens: int) -> Tensor:
@@ -65,13 +87,11 @@ class Engine:
         micro-batch of a step; 0.0 at the others.
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
-        norm = self._plain_gradient_norm() if boundary and not self._reports_norm else 0.0
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        norm = self._clip_whole_gradients() if boundary and not self._partitioned else 0.0
         self._engine.step()
-        if boundary and self._reports_norm:
-            norm = float(self._engine.get_global_grad_norm())
-        return norm
+        return float(self._engine.get_global_grad_norm()) if boundary and self._partitioned else norm
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -100,14 +120,22 @@ class Engine:
         )
         return loss
 
-    def _plain_gradient_norm(self) -> float:
-        """fp32 without ZeRO, where DeepSpeed reports none. Replicated parameters count once."""
-        squares = torch.zeros(2, device=self.device)  # split over tensor-parallel ranks; replicated
-        for p in self._engine.module.parameters():
-            if p.grad is not None:
-                squares[0 if shard_of(p) else 1] += p.grad.float().pow(2).sum()
+    def _clip_whole_gradients(self) -> float:
+        """The gradient norm without ZeRO, where every rank holds whole gradients; clips them.
+
+        DeepSpeed reports no norm here in fp32. In bf16 its norm is wrong under tensor parallelism: it is taken over
+        copies that have lost their marks, so that only the slices of rank 0 count.
+        """
+        gradients = [(p.grad, shard_of(p)) for p in self._engine.module.parameters() if p.grad is not None]
+        squares = torch.zeros(2, device=self.device)  # of what is split over tensor-parallel ranks; of what is not
+        for gradient, shard in gradients:
+            squares[1 if shard is None else 0] += gradient.float().pow(2).sum()
         split = collectives.all_reduce(squares[:1], self.mesh.tensor_group)
-        return math.sqrt(float(split[0] + squares[1]))
+        norm = math.sqrt(float(split[0] + squares[1]))
+        if 0 < self._clipping < norm:
+            for gradient, _ in gradients:
+                gradient.mul_(self._clipping / norm)
+        return norm
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from megatrain.config import Config
-from megatrain.data.batch import Batch, StepBatches
+from megatrain.data.batch import Batch
+from megatrain.data.loader import StepBatches
 from megatrain.errors import Stopped
 from megatrain.train.checkpointing import Checkpointer
 from megatrain.train.engine import Engine

@@ -105,7 +105,10 @@ class Run:
         self.mesh = Mesh(Topology(world_size=layout.world_size, tensor_parallel=layout.tensor))
         model = build_parallel_model(config.model, config.parallel, self.mesh, seed=config.run.seed)
         optimizer = build_optimizer(model, config.optimizer)
-        self.engine = Engine(model, optimizer, self.mesh, deepspeed_config(config, layout.world_size))
+        ds_config = deepspeed_config(config, layout.world_size)
+        self.engine = Engine(
+            model, optimizer, self.mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping
+        )
 
     def train(self, first: int, last: int) -> list[tuple[float, float]]:
         """Loss and gradient norm of steps [first, last)."""
@@ -119,7 +122,9 @@ class Run:
             ids, labels = global_batch(step)
             loss = torch.zeros(())
             for at in range(0, per_rank, self.layout.micro_batch):
-                rows = slice(self.mesh.data_rank * per_rank + at, self.mesh.data_rank * per_rank + at + self.layout.micro_batch)
+                rows = slice(
+                    self.mesh.data_rank * per_rank + at, self.mesh.data_rank * per_rank + at + self.layout.micro_batch
+                )
                 positions = torch.arange(SEQUENCE).expand(self.layout.micro_batch, -1)
                 batch = Batch(ids[rows], labels[rows], positions, documents()[rows])
                 loss += self.engine.accumulate(batch, labels.numel())

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -53,6 +54,7 @@ def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import torch
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed calls what torch 2.13 renamed
     torch.set_num_threads(1)
     while True:
         world_size, port, module, name, arguments = pipe.recv()
@@ -75,7 +77,10 @@ def _join(rank: int, world_size: int, port: int) -> None:
 
 
 def _leave() -> None:
-    """End the group, and make DeepSpeed forget it: it keeps its view of the world in module globals."""
+    """End the group, and make DeepSpeed forget it.
+
+    It keeps its view of the world, and the counts of modules and parameters that ranks compare, in module globals.
+    """
     import torch
     import torch.distributed as dist
 
@@ -86,6 +91,10 @@ def _leave() -> None:
         comm = importlib.import_module("deepspeed.comm.comm")
         comm.cdb = None
         importlib.reload(importlib.import_module("deepspeed.utils.groups"))
+        offload = importlib.import_module("deepspeed.runtime.zero.parameter_offload").DeepSpeedZeRoOffload
+        (count,) = offload._register_deepspeed_module.__defaults__
+        count[0] = 0
+        importlib.import_module("deepspeed.runtime.zero.partition_parameters").Init.param_id = 0
 
 
 def _free_port() -> int:
