@@ -21,7 +21,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 GRACE_SECONDS = 10.0  # between asking the survivors of a dead rank to end, and ending them
 SHOWN_LINES = 20  # of a dead rank's log
 _POLL_SECONDS = 0.05
-_EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # every rank finds the same, rank 0 says it
+# every rank finds the same mistake, and rank 0 says it
+_EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -57,7 +58,7 @@ class _Ranks:
             copiers = self._copy_rank_zero()
             failed = self._first_failure()
             if failed is not None:
-                self._end_survivors()
+                self._end_survivors(self.processes[failed].returncode)
         finally:
             self._end(signal.SIGKILL)  # and whatever a rank started and left in its group
             for copier in copiers:
@@ -100,12 +101,17 @@ class _Ranks:
                 return None
             time.sleep(_POLL_SECONDS)
 
-    def _end_survivors(self) -> None:
+    def _end_survivors(self, code: int) -> None:
+        if code in _EXPLAINED:
+            self._wait_until_all_ended(GRACE_SECONDS)  # rank 0 may not have come to say it yet
         self._end(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
+        self._wait_until_all_ended(GRACE_SECONDS)
+        self._end(signal.SIGKILL)
+
+    def _wait_until_all_ended(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
             time.sleep(_POLL_SECONDS)
-        self._end(signal.SIGKILL)
 
     def _end(self, number: int) -> None:
         """Signal every rank. SIGKILL goes to whole process groups, and waits until they are gone."""

@@ -167,7 +167,7 @@ def test_survivors_are_asked_before_they_are_killed(run, rank_does):
 
 
 def test_a_mistake_that_rank_zero_has_explained_is_not_told_again(run, rank_does, capfd):
-    rank_does("if rank == 0: print('error: no such data', file=sys.stderr)\nsys.exit(4)")
+    rank_does("if rank == 0:\n    time.sleep(0.5)\n    print('error: no such data', file=sys.stderr)\nsys.exit(4)")
     assert ranks(run) == 4
     assert capfd.readouterr().err == "error: no such data\n"
 
