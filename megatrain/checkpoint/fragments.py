@@ -125,14 +125,23 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
     DeepSpeed takes such a step itself for some stages and not for others; after this all count from zero.
     """
     optimizer = _torch_optimizer(engine)
-    masters = [p for group in optimizer.param_groups for p in group["params"]]
+    stage3 = isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3)  # its groups are empty between steps
+    masters = (
+        engine.optimizer.fp32_partitioned_groups_flat
+        if stage3
+        else [p for group in optimizer.param_groups for p in group["params"]]
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
     kept = [p.grad for p in masters]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     for p in masters:
         p.grad = torch.zeros_like(p)
-    optimizer.step()
+    if stage3:
+        for sub_group in range(len(masters)):
+            engine.optimizer._optimizer_step(sub_group)
+    else:
+        optimizer.step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     for p, gradient in zip(masters, kept, strict=True):

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from megatrain.checkpoint.manifest import FileRecord
 from megatrain.errors import CheckpointError
@@ -27,6 +27,10 @@ class HashingWriter(FileSystemWriter):
         super().__init__(path, overwrite=False, sync_files=True)
         self._hashing = _HashingFileSystem()
         self.fs = self._hashing
+
+    def storage_meta(self) -> StorageMeta:
+        """Without the path it is written under: the folder is renamed, and may be moved."""
+        return StorageMeta(save_id=self.save_id)
 
     @property
     def records(self) -> dict[str, FileRecord]:
@@ -73,6 +77,9 @@ class _HashingStream:
     def fileno(self) -> int:
         self._file.flush()  # the caller is about to fsync
         return self._file.fileno()
+
+    def close(self) -> None:
+        self._file.close()
 
     def record(self) -> FileRecord:
         return FileRecord(bytes=self.bytes, sha256=self._digest.hexdigest())

@@ -1,0 +1,58 @@
+"""Every layout trains as one plain process does: the same losses and gradient norms over 20 steps."""
+
+import math
+
+import pytest
+
+from tests.distributed.layouts import STEPS, Layout, plain_run, trained
+from tests.distributed.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = [
+    Layout(zero, tensor, data, precision)
+    for precision in ("fp32", "bf16")
+    for tensor in (1, 2)
+    for data in (1, 2)
+    for zero in (0, 1, 2, 3)
+]
+
+WHAT_IS_DONE_TO_A_MODEL = [
+    Layout(0, 2, 1, sequence_parallel=True),
+    Layout(1, 2, 2, sequence_parallel=True),
+    Layout(3, 2, 2, sequence_parallel=True, checkpointing="full"),
+    Layout(1, 2, 1, checkpointing="selective"),
+    Layout(1, 1, 2, compile=True),
+    Layout(1, 2, 1, compile=True, sequence_parallel=True, checkpointing="selective"),
+    Layout(3, 1, 2, compile=True, checkpointing="full"),
+    Layout(1, 1, 2, micro_batch=4),
+    Layout(2, 1, 2, micro_batch=1),
+    Layout(2, 2, 1, tied=True),
+    Layout(3, 1, 2, tied=True),
+    Layout(1, 2, 2, "bf16", sequence_parallel=True, compile=True),
+]
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[tuple[str, bool], list[tuple[float, float]]]:
+    return {(precision, tied): plain_run(precision, tied) for precision in TOLERANCE for tied in (False, True)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS + WHAT_IS_DONE_TO_A_MODEL, ids=str)
+def test_losses_and_norms_of_a_plain_process(ranks: RankPool, layout: Layout, reference: dict) -> None:
+    results = ranks.run(layout.world_size, trained, layout)
+
+    assert all(result == results[0] for result in results), "every rank reports the same"
+    expected = reference[layout.precision, layout.tied]
+    assert len(results[0]) == STEPS
+    for step, (got, want) in enumerate(zip(results[0], expected, strict=True)):
+        assert math.isclose(got[0], want[0], rel_tol=TOLERANCE[layout.precision]), f"loss at step {step}"
+        assert math.isclose(got[1], want[1], rel_tol=TOLERANCE[layout.precision]), f"gradient norm at step {step}"
+
+
+def test_the_reference_learns(reference: dict) -> None:
+    """Parity over steps in which nothing happens would prove nothing."""
+    losses = [loss for loss, _ in reference["fp32", False]]
+    assert losses[-1] < 0.85 * losses[0]
