@@ -1,0 +1,78 @@
+"""One rank of a fine-tuning run: `python -m megatrain.finetune RUN`, under torchrun's variables or srun."""
+
+import argparse
+from pathlib import Path
+
+from megatrain.config import FinetuneConfig
+from megatrain.config_file import load
+from megatrain.errors import ConfigError
+from megatrain.run_dir import RunDir
+from megatrain.train.process import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="megatrain.finetune", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
+    parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
+    arguments = parser.parse_args()
+    run(lambda: finetune(RunDir(arguments.run), arguments.resume))
+
+
+def finetune(run_dir: RunDir, resume: str) -> None:
+    from megatrain.checkpoint.manifest import find_checkpoint
+    from megatrain.data.tokenizer import Tokenizer
+    from megatrain.finetune.examples import pack, read_examples
+    from megatrain.finetune.loader import ExampleEvaluation, ExampleLoader
+    from megatrain.train.build import build
+    from megatrain.train.loop import run_validation, train
+
+    config = load(run_dir.config)
+    if not isinstance(config, FinetuneConfig):
+        raise ConfigError(f"{run_dir.config}: is a pretraining run; start it with `megatrain train`")
+    section, micro_batch_size = config.finetune, config.training.micro_batch_size
+    assert config.tokenizer is not None, "a resolved configuration"
+    assert isinstance(micro_batch_size, int), "a resolved configuration"
+    tokenizer = Tokenizer.load(config.tokenizer.path)
+
+    def rows(paths: tuple[str, ...]) -> list:
+        fields = {"prompt_field": section.prompt_field, "response_field": section.response_field}
+        examples = read_examples(paths, tokenizer, sequence_length=config.sequence_length, **fields)
+        return pack(examples, config.sequence_length, tokenizer.pad_id)
+
+    training, held_out = rows(section.train), rows(section.validation) if section.validation else []
+    parts, position = build(
+        config,
+        run_dir,
+        resume=resume,
+        make_loader=lambda mesh: ExampleLoader(
+            training,
+            global_batch_size=config.training.global_batch_size,
+            micro_batch_size=micro_batch_size,
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_parallel,
+            seed=config.run.seed,
+        ),
+        validation=lambda mesh: (
+            lambda: ExampleEvaluation(
+                held_out[: config.evaluation.sequences],
+                micro_batch_size=micro_batch_size,
+                data_rank=mesh.data_rank,
+                data_size=mesh.data_parallel,
+            )
+        )
+        if held_out
+        else None,
+        initial_weights=find_checkpoint(Path(section.base)),
+    )
+    try:
+        if position.step == 0:
+            run_validation(parts, 0)  # what fine-tuning starts from
+        train(parts, position.step)
+        parts.report.ended(config.total_steps, run_dir.step(config.total_steps))
+    finally:
+        parts.loader.close()
+        parts.report.close()
+
+
+if __name__ == "__main__":
+    main()

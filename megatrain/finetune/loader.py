@@ -1,0 +1,103 @@
+"""Packed examples as a stream for the training loop: like pretraining, a pure function of the position."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from megatrain.data.batch import Batch, without_targets
+from megatrain.data.loader import StepBatches
+from megatrain.data.permutation import key, permute
+from megatrain.errors import ConfigError, DataError
+from megatrain.finetune.examples import PackedRow, batch_of
+
+
+class ExampleLoader:
+    """Rows in another order each epoch, the same on every rank and for any number of ranks.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PackedRow],
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_rank: int,
+        data_size: int,
+        seed: int,
+    ) -> None:
+        if global_batch_size % (micro_batch_size * data_size):
+            raise ConfigError(
+                f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
+                f"data-parallel ranks = {micro_batch_size} x {data_size}"
+            )
+        self._rows = rows
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+        in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
+        self._mine = in_step[:, data_rank, :]
+        self._identity = {"seed": seed, "rows": len(rows), "examples": _digest(rows)}
+        self._position = 0
+        self.wait_seconds = 0.0  # rows are in memory
+
+    def next(self) -> StepBatches:
+        chosen = self._rows_from(self._position)
+        self._position += self._global_batch_size
+        micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in self._mine.tolist())
+        return StepBatches(micro_batches, sum(row.targets for row in chosen))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self._position, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises DataError when the examples are not the ones that the position counts."""
+        changed = [name for name, value in self._identity.items() if state.get(name) != value]
+        if changed:
+            raise DataError(
+                f"the examples are not the ones that the checkpoint was trained on ({', '.join(changed)} changed); "
+                "restore them, or start a run with another run.name"
+            )
+        self._position = state["position"]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _rows_from(self, position: int) -> list[PackedRow]:
+        """The global batch that begins at a position."""
+        samples = np.arange(position, position + self._global_batch_size, dtype=np.int64)
+        epochs, places = np.divmod(samples, len(self._rows))
+        chosen: list[PackedRow] = []
+        for epoch in np.unique(epochs):
+            of_epoch = places[epochs == epoch]
+            chosen += [self._rows[i] for i in permute(of_epoch, len(self._rows), key(self._seed, int(epoch)))]
+        return chosen
+
+
+class ExampleEvaluation:
+    """All rows once, in their order, shared out over the data-parallel ranks; every rank yields as many batches."""
+
+    def __init__(self, rows: Sequence[PackedRow], *, micro_batch_size: int, data_rank: int, data_size: int) -> None:
+        self._rows = rows
+        self._size, self._rank, self._ranks = micro_batch_size, data_rank, data_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._rows), self._size * self._ranks):
+            first = start + self._rank * self._size
+            mine = list(self._rows[first : first + self._size])
+            if mine:
+                yield batch_of(mine)
+            else:
+                length = len(self._rows[0].is_target) - 1
+                yield without_targets(1, length, attend_across_documents=False)
+
+
+def _digest(rows: Sequence[PackedRow]) -> str:
+    digest = hashlib.sha256()
+    for packed in rows:
+        digest.update(packed.row.tokens.astype("<i8").tobytes())
+        digest.update(packed.is_target.tobytes())
+    return digest.hexdigest()[:16]
