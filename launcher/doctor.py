@@ -14,6 +14,7 @@ from launcher.hardware import GIB
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "tensorboard", "tokenizers", "pydantic")
 SLURM_CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+_NO_CLUSTER = "`megatrain submit` will not work from here; `scontrol ping` tells when it would"
 _MINIMUM_DISK = 10 * GIB
 _TIMEOUT_SECONDS = 120.0
 _ASK_TORCH = """
@@ -105,6 +106,7 @@ def _slurm() -> Check:
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=10, check=False)
     except subprocess.TimeoutExpired:
-        return Check("slurm", "error", "the controller does not answer", "ask its operators")
-    answer = " ".join((ping.stdout or ping.stderr).split())
-    return Check("slurm", "ok" if ping.returncode == 0 and "UP" in answer else "error", answer)
+        return Check("slurm", "warning", "the controller does not answer", _NO_CLUSTER)
+    answer = (ping.stdout or ping.stderr).strip().splitlines()
+    up = ping.returncode == 0 and any(" UP" in line for line in answer)
+    return Check("slurm", "ok" if up else "warning", answer[0] if answer else "no answer", "" if up else _NO_CLUSTER)

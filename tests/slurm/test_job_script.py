@@ -18,7 +18,7 @@ model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermedi
 data: {sequence_length: 128, train: [{path: data/train}]}
 training: {steps: 20, global_batch_size: 8}
 cluster: {hardware: cpu, nodes: 2, gpus_per_node: 2}
-slurm: {time: "5"}
+slurm: {time: "5", cpus_per_task: 2}
 """
 
 # The stand-in keeps its own count of starts, and says who it is.
@@ -27,6 +27,7 @@ import os, pathlib, signal, sys, time
 run, rank = pathlib.Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
 start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 names = ["SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "SLURMD_NODENAME"]
+names += ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"]
 (run / f"rank-{rank}.{start}").write_text(" ".join([*sys.argv[2:], *(os.environ[n] for n in names)]))
 def save():
     if rank == 0:
@@ -56,16 +57,18 @@ def submit(cluster, tmp_path, monkeypatch):
     return make
 
 
-def test_every_rank_knows_who_it_is(cluster, submit):
+def test_every_rank_knows_who_it_is(cluster, submit, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     job, run = submit("")
     assert cluster.wait_for(job.id, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     said = [(run / f"rank-{rank}.0").read_text().split() for rank in range(4)]
     assert {tuple(words[:3]) for words in said} == {("--resume", "auto", "4")}
     assert [words[3] for words in said] == ["0", "1", "0", "1"]
     first_node = said[0][7]
-    assert {(words[4], words[5]) for words in said} == {(first_node, str(20_000 + int(job.id) % 20_000))}
+    assert {(words[4], words[5]) for words in said} == {(first_node, str(20_000 + int(job.id) % 10_000))}
     assert {words[6] for words in said} == {"cpu"}
     assert len({words[7] for words in said}) == 2
+    assert {tuple(words[8:]) for words in said} == {("2", "2")}
 
 
 def test_a_stopped_run_is_queued_again_and_goes_on_in_one_log(cluster, submit):
