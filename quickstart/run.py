@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatrain.errors import DataError, MegatrainError
+from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.monitor.formatting import duration
 from megatrain.monitor.metrics import read_metrics
 from megatrain.run_dir import RunDir
@@ -29,13 +29,12 @@ SOURCES = {"docs": 0.1, "code": 0.9}  # the weights in quickstart.yaml
 VOCABULARY = "4096"
 
 # As in quickstart.yaml.
-STEPS = 160
+STEPS = 120
 MORE_STEPS = 20  # with tensor parallelism
 SEQUENCES = 32  # an optimizer step
 
 STOP_AFTER = r"^step 30/"
 BETTER_THAN_UNIGRAMS = 1.5  # nats a token, at least
-STOPPED = 75
 
 
 @dataclass(kw_only=True)
@@ -101,9 +100,9 @@ def show_plan() -> None:
 
 def train_and_stop(run: RunDir, results: Results) -> None:
     title("Training on two ranks, stopped by a signal")
-    outcome = train(run, exit_code=STOPPED, stop_at=STOP_AFTER)
+    outcome = train(run, exit_code=ExitCode.STOPPED, stop_at=STOP_AFTER)
     results.stopped_at = (run.steps() or [0])[-1]
-    expect("the signal ended the run with exit code 75", outcome.exit_code == STOPPED)
+    expect("the signal ended the run with exit code 75", outcome.exit_code == ExitCode.STOPPED)
     expect(f"a checkpoint of step {results.stopped_at} was saved", 30 <= results.stopped_at < STEPS)
 
 
@@ -153,7 +152,7 @@ def generate(run: RunDir, tuned: RunDir) -> None:
     continued = megatrain("generate", str(run), "The following operations are", *options)
     expect("the trained model goes on with a text", bool(continued.text.strip()))
     with open(TEXT / "instructions-validation.jsonl", encoding="utf-8") as file:
-        pair = json.loads(file.readline())
+        pair = min(map(json.loads, file), key=lambda pair: len(pair["prompt"]))
     answered = megatrain("generate", str(tuned), pair["prompt"], "--max-new-tokens", "32", "--temperature", "0")
     expect("the fine-tuned model answers", bool(answered.text.strip()))
     say(f"  (its docstring says: {pair['response']})")
@@ -220,8 +219,8 @@ Try next (after `. .venv/bin/activate`):
   megatrain generate {run} "class Queue:" --temperature 0.7
   megatrain train {PRETRAIN} run.name={run.path.name} training.steps=400 parallel.zero_stage=3 --nproc 2
   megatrain checkpoint verify {run}
-  megatrain plan configs/llama-7b.yaml
-  megatrain submit configs/llama-125m.yaml --dry-run
+  megatrain plan configs/llama-7b.yaml model.vocab_size=32768
+  megatrain submit {PRETRAIN} run.name={run.path.name} training.steps=400 --dry-run
 """
 
 
