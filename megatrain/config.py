@@ -24,10 +24,14 @@ Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Path = Annotated[str, Field(min_length=1)]
+# Minutes alone are a number to YAML.
+WallTime = Annotated[
+    str, BeforeValidator(lambda v: str(v) if type(v) is int else v), Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")
+]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -163,7 +167,7 @@ class ClusterSection(Section):
 
 
 class SlurmSection(Section):
-    time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")] = Field("24:00:00", description="walltime")
+    time: WallTime = Field("24:00:00", description="walltime")
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

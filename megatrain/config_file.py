@@ -1,11 +1,12 @@
 """YAML and `key.sub=value` overrides -> a config; every mistake of a file found at once, each with its line.
 
-Numbers follow YAML 1.2: `3e-4` is a number here, though PyYAML takes it for a string. Duplicate keys are mistakes.
+Scalars follow YAML 1.2: `3e-4` is a number and `12:00:00` is text, though PyYAML takes them for text and 43200.
+Duplicate keys and tags are mistakes.
 """
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from megatrain.config import Config, FinetuneConfig, PretrainConfig, Problem, pr
 from megatrain.errors import ConfigError
 
 COMMAND_LINE = 0  # the "line" of a value that came from an override
+_MOST_DEPTH, _MOST_NODES = 20, 10_000  # aliases can make a short text endless
 
 KeyPath = tuple[str | int, ...]
 
@@ -26,19 +28,33 @@ _ALTERNATIVES: dict[KeyPath, KeyPath] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 numbers."""
+def _number(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return convert(text.replace("_", ""))
+        except ValueError:  # thousands of digits
+            return text
+
+    return read
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
+# A plain scalar is the first of these that it matches, and else text: YAML 1.2's core schema, with 1_000 for 1000.
+_CORE_SCHEMA: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
+    (re.compile(r"~|null|Null|NULL|"), lambda _: None),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+    (re.compile(r"[-+]?[0-9][0-9_]*"), _number(int)),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"), _number(float)),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
 )
+_TAGS = ("str", "map", "seq")  # of nodes that BaseLoader composes where the text has no tag
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be read back as anything else, by either schema."""
+
+
+for _pattern, _ in _CORE_SCHEMA[2:4]:
+    _Dumper.add_implicit_resolver("!number", re.compile(rf"^({_pattern.pattern})$"), list("-+.0123456789"))
 
 
 class _Document:
@@ -48,50 +64,59 @@ class _Document:
         self.name = name
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[tuple[KeyPath, Problem]] = []
+        self._nodes = 0
         try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
-        except yaml.YAMLError as error:
+            node = yaml.compose(text, Loader=yaml.BaseLoader)
+        except (yaml.YAMLError, RecursionError) as error:
             mark = getattr(error, "problem_mark", None)
-            where = f"{name}:{mark.line + 1}" if mark else name
-            reason = getattr(error, "problem", None) or str(error)
-            raise ConfigError(f"{where}: not valid YAML: {reason}") from None
-        self._loader = loader
+            where = f"{name}:{mark.line + 1}" if mark else f"{name}:1"
+            raise ConfigError(f"{where}: not valid YAML: {_reason(error)}") from None
         self.data = self._build(node, ()) if node is not None else {}
         if not isinstance(self.data, dict):
             raise ConfigError(f"{name}:1: must be a mapping of sections, such as `run:` and `model:`")
 
-    def _build(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+    def _build(self, node: yaml.Node, path: KeyPath, line: int | None = None) -> Any:
+        """Plain data of a node; `line` stands for the lines of all that is in it."""
+        self.lines.setdefault(path, self._line(node, line))
+        self._nodes += 1
+        if len(path) > _MOST_DEPTH or self._nodes > _MOST_NODES:
+            raise ConfigError(f"{self.name}:{self._line(node, line)}: is deeper or larger than a configuration can be")
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
+            self.problems.append((path, Problem(_dotted(path), node.tag, "YAML tags are not used here")))
         if isinstance(node, yaml.MappingNode):
-            built: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = str(self._loader.construct_object(key_node, deep=True))  # type: ignore[no-untyped-call]
-                below = (*path, key)
-                if key in built:
-                    first = self.lines[below]
-                    self.problems.append((below, Problem(_dotted(below), key, f"given twice (also on line {first})")))
-                self.lines[below] = key_node.start_mark.line + 1
-                built[key] = self._build(value_node, below)
-            return built
+            return self._build_mapping(node, path, line)
         if isinstance(node, yaml.SequenceNode):
-            return [self._build(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self._loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+            return [self._build(item, (*path, index), line) for index, item in enumerate(node.value)]
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return _scalar(node.value) if plain else node.value
+
+    def _build_mapping(self, node: yaml.MappingNode, path: KeyPath, line: int | None) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+            below = (*path, key)
+            if key in built:
+                first = self.lines[below]
+                self.problems.append((below, Problem(_dotted(below), key, f"given twice (also on line {first})")))
+            self.lines[below] = self._line(key_node, line)
+            built[key] = self._build(value_node, below, line)
+        return built
+
+    @staticmethod
+    def _line(node: yaml.Node, line: int | None) -> int:
+        return node.start_mark.line + 1 if line is None else line
 
     def override(self, assignment: str) -> None:
         key, equals, text = assignment.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
             raise ConfigError(f"command line: {assignment!r}: must be key.sub=value, such as training.steps=100")
-        try:
-            value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
-            value = text
         path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.split("."))
         at: Any = self.data
         for depth, part in enumerate(path[:-1]):
             if isinstance(at, dict) and isinstance(part, str):
                 if not isinstance(at.get(part), dict | list):
                     at[part] = {}
+                    self.lines[path[: depth + 1]] = COMMAND_LINE
                 at = at[part]
             elif isinstance(at, list) and isinstance(part, int) and part < len(at):
                 at = at[part]
@@ -102,8 +127,16 @@ class _Document:
             raise ConfigError(f"command line: {key}: there is no such element to set")
         if path in _ALTERNATIVES:
             at.pop(_ALTERNATIVES[path][-1], None)
-        at[last] = value
         self.lines[path] = COMMAND_LINE
+        at[last] = self._value(text, path)
+
+    def _value(self, text: str, path: KeyPath) -> Any:
+        """The value of an override: YAML, or the text itself where it is none."""
+        try:
+            node = yaml.compose(text, Loader=yaml.BaseLoader)
+        except (yaml.YAMLError, RecursionError):
+            return text
+        return None if node is None else self._build(node, path, COMMAND_LINE)
 
     def where(self, path: KeyPath) -> str:
         while path and path not in self.lines:
@@ -158,7 +191,19 @@ def parse(text: str, *, name: str = "<config>", overrides: Sequence[str] = ()) -
 
 def dump(config: Config) -> str:
     """YAML that `parse` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    plain = config.model_dump(mode="json", exclude_none=True)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _scalar(text: str) -> Any:
+    return next((read(text) for pattern, read in _CORE_SCHEMA if pattern.fullmatch(text)), text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return " ".join(reason.split())
 
 
 def _structural(error: ValidationError, kind: type[BaseModel], data: Any) -> list[tuple[KeyPath, Problem]]:
@@ -242,7 +287,7 @@ def _arms(annotation: Any) -> list[Any]:
 def _without_mistakes(kind: type[BaseModel], data: Any, paths: list[KeyPath]) -> Any:
     """The config as it would be without the broken fields, so that the rules between the others are checked too."""
     for path in paths:
-        data = _drop(data, path[:-1] if isinstance(path[-1], int) else path)
+        data = _drop(data, path[:-1] if path and isinstance(path[-1], int) else path)
     try:
         return kind.model_validate(data)
     except ValidationError:
@@ -274,7 +319,7 @@ def _in_order(document: _Document, found: list[tuple[KeyPath, Problem]]) -> list
 def _format(document: _Document, path: KeyPath, problem: Problem) -> str:
     value = "" if problem.value is None or isinstance(problem.value, dict | list) else f" {problem.value!r}:"
     fix = f" {problem.fix}" if problem.fix else ""
-    return f"{document.where(path)}: {problem.field}:{value} {problem.rule}.{fix}".replace("..", ".")
+    return f"{document.where(path)}: {problem.field or 'the file'}:{value} {problem.rule.rstrip('.')}.{fix}"
 
 
 def _dotted(path: KeyPath) -> str:

@@ -40,7 +40,7 @@ class CheckpointError(MegatrainError):
     exit_code = ExitCode.CHECKPOINT
 
 
-class Stopped(MegatrainError):
+class Stopped(MegatrainError):  # noqa: N818 - an end, not an error
     """The run ended on a signal, after saving a checkpoint."""
 
     exit_code = ExitCode.STOPPED

@@ -41,7 +41,8 @@ class Topology:
 
     def tensor_groups(self) -> list[list[int]]:
         """The ranks of each tensor-parallel group; every rank is in exactly one."""
-        return [list(range(start, start + self.tensor_parallel)) for start in range(0, self.world_size, self.tensor_parallel)]
+        size = self.tensor_parallel
+        return [list(range(first, first + size)) for first in range(0, self.world_size, size)]
 
     def data_groups(self) -> list[list[int]]:
         """The ranks of each data-parallel group; every rank is in exactly one."""

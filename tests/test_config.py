@@ -93,6 +93,8 @@ def test_whole_floats_are_counts(number):
         (TrainingSection, {"steps": float("inf"), "global_batch_size": 1}),
         (TrainingSection, {"steps": 10, "global_batch_size": 1, "micro_batch_size": "automatic"}),
         (OptimizerSection, {"learning_rate": 0.0}),
+        (OptimizerSection, {"learning_rate": float("inf")}),
+        (OptimizerSection, {"eps": float("nan")}),
         (OptimizerSection, {"learning_rate": -1e-3}),
         (OptimizerSection, {"betas": [0.9, 1.5]}),
         (OptimizerSection, {"betas": [0.9]}),
@@ -118,9 +120,9 @@ def test_a_name_is_one_safe_folder(name):
         pretrain(run={"name": name})
 
 
-@pytest.mark.parametrize("time", ["30", "12:00:00", "2-00", "2-00:00:00"])
+@pytest.mark.parametrize("time", ["30", 30, "12:00:00", "2-00", "2-00:00:00"])
 def test_slurm_times(time):
-    assert pretrain(slurm={"time": time}).slurm.time == time
+    assert pretrain(slurm={"time": time}).slurm.time == str(time)
 
 
 @pytest.mark.parametrize("time", ["", "a day", "12:00:00:00", "-1", "1:00\n#SBATCH --nodes=9"])

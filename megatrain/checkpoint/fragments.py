@@ -8,21 +8,20 @@ Keys: "weight.<parameter>" (fp32), and for every state of the optimizer that has
 moments, "<state>.<parameter>".
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
 from megatrain.checkpoint.boxes import Box, boxes
 from megatrain.parallel.tensor_parallel import Shard, shard_of
 
@@ -61,7 +60,7 @@ class Fragment(torch.Tensor):
         return self
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"a Fragment is only saved and loaded; {func} is not for it")
 
     def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
@@ -240,14 +239,13 @@ def _owned_stage3(engine: DeepSpeedEngine) -> Iterator[_Owned]:
     optimizer = engine.optimizer
     rank = torch.distributed.get_rank(optimizer.dp_process_group)
     for name, p in _trained(engine):
+        ds: Any = p  # carries what DeepSpeed notes of a partitioned parameter
         group, offset, length = optimizer.grad_position[optimizer.get_param_id(p)]
         partition = optimizer.fp32_partitioned_groups_flat[group]
-        part = p.ds_tensor.ds_numel
-        start = min(rank * part, p.ds_numel)
-        numel = min(length, p.ds_numel - start)
+        start = min(rank * ds.ds_tensor.ds_numel, ds.ds_numel)
+        numel = min(length, ds.ds_numel - start)
         tensors = _with_state(partition, optimizer.optimizer.state[partition], offset, numel)
-        assert math.prod(p.ds_shape) == p.ds_numel
-        yield _Owned(name, p, p.ds_shape, start, tensors)
+        yield _Owned(name, p, ds.ds_shape, start, tensors)
 
 
 def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:

@@ -15,7 +15,7 @@ IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a targ
 class Row:
     """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS)."""
 
-    tokens: NDArray[np.unsignedinteger]
+    tokens: NDArray[np.integer]
     ends: NDArray[np.int64]
 
 
@@ -55,8 +55,8 @@ def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
             documents[number] = np.searchsorted(row.ends, columns, side="right")
             positions[number] = columns - starts[documents[number]]
     return Batch(
-        input_ids=tokens[:, :-1].contiguous(),
-        labels=tokens[:, 1:].contiguous(),
+        input_ids=tokens[:, :-1].clone(),  # a batch of one would otherwise share its memory with the labels
+        labels=tokens[:, 1:].clone(),
         position_ids=torch.from_numpy(positions),
         document_ids=None if documents is None else torch.from_numpy(documents),
     )

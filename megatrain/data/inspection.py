@@ -100,7 +100,7 @@ def inspect_data(path: str | Path) -> Inspection:
 def _bars(histogram: list[tuple[int, int]]) -> list[str]:
     most = max(count for _, count in histogram)
     return [
-        f"  {lower:>9,} – {2 * lower - 1:<9,} {'#' * -(-count * _BAR_WIDTH // most):<{_BAR_WIDTH}} {count:,}"  # noqa: RUF001
+        f"  {lower:>9,} – {2 * lower - 1:<9,} {'#' * -(-count * _BAR_WIDTH // most):<{_BAR_WIDTH}} {count:,}"
         for lower, count in histogram
     ]
 

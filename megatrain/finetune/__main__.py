@@ -53,15 +53,17 @@ def finetune(run_dir: RunDir, resume: str) -> None:
             seed=config.run.seed,
         ),
         validation=lambda mesh: (
-            lambda: ExampleEvaluation(
-                held_out[: config.evaluation.sequences],
-                micro_batch_size=micro_batch_size,
-                data_rank=mesh.data_rank,
-                data_size=mesh.data_parallel,
+            (
+                lambda: ExampleEvaluation(
+                    held_out[: config.evaluation.sequences],
+                    micro_batch_size=micro_batch_size,
+                    data_rank=mesh.data_rank,
+                    data_size=mesh.data_parallel,
+                )
             )
-        )
-        if held_out
-        else None,
+            if held_out
+            else None
+        ),
         initial_weights=find_checkpoint(Path(section.base)),
     )
     try:

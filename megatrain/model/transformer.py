@@ -6,7 +6,7 @@ ordinary, smaller attention; what crosses ranks is hung on the boundaries of mod
 Shape suffixes: B batch, S sequence, D hidden size, H heads, K head size.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(query_width, config.hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], mask: Any = None) -> Tensor:
-        q, k, v = (
-            linear(x_BSD).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value)
-        )
+        q, k, v = (linear(x_BSD).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value))
         y_BSHK = attention(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, mask)
         out: Tensor = self.output(y_BSHK.flatten(-2))
         return out
@@ -71,8 +69,7 @@ class Block(nn.Module):
 
     def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], mask: Any = None) -> Tensor:
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, mask)
-        x_BSD = x_BSD + self.mlp(self.mlp_norm(x_BSD))
-        return x_BSD
+        return x_BSD + self.mlp(self.mlp_norm(x_BSD))
 
 
 class Transformer(nn.Module):
@@ -84,7 +81,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = LanguageModelHead(config)
         if config.tie_word_embeddings:
-            self.head.weight = self.embedding.weight
+            self.head.weight = cast(nn.Parameter, self.embedding.weight)
 
     def forward(
         self,

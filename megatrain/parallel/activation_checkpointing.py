@@ -31,7 +31,7 @@ def apply_activation_checkpointing(model: nn.Module, mode: Mode) -> None:
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in model.get_submodule("blocks").children():
-        block.forward = _recomputed(block.forward, options)  # type: ignore[method-assign]
+        block.forward = _recomputed(block.forward, options)
 
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:

@@ -21,7 +21,7 @@ def make_embedding_vocab_parallel(embedding: nn.Module, rank: int) -> None:
         vectors_BSD = F.embedding(local_BS.where(here_BS, torch.zeros_like(local_BS)), weight)
         return vectors_BSD * here_BS[..., None].to(vectors_BSD.dtype)
 
-    embedding.forward = forward  # type: ignore[method-assign]
+    embedding.forward = forward
 
 
 def make_head_vocab_parallel(head: nn.Module, rank: int, group: dist.ProcessGroup) -> None:

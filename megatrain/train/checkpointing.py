@@ -60,8 +60,8 @@ class Checkpointer:
         """Restore the checkpoint that `wanted` names.
 
         Args:
-            wanted: "auto" (the newest that verifies, or the start), "must" (as auto, but there must be one), "never", or
-                a step.
+            wanted: "auto" (the newest that verifies, or the start), "must" (as auto, but there must be one), "never",
+                or a step.
 
         Raises:
             CheckpointError: there is none where there must be one, it is damaged, or of another model.

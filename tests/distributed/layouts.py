@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from megatrain.config import ModelSection, OptimizerSection, ParallelSection, PretrainConfig
+from megatrain.config import ModelSection, OptimizerSection, PretrainConfig
 
 STEPS = 20
 GLOBAL_BATCH = 8
