@@ -1,0 +1,140 @@
+"""Weights in and out, under the names that Hugging Face's LlamaForCausalLM gives them.
+
+The two models are one architecture, and both turn channel pairs (i, i + K/2) in rotary embeddings, so that a tensor
+only changes its name: none is transposed, split or permuted. No transformers here; only its names.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from megatrain.config import ModelSection
+from megatrain.errors import CheckpointError
+
+# Ours -> theirs; {} stands for the number of a block.
+NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "blocks.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "blocks.{}.attention.query.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blocks.{}.attention.key.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blocks.{}.attention.value.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.{}.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.{}.mlp_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.{}.mlp.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blocks.{}.mlp.up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blocks.{}.mlp.down.weight": "model.layers.{}.mlp.down_proj.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+
+_TIED = "head.weight"  # the embedding's, where word embeddings are tied: stored once, as the embedding
+_COMPUTED = "rotary_emb.inv_freq"  # a buffer in files of old versions, which follows from rope_theta
+
+
+def to_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[str, Tensor]:
+    """Our whole weights under their names, which share memory with ours; any dtype.
+
+    Args:
+        state: every parameter by its name in `Transformer`. Tied word embeddings need no head.weight.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape than the configuration's.
+    """
+    return _renamed(state, config, dict(_pairs(config)))
+
+
+def from_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[str, Tensor]:
+    """The inverse of `to_huggingface`.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown (such as a bias), or of another shape than the configuration's.
+    """
+    needed = {name: tensor for name, tensor in state.items() if not name.endswith(_COMPUTED)}
+    return _renamed(needed, config, {theirs: ours for ours, theirs in _pairs(config)})
+
+
+def llama_config(
+    config: ModelSection,
+    *,
+    max_position_embeddings: int,
+    dtype: str = "float32",
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        max_position_embeddings: the sequence length of training, in tokens.
+        dtype: of the tensors beside it, such as "bfloat16".
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "num_hidden_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.key_value_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.padded_vocab_size,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,  # for transformers 4; 5 reads the next line
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "initializer_range": config.initializer_range,
+        "max_position_embeddings": max_position_embeddings,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name in transformers 4
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+    }
+
+
+def _pairs(config: ModelSection) -> Iterator[tuple[str, str]]:
+    """(our name, their name) of every tensor of a model."""
+    for ours, theirs in NAMES.items():
+        numbers = range(config.num_hidden_layers) if "{}" in ours else (None,)
+        yield from ((ours.format(number), theirs.format(number)) for number in numbers)
+
+
+def _renamed(state: Mapping[str, Tensor], config: ModelSection, names: dict[str, str]) -> dict[str, Tensor]:
+    if config.tie_word_embeddings:
+        tied = {_TIED, NAMES[_TIED]}
+        names = {old: new for old, new in names.items() if old not in tied}
+        state = {name: tensor for name, tensor in state.items() if name not in tied}
+    shapes = dict(_shapes(config))
+    wrong = [f"{name}: is missing" for name in names if name not in state]
+    wrong += [f"{name}: is not a weight of this architecture" for name in state if name not in names]
+    for old, new in names.items():
+        shape = shapes[new if new in shapes else old]
+        if old in state and tuple(state[old].shape) != shape:
+            wrong.append(f"{old}: has shape {tuple(state[old].shape)}, the model section says {shape}")
+    if wrong:
+        raise CheckpointError("\n".join(wrong))
+    return {new: state[old] for old, new in names.items()}
+
+
+def _shapes(config: ModelSection) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Shape of each of our tensors, by our name."""
+    width, inner = config.hidden_size, config.intermediate_size
+    queries, keys = (heads * config.head_size for heads in (config.num_attention_heads, config.key_value_heads))
+    by_kind = {
+        "embedding": (config.padded_vocab_size, width),
+        "head": (config.padded_vocab_size, width),
+        "query": (queries, width),
+        "key": (keys, width),
+        "value": (keys, width),
+        "output": (width, queries),
+        "gate": (inner, width),
+        "up": (inner, width),
+        "down": (width, inner),
+    }
+    for ours, _ in _pairs(config):
+        kind = ours.split(".")[-2]
+        yield ours, by_kind.get(kind, (width,))  # what is not a matrix is a norm

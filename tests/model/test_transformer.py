@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from megatrain.kernels.cross_entropy import IGNORE_INDEX
+
+SEQUENCE = 12
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 64, (2, SEQUENCE), generator=torch.Generator().manual_seed(1))
+
+
+def test_the_loss_is_that_of_the_logits(model_section, make_model, ids) -> None:
+    model = make_model(model_section())
+    labels = ids.roll(-1, 1)
+    labels[:, -1] = IGNORE_INDEX
+    expected = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), labels.flatten(), reduction="sum")
+    torch.testing.assert_close(model(ids, labels), expected)
+
+
+def test_no_position_sees_a_later_one(model_section, make_model, ids) -> None:
+    model = make_model(model_section())
+    changed = ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 64
+    before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
+
+
+def test_packed_documents_are_as_if_alone(model_section, make_model, ids) -> None:
+    model = make_model(model_section())
+    first, second = ids[:, :5], ids[:, 5:]
+    documents = (torch.arange(SEQUENCE) >= 5).int().expand(2, -1)
+    positions = torch.cat([torch.arange(5), torch.arange(SEQUENCE - 5)]).expand(2, -1)
+    packed = model(ids, position_ids_BS=positions, document_ids_BS=documents)
+    torch.testing.assert_close(packed, torch.cat([model(first), model(second)], 1))
+
+
+def test_tied_embeddings_are_one_parameter_with_both_gradients(model_section, make_model, ids) -> None:
+    tied = make_model(model_section(tie_word_embeddings=True))
+    assert tied.head.weight is tied.embedding.weight
+    untied = make_model(model_section())
+    untied.load_state_dict(tied.state_dict())
+    for model in (tied, untied):
+        model(ids, ids.roll(-1, 1)).backward()
+    torch.testing.assert_close(tied.embedding.weight.grad, untied.embedding.weight.grad + untied.head.weight.grad)
+
+
+def test_parameters_are_as_many_as_the_configuration_says(model_section, make_model) -> None:
+    for tied in (False, True):
+        section = model_section(tie_word_embeddings=tied)
+        assert sum(p.numel() for p in make_model(section).parameters()) == section.parameters
