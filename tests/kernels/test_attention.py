@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from megatrain.kernels.attention import attention, attention_mask, attention_reference
+
+TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}
+
+
+def random_inputs(batch=2, size=13, heads=6, key_value_heads=2, width=8, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(batch, size, count, width, generator=generator).to(dtype).requires_grad_()
+        for count in (heads, key_value_heads, key_value_heads)
+    ]
+
+
+DOCUMENTS = {
+    "plain": None,
+    "packed": torch.tensor([[0] * 4 + [1] * 1 + [2] * 8, [0] * 13], dtype=torch.int32),
+    "one token each": torch.arange(13, dtype=torch.int32).expand(2, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS.keys())
+@pytest.mark.parametrize("key_value_heads", [6, 2, 1])
+def test_values_and_gradients_of_the_reference(key_value_heads, documents, dtype) -> None:
+    inputs = random_inputs(key_value_heads=key_value_heads, dtype=dtype)
+    upstream = torch.randn(2, 13, 6, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    fused = attention(*inputs, attention_mask(documents))
+    expected = attention_reference(*inputs, documents)
+
+    assert fused.dtype == dtype
+    torch.testing.assert_close(fused, expected, **TOLERANCE[dtype])
+    gradients = (torch.autograd.grad(out, inputs, upstream) for out in (fused, expected))
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("op", [attention, attention_reference], ids=["fused", "reference"])
+def test_documents_do_not_leak(op) -> None:
+    """Exactly: whatever stands in one document, the bits of the others' outputs and gradients stay the same."""
+    documents = torch.tensor([[0] * 4 + [1] * 5 + [2] * 4], dtype=torch.int32)
+    how = documents if op is attention_reference else attention_mask(documents)
+    outputs, gradients = [], []
+    for noise in (0.0, 100.0):
+        inputs = random_inputs(batch=1)
+        with torch.no_grad():
+            for x in inputs:
+                x[:, 4:9] += noise
+        out = op(*inputs, how)
+        outputs.append(out)
+        gradients.append(torch.autograd.grad(out.square().sum(), inputs))
+    for before, after in [outputs, *zip(*gradients, strict=True)]:
+        assert torch.equal(before[:, :4], after[:, :4])
+        assert torch.equal(before[:, 9:], after[:, 9:])
+    assert not torch.allclose(outputs[0][:, 4:9], outputs[1][:, 4:9])
+
+
+def test_causal() -> None:
+    outputs = []
+    for value in (0.0, 100.0):
+        inputs = random_inputs()
+        with torch.no_grad():
+            for x in inputs:
+                x[:, 7:] += value
+        outputs.append(attention(*inputs))
+    torch.testing.assert_close(outputs[0][:, :7], outputs[1][:, :7], rtol=0, atol=1e-6)
+    assert not torch.allclose(outputs[0][:, 7:], outputs[1][:, 7:])
+
+
+def test_grouped_queries_share_neighbouring_heads() -> None:
+    q, k, v = random_inputs(heads=4, key_value_heads=2)
+    with torch.no_grad():
+        v[:, :, 1] = 0.0
+    out = attention(q, k, v)
+    assert (out[:, :, 2:] == 0).all()
+    assert (out[:, :, :2] != 0).all()
+
+
+def test_one_document_is_plain_causal_attention() -> None:
+    inputs = random_inputs()
+    one = torch.zeros(2, 13, dtype=torch.int32)
+    torch.testing.assert_close(attention(*inputs, attention_mask(one)), attention(*inputs))
+    assert attention_mask(None) is None
