@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -147,8 +148,17 @@ def test_a_terminal_keeps_a_bar_below_the_lines(config, run, step_metrics):
     console = Console(config, run, rank=0, world_size=64, stream=terminal)
     console.step(step_metrics(1010))
     console.close()
-    shown = os.read(master, 1 << 20).decode()
+    terminal.close()
+    shown = read_all(master)
     assert "step 1,010/4,769  loss 3.412" in shown
     assert "1010/4769" in shown  # the bar's own count
-    terminal.close()
-    os.close(master)
+
+
+def read_all(descriptor: int) -> str:
+    """What a terminal whose other end is closed was sent; it comes in pieces."""
+    pieces = []
+    with contextlib.suppress(OSError):  # EIO: the end
+        while piece := os.read(descriptor, 65536):
+            pieces.append(piece)
+    os.close(descriptor)
+    return b"".join(pieces).decode()
