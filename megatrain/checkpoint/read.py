@@ -1,5 +1,6 @@
 """A checkpoint in one process, without the engine that wrote it: for export, generation and inspection."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ def read_tensors(folder: Path, *, kind: str | None = None) -> dict[str, Tensor]:
 
     Args:
         kind: only this kind, such as "weight" or "exp_avg", and named without it.
+
+    Raises:
+        CheckpointError: the folder's description of its tensors is missing, damaged, or not one of ours.
     """
     reader = SafeReader(folder)
     stored = reader.read_metadata().state_dict_metadata
@@ -26,7 +30,10 @@ def read_tensors(folder: Path, *, kind: str | None = None) -> dict[str, Tensor]:
         for name, entry in stored.items()
         if isinstance(entry, TensorStorageMetadata) and (kind is None or name.startswith(f"{kind}."))
     }
-    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        # one process is what is asked for
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors if kind is None else {name.removeprefix(f"{kind}."): tensor for name, tensor in tensors.items()}
 
 

@@ -42,12 +42,16 @@ class SafeReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         path = Path(self.path) / ".metadata"
-        with open(path, "rb") as file:
-            try:
-                metadata: Metadata = _MetadataUnpickler(file).load()
-            except pickle.UnpicklingError as error:
-                raise CheckpointError(f"{path}: {error}") from None
-        if metadata.storage_meta is None:
+        try:
+            with open(path, "rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
+            raise CheckpointError(f"{path}: is damaged: {error}") from None
+        if not isinstance(metadata, Metadata) or metadata.storage_meta is None:
             raise CheckpointError(f"{path}: has no storage description; it was not written by megatrain")
         metadata.storage_meta.load_id = self.load_id
         return metadata
