@@ -25,7 +25,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The content of MANIFEST.json."""
+    """The content of MANIFEST.json, which holds a hash of itself as well."""
 
     step: int
     saved_at: str  # UTC, ISO 8601
@@ -49,7 +49,8 @@ class CheckpointInfo:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_json(folder / MANIFEST, {"format": FORMAT, **asdict(manifest)})
+    content = {"format": FORMAT, **asdict(manifest)}
+    write_json(folder / MANIFEST, {**content, "sha256": _content_hash(content)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -57,8 +58,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
+        intact = content.pop("sha256") == _content_hash(content)
+        if content.pop("format") != FORMAT and intact:
             raise CheckpointError(f"{path}: format is not {FORMAT}: written by another version of megatrain")
+        if not intact:
+            raise ValueError("its hash is another")
         files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
         return Manifest(files=files, **content)
     except OSError as error:
@@ -111,6 +115,11 @@ def verify(folder: Path, *, part: int = 0, parts: int = 1) -> list[str]:
         except OSError as error:
             found.append(f"{path}: cannot be read: {error.strerror}")
     return found
+
+
+def _content_hash(content: dict[str, Any]) -> str:
+    """Of the manifest itself, over its canonical JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

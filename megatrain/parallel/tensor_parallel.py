@@ -71,7 +71,7 @@ def apply_tensor_parallel(model: nn.Module, group: dist.ProcessGroup, *, sequenc
 
 
 def sum_replicated_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """For sequence parallelism, where each rank sees some of the positions: what is replicated gets partial gradients."""
+    """For sequence parallelism: each rank sees some of the positions, so replicated weights get partial gradients."""
     for parameter in model.parameters():
         if parameter.requires_grad and shard_of(parameter) is None:
             parameter.register_hook(lambda gradient: collectives.all_reduce(gradient, group))

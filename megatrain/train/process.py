@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -55,6 +56,7 @@ def run(main: Callable[[], None]) -> None:
     A failing rank leaves at once, without a collective: the others may be waiting in one, and who started them ends
     them. Only rank 0 prints a user's error: every rank finds the same.
     """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     try:
         main()
         if dist.is_initialized():

@@ -1,60 +1,24 @@
 """`megatrain submit` on a real cluster: two nodes of two ranks train, stop, go on, and finish."""
 
-import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megatrain.run_dir import RunDir
+from tests.project import make_project, megatrain, metrics
 from tests.slurm.conftest import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
-CONFIG = f"""
-run: {{name: job}}
-model: {{num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 128}}
-data: {{sequence_length: 128, train: [{{path: data/train}}]}}
-training: {{steps: {STEPS}, global_batch_size: 8}}
-parallel: {{compile: false}}
-checkpoint: {{every_steps: 4}}
-monitor: {{log_every_steps: 1}}
-cluster: {{hardware: cpu, nodes: 2, gpus_per_node: 2}}
-slurm: {{time: "10"}}
-"""
-
-
-def megatrain(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher.cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with prepared data and run.yaml."""
-    folder = tmp_path_factory.mktemp("work")
-    lines = [f"{number} times {number} is {number * number}." for number in range(8000)]
-    (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
-    megatrain(folder, "data", "tokenizer", "train", "text.txt", "--out", "data/tokenizer", "--vocab-size", "512")
-    arguments = ["--out", "data/train", "--tokenizer", "data/tokenizer", "--block-tokens", "4096"]
-    megatrain(folder, "data", "prepare", "text.txt", *arguments)
-    (folder / "run.yaml").write_text(CONFIG, encoding="utf-8")
+    """A project whose run asks for two nodes of two ranks."""
+    folder = make_project(tmp_path_factory.mktemp("work"))
+    config = (folder / "run.yaml").read_text(encoding="utf-8")
+    (folder / "run.yaml").write_text(config.replace("nodes: 1", "nodes: 2"), encoding="utf-8")
     return folder
-
-
-def metrics(run: RunDir) -> list[dict[str, float]]:
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()] if run.metrics.is_file() else []
 
 
 def submitted(said: str) -> str:
