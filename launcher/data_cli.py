@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from launcher.data_stream import stream
 from megatrain.errors import DataError
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and look at them.", rich_markup_mode=None)
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Tokenizers.", rich_markup_mode=None)
 app.add_typer(tokenizer_app, name="tokenizer")
+app.command()(stream)
 
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT…", help="files, folders or quoted glob patterns")]
 TextField = Annotated[str, typer.Option(help="the field of a jsonl line or table row that holds the text")]

@@ -6,14 +6,24 @@ from typing import Any
 from launcher.deepspeed_config import deepspeed_config
 from launcher.plan import Plan, resolve
 from megatrain import config_file
-from megatrain.config import Config, FinetuneConfig
-from megatrain.errors import CheckpointError, ConfigError, PreflightError
+from megatrain.checkpoint.manifest import read_state
+from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
+from megatrain.data.manifest import read_manifest
+from megatrain.data.position import changes_since, identity
+from megatrain.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.run_dir import RunDir, write_atomically, write_json
 
 # What a started run is made of: another value would be another run. Layout, length, batch, schedule, learning rate,
 # evaluation, monitoring and cluster may change between two starts.
 _FIXED = ("model", "tokenizer", "data", "finetune", "optimizer.name", "run.seed")
-_FREE = ("data.prefetch", "data.validation", "finetune.validation")
+_FREE = (
+    *(
+        "data.stages",
+        "data.quarantine",
+        "data.transform",
+    ),  # what had not begun may change: the checkpoint says what had
+    *("data.prefetch", "data.reading", "data.validation", "finetune.validation"),
+)
 
 
 def run_folder(config: Config) -> RunDir:
@@ -66,15 +76,33 @@ def check_same_run(run: RunDir, resolved: Config) -> None:
 
     Raises:
         ConfigError: names every field that differs.
+        DataError: the data is not what the newest checkpoint was trained on.
     """
     if not (started(run) and run.config.is_file()):
         return
     before, now = _flat(config_file.load(run.config)), _flat(resolved)
     kept = sorted(key for key in before.keys() | now.keys() if _is_in(key, _FIXED) and not _is_in(key, _FREE))
     changed = [key for key in kept if before.get(key) != now.get(key)]
+    if isinstance(resolved, PretrainConfig) and _is_same_data(run, resolved.data, resolved.run.seed):
+        changed = [key for key in changed if key != "data.train"]  # folders may have moved, sources may be new
     if changed:
         lines = [f"{key}: {now.get(key)!r}: {run} was started with {before.get(key)!r}." for key in changed]
         raise ConfigError("\n".join([*lines, "this is another run: give it another run.name, or undo the change."]))
+
+
+def _is_same_data(run: RunDir, data: DataSection, seed: int) -> bool:
+    """Whether the newest checkpoint's position means the same samples in this data; False where that cannot be told.
+
+    Raises:
+        DataError: it does not; says what has changed.
+    """
+    try:
+        state = read_state(run.step(run.steps()[-1]))["loader"]
+        hashes = [read_manifest(source.path).manifest_hash for source in data.train]
+    except (IndexError, KeyError, OSError, ValueError, MegatrainError):
+        return False
+    changes_since(state, identity(data, seed, hashes))
+    return True
 
 
 def started(run: RunDir) -> bool:

@@ -98,19 +98,79 @@ class TokenizerSection(Section):
 
 
 class Source(Section):
-    path: Path = Field(description="a folder written by `megatrain data prepare`")
-    weight: Positive = Field(1.0, description="share of the samples, relative to the other sources")
+    path: Path = Field(description="a folder written by `megatrain data prepare`: here, at http(s)://… or s3://…")
+    weight: Annotated[float, Field(ge=0)] = Field(1.0, description="share of the samples, relative to other sources")
+    format: Literal["prepared", "webdataset"] = Field(
+        "prepared", description="webdataset: someone else's tar files of text, read in sequence; see docs/data.md"
+    )
 
 
-Sources = Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
+Sources = Annotated[tuple[Source, ...], Field(strict=False, min_length=1, max_length=64)]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+
+
+class StageSection(Section):
+    """A part of the curriculum: what changes from a sample on. What is not given is as in data itself."""
+
+    from_sample: NonNegative = Field(description="counted over the whole run; a global batch has global_batch_size")
+    weights: Weights | None = Field(None, description="one for each source of data.train; 0: not read here")
+    sequence_length: Count | None = Field(
+        None, description="each sample is cut into sequences of so many tokens; divides data.sequence_length"
+    )
+
+
+class ShuffleSection(Section):
+    mode: Literal["windowed", "full"] = Field(
+        "windowed", description="full: one permutation of all rows, for fast disks"
+    )
+    lanes: Count = Field(4096, description="windows open at once; at least the global batch mixes as well as full")
+    window_blocks: Count = Field(1, description="neighbouring blocks whose rows are shuffled together")
+
+
+class ReadingSection(Section):
+    threads: Count = Field(1, description="threads that read ahead")
+    attempts: Count = Field(4, description="tries of a read before the run stops")
+    timeout_seconds: Positive = Field(30.0, description="time-out of a remote read")
+    hedge_seconds: Positive = Field(2.0, description="a remote read that takes longer is asked for a second time")
+    connections: Count = Field(32, description="remote reads at once")
+    cache: Path | None = Field(None, description="folder for copies of remote files; default: in ~/.cache/megatrain")
+    cache_shards: bool = Field(False, description="keep copies of whole remote shards, though their server has ranges")
+    cache_mebibytes: Count = Field(65536, description="most that copies of one source take up")
+    verify_blocks: bool = Field(False, description="check the hash of each block when it is first read")
+
+
+class QuarantinedBlock(Section):
+    """A damaged block that other rows of its source stand in for."""
+
+    path: Path = Field(description="of the source, as in data.train")
+    block: NonNegative = Field(description="its number, as the error names it")
+    from_sample: NonNegative = Field(description="samples before it have seen the block")
+
+
+class TransformSection(Section):
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = Field(
+        description="package.module:name; called with (tokens, ends, position), gives (tokens, ends)"
+    )
+    workers: NonNegative = Field(0, description="processes that call it; 0: the reading threads do")
 
 
 class DataSection(Section):
     sequence_length: Count = Field(description="tokens a sample; divides the block length of the prepared data")
     train: Sources
     validation: Annotated[tuple[Source, ...], Field(strict=False)] = ()
+    stages: Annotated[tuple[StageSection, ...], Field(strict=False, max_length=32)] = ()
+    shuffle: ShuffleSection = ShuffleSection()
     attend_across_documents: bool = Field(False, description="let attention cross document boundaries in a sample")
     prefetch: Count = Field(2, description="global batches read ahead")
+    reading: ReadingSection = ReadingSection()
+    quarantine: Annotated[tuple[QuarantinedBlock, ...], Field(strict=False, max_length=32)] = ()
+    transform: TransformSection | None = None
+    allow_pipe: bool = Field(False, description="let `pipe:` sources run their command in a shell")
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the data is someone else's tar files, which have no order but their own."""
+        return any(source.format == "webdataset" for source in self.train)
 
 
 class OptimizerSection(Section):
@@ -265,6 +325,8 @@ def problems(config: Config) -> Iterator[Problem]:
         )
     if model is not None:
         yield from _model_problems(model, parallel)
+    if isinstance(config, PretrainConfig):
+        yield from _data_problems(config.data)
     steps = training.steps
     if steps is not None and config.schedule.name != "constant" and config.schedule.warmup_steps > steps:
         yield Problem(
@@ -307,6 +369,53 @@ def _model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[
         )
     if isinstance(tensor, int) and isinstance(model.vocab_size, int) and model.vocab_size % tensor:
         yield Problem("parallel.tensor_parallel", tensor, f"does not divide model.vocab_size ({model.vocab_size})")
+
+
+def _data_problems(data: DataSection) -> Iterator[Problem]:
+    weights = [source.weight for source in data.train]
+    if not any(weights) and not (data.stages and data.stages[0].from_sample == 0 and data.stages[0].weights):
+        yield Problem("data.train", weights, "every source has weight 0", "Give one of them a positive weight.")
+    before = -1
+    for number, stage in enumerate(data.stages):
+        name = f"data.stages.{number}"
+        if stage.from_sample <= before:
+            rule = f"is not after the stage before it ({before})"
+            yield Problem(f"{name}.from_sample", stage.from_sample, rule, "Stages stand in the order of their samples.")
+        before = stage.from_sample
+        if stage.weights is not None and (len(stage.weights) != len(data.train) or not any(stage.weights)):
+            rule = f"must be {len(data.train)} weights, one for each source of data.train, not all 0"
+            yield Problem(f"{name}.weights", stage.weights, rule)
+        if stage.sequence_length is not None and data.sequence_length % stage.sequence_length:
+            yield Problem(
+                f"{name}.sequence_length",
+                stage.sequence_length,
+                f"does not divide data.sequence_length ({data.sequence_length})",
+                f"Try {_nearest_divisor(data.sequence_length, stage.sequence_length)}.",
+            )
+    paths = [source.path.rstrip("/") for source in data.train]
+    for number, damaged in enumerate(data.quarantine):
+        if damaged.path.rstrip("/") not in paths:
+            rule = f"is not a source of data.train ({', '.join(paths)})"
+            yield Problem(f"data.quarantine.{number}.path", damaged.path, rule)
+    yield from _format_problems(data)
+
+
+def _format_problems(data: DataSection) -> Iterator[Problem]:
+    for number, source in enumerate(data.validation):
+        if source.format != "prepared":
+            yield Problem(f"data.validation.{number}.format", source.format, "validation data must be prepared")
+    if not data.sequential:
+        return
+    for number, source in enumerate(data.train):
+        if source.format != "webdataset":
+            rule = "prepared and webdataset sources cannot be mixed"
+            yield Problem(f"data.train.{number}.format", source.format, rule, "Prepare the webdataset ones, too.")
+        if source.path.startswith("pipe:") and not data.allow_pipe:
+            rule = "runs a command in a shell, which data.allow_pipe does not allow"
+            yield Problem(f"data.train.{number}.path", source.path, rule, "If you trust it, set data.allow_pipe: true.")
+    for field in ("stages", "quarantine", "transform"):
+        if getattr(data, field):
+            yield Problem(f"data.{field}", None, "needs prepared data", "webdataset sources are read as they come.")
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

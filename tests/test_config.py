@@ -101,7 +101,7 @@ def test_whole_floats_are_counts(number):
         (OptimizerSection, {"lr": 1e-3}),
         (DataSection, {"sequence_length": 8, "train": []}),
         (DataSection, {"sequence_length": 8, "train": [{"path": ""}]}),
-        (DataSection, {"sequence_length": 8, "train": [{"path": "d", "weight": 0.0}]}),
+        (DataSection, {"sequence_length": 8, "train": [{"path": "d", "weight": -1.0}]}),
     ],
 )
 def test_strict(section, values):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.data.locations import join, read_file
 from megatrain.data.manifest import INDEX, Manifest
 from megatrain.errors import DataError
 
@@ -69,17 +70,17 @@ class Index:
         return file.getvalue()
 
 
-def read_index(folder: Path, manifest: Manifest) -> Index:
+def read_index(folder: str | Path, manifest: Manifest) -> Index:
     """Read and check a folder's index.
 
     Raises:
         DataError: it is missing, or is not the one that the manifest was written with.
     """
-    file = folder / INDEX
+    file = join(folder, INDEX)
     try:
-        data = file.read_bytes()
+        data = read_file(folder, INDEX)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}. Prepare the data again.") from None
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}. Prepare the data again.") from None
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise DataError(f"{file}: is damaged: its SHA-256 is not the manifest's. Copy it again, or prepare again.")
     with np.load(io.BytesIO(data), allow_pickle=False) as columns:

@@ -91,8 +91,8 @@ def inspect_data(path: str | Path) -> Inspection:
         # the token that two blocks share may end a document: counted in both, once after `unique`
         ends = np.unique(np.concatenate([block * stride + data.block_ends(block) for block in range(len(data.index))]))
         tokens = data.block_tokens(0)[:_SAMPLE_TOKENS]
-        sample = Tokenizer.load(data.path / TOKENIZER).decode(tokens)
-        return Inspection(data.path, data.manifest, np.diff(ends, prepend=0), sample)
+        sample = Tokenizer.load(f"{data.path}/{TOKENIZER}").decode(tokens)
+        return Inspection(Path(data.path), data.manifest, np.diff(ends, prepend=0), sample)
     finally:
         data.close()
 

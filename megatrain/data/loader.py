@@ -1,7 +1,7 @@
 """The stream of training batches: any rank's share of any step, from one number, the position.
 
 Global batch k holds the samples k·G … k·G + G - 1 of the run's order. With n data-parallel ranks and micro-batches of
-b sequences, micro-batch a of rank r holds k·G + a·b·n + r·b + (0 … b-1). So all ranks together read the same samples in
+b samples, micro-batch a of rank r holds k·G + a·b·n + r·b + (0 … b-1). So all ranks together read the same samples in
 the same steps, whatever n and b are, and the state is the same on each of them.
 """
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatrain.config import DataSection
-from megatrain.data.batch import Batch, assemble
+from megatrain.data.batch import Batch, assemble_rows
 from megatrain.data.evaluation import EvaluationLoader
-from megatrain.data.mixture import quotas
-from megatrain.data.order import ORDER_VERSION, Order, Stage
+from megatrain.data.position import changes_since
 from megatrain.data.read_ahead import ReadAhead
-from megatrain.data.sources import OpenSources
-from megatrain.errors import ConfigError, DataError
+from megatrain.data.stream import SampleStream
+from megatrain.errors import ConfigError
 
-__all__ = ["EvaluationLoader", "StepBatches", "TrainLoader"]
+__all__ = ["EvaluationLoader", "StepBatches", "TrainLoader", "rank_offsets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,34 @@ class StepBatches:
     target_tokens: int  # labels with a target, over the global batch of all ranks
 
 
+def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: int, data_size: int) -> NDArray[np.int64]:
+    """Which samples of a global batch a rank reads, int64 [micro-batches, micro_batch_size].
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+    if global_batch_size % (micro_batch_size * data_size):
+        raise ConfigError(
+            f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
+            f"data-parallel ranks = {micro_batch_size} x {data_size}"
+        )
+    in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
+    return in_step[:, data_rank, :]
+
+
 class TrainLoader:
-    """Reads one data-parallel rank's batches ahead, in a thread, and counts those that were consumed.
+    """Reads one data-parallel rank's batches ahead, in threads, and counts those that were consumed.
+
+    Under tensor parallelism every rank of a group has a loader of the same data rank and reads the same: a step's share
+    is read in less time than it takes to send it around.
 
     Args:
         data: the configuration's section.
-        global_batch_size: sequences a step, over all ranks.
-        micro_batch_size: sequences a rank holds at once.
+        global_batch_size: samples a step, over all ranks.
+        micro_batch_size: samples a rank holds at once.
         data_rank, data_size: this rank among the data-parallel ones.
         seed: run.seed.
+        pin_memory: put batches into page-locked memory, for a GPU to copy them while the CPU goes on.
 
     Raises:
         DataError: a source is missing, damaged or unsuitable.
@@ -55,21 +74,18 @@ class TrainLoader:
         data_rank: int,
         data_size: int,
         seed: int,
+        pin_memory: bool = False,
     ) -> None:
-        if global_batch_size % (micro_batch_size * data_size):
-            raise ConfigError(
-                f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
-                f"data-parallel ranks = {micro_batch_size} x {data_size}"
-            )
+        self._offsets = rank_offsets(
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            data_rank=data_rank,
+            data_size=data_size,
+        )
         self._data = data
         self._global_batch_size = global_batch_size
-        self._seed = seed
-        self._sources = OpenSources(data.train, data.sequence_length, with_ends=not data.attend_across_documents)
-        self._quotas = quotas([source.weight for source in data.train])
-        self._order = Order(self._sources.sizes, [Stage(0, self._quotas)], seed)
-        # offsets of this rank's samples within a global batch, [micro-batches, micro_batch_size]
-        in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
-        self._offsets = in_step[:, data_rank, :]
+        self._pin_memory = pin_memory
+        self._stream = SampleStream(data, seed)
         self._position = 0
         self._reader: ReadAhead[StepBatches] | None = None
         self.wait_seconds = 0.0  # how long the last `next` waited for data
@@ -87,7 +103,13 @@ class TrainLoader:
         """
         started = time.perf_counter()
         if self._reader is None:
-            self._reader = ReadAhead(self.read_step, self._position, self._global_batch_size, self._data.prefetch)
+            self._reader = ReadAhead(
+                self.read_step,
+                self._position,
+                self._global_batch_size,
+                self._data.prefetch,
+                threads=self._data.reading.threads,
+            )
         try:
             batches = self._reader.next()
         except BaseException:
@@ -98,56 +120,47 @@ class TrainLoader:
         return batches
 
     def read_step(self, position: int) -> StepBatches:
-        """This rank's part of the global batch that begins at sample `position`; changes nothing."""
-        samples = self._order.locate(position + self._offsets.reshape(-1))
-        places = zip(samples.source.tolist(), samples.block.tolist(), samples.row.tolist(), strict=True)
-        rows = [self._sources.read(source, block, row) for source, block, row in places]
-        size, across = self._offsets.shape[1], self._data.attend_across_documents
-        groups = [rows[first : first + size] for first in range(0, len(rows), size)]
-        micro_batches = tuple(assemble(group, attend_across_documents=across) for group in groups)
-        return StepBatches(micro_batches, self._global_batch_size * self._data.sequence_length)
+        """This rank's part of the global batch that begins at sample `position`; changes nothing.
+
+        A step has one sequence length, that of the stage that its first sample is in: its samples are cut accordingly.
+        """
+        _, rows = self._stream.read(position + self._offsets.reshape(-1))
+        length, across = self._stream.sequence_length(position), self._data.attend_across_documents
+        micro_batches = []
+        for number in range(len(self._offsets)):
+            size = self._offsets.shape[1]
+            part = rows.part(number * size, (number + 1) * size)
+            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length)
+            micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
+        return StepBatches(tuple(micro_batches), self._global_batch_size * self._data.sequence_length)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the samples to come: small, JSON-able, the same on every rank."""
-        return {"position": self._position, **self._identity()}
+        return {"position": self._position, **self._stream.identity()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position, with any number of ranks and any batch size.
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Go on from a saved position, with any number of ranks and threads and any batch size.
+
+        Returns what the run changes from here on, a line each: stages that had not begun, and the like.
 
         Raises:
             DataError: the saved position counts in another order than this loader's; says what differs.
         """
-        mine = self._identity()
-        differing = [name for name in mine if state.get(name) != mine[name]]
-        if differing or not isinstance(state.get("position"), int):
-            changes = "; ".join(f"{name} was {state.get(name)}, is {mine[name]}" for name in differing)
-            raise DataError(
-                f"the data of this run is not what its checkpoint was trained on: {changes or 'no position saved'}. "
-                "The position would mean other samples. Restore the data and settings, or start a new run."
-            )
+        notes = changes_since(state, self._stream.identity())
         self._stop_reading()
         self._position = state["position"]
+        return notes
 
     def samples_per_source(self) -> list[int]:
         """Samples consumed of each source, over all ranks, since the run's first step."""
-        return [int(count) for count in self._order.counts(self._position)]
+        return [int(count) for count in self._stream.order.counts(self._position)]
 
     def close(self) -> None:
         """Stop reading and close the shards."""
         self._stop_reading()
-        self._sources.close()
+        self._stream.close()
 
     def _stop_reading(self) -> None:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same sample. 64 bits of each hash keep it small."""
-        return {
-            "order_version": ORDER_VERSION,
-            "seed": self._seed,
-            "sequence_length": self._data.sequence_length,
-            "sources": [data.manifest.manifest_hash[:16] for data in self._sources.data],
-            "quotas": list(self._quotas),
-        }

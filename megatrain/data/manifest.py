@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from megatrain.data.files import FileRecord
+from megatrain.data.locations import join, location, read_file
 from megatrain.errors import DataError
 
 FORMAT_VERSION = 1
@@ -106,21 +107,22 @@ class Manifest:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Read the manifest of a prepared folder, or of the folder that `path` (a manifest.json) is in.
+    """Read the manifest of a prepared folder, here or at an address, or of the one that `path` (a manifest.json) is in.
 
     Raises:
         DataError: there is none, it was changed after it was written, or its format is not this version's.
     """
-    path = Path(path)
-    file = path if path.name == MANIFEST else path / MANIFEST
+    folder = location(path)
+    folder = "." if folder == MANIFEST else folder.removesuffix(f"/{MANIFEST}")
+    file = join(folder, MANIFEST)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_file(folder, MANIFEST))
     except FileNotFoundError:
         raise DataError(
             f"{path}: is not a prepared folder: it has no {MANIFEST}. Run `megatrain data prepare`."
         ) from None
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
     except ValueError:
         raise _corrupt(file) from None
     if not isinstance(content, dict):
@@ -158,5 +160,5 @@ def _content_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _corrupt(file: Path) -> DataError:
+def _corrupt(file: str) -> DataError:
     return DataError(f"{file}: was damaged or edited: its content does not match its hash. Prepare the data again.")

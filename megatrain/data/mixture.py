@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from megatrain.data.permutation import explicit_permutation, key
+from megatrain.data.permutation import each, explicit_permutation, key
 from megatrain.errors import DataError
 
 MIX_BLOCK = 4096
@@ -22,15 +22,16 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     """Samples of each source in a mix block: proportional to the weights, by largest remainder; they sum to 4,096.
 
     Raises:
-        DataError: a weight is so small that its source would never be seen.
+        DataError: a weight is above 0 but so small that its source would never be seen.
     """
     exact = [weight / sum(weights) * MIX_BLOCK for weight in weights]
     whole = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda source: (whole[source] - exact[source], source))
     for source in by_remainder[: MIX_BLOCK - sum(whole)]:
         whole[source] += 1
-    if 0 in whole:
-        source = whole.index(0)
+    unseen = [source for source, weight in enumerate(weights) if weight and not whole[source]]
+    if unseen:
+        source = unseen[0]
         raise DataError(
             f"data.train.{source}.weight: {weights[source]}: is under 1/{MIX_BLOCK} of all weights ({sum(weights):g}), "
             "so its source would never be read. Raise it, or leave the source out."
@@ -56,11 +57,10 @@ class Mixture:
         """int64 [N] -> sources int64 [N], ordinals int64 [N]. Ordinals of a source count up without gaps."""
         mix_blocks, slots = np.divmod(positions, MIX_BLOCK)
         sources, ordinals = np.empty_like(positions), np.empty_like(positions)
-        for mix_block in np.unique(mix_blocks):
-            here = mix_blocks == mix_block
-            source_of_slot, rank_of_slot = self._arrangement(int(mix_block))
-            sources[here] = source_of_slot[slots[here]]
-            ordinals[here] = mix_block * self.quota[sources[here]] + rank_of_slot[slots[here]]
+        for mix_block, here in each(mix_blocks):
+            source_of_slot, rank_of_slot = self._arrangement(mix_block)
+            of = source_of_slot[slots[here]]
+            sources[here], ordinals[here] = of, mix_block * self.quota[of] + rank_of_slot[slots[here]]
         return sources, ordinals
 
     def counts(self, position: int) -> Int64:

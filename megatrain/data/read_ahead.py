@@ -1,56 +1,78 @@
-"""A thread that reads steps before they are asked for.
+"""Threads that read steps before they are asked for, and hand them over in order.
 
-One thread, no worker processes: a read is a `pread`, and handing tensors from process to process costs more than that.
+Threads, no worker processes: a read is a `pread`, and handing tensors from process to process costs more than that.
 """
 
-import queue
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-_POLL_SECONDS = 0.1  # how soon the thread notices that it should stop
+_JOIN_SECONDS = 10.0  # a read that hangs longer than that is left to its daemon thread
 
 Item = TypeVar("Item")
 
 
 class ReadAhead(Generic[Item]):
-    """Calls `read(position)`, `read(position + stride)`, … in order, at most `depth` results ahead."""
+    """Calls `read(position)`, `read(position + stride)`, … in threads, at most `depth` results ahead of `next`.
 
-    def __init__(self, read: Callable[[int], Item], position: int, stride: int, depth: int) -> None:
+    However many threads there are, and whichever is done first, results come in the order of the positions.
+    """
+
+    def __init__(
+        self, read: Callable[[int], Item], position: int, stride: int, depth: int, *, threads: int = 1
+    ) -> None:
         self._read = read
-        self._stride = stride
-        self._queue: queue.Queue[tuple[Item | None, Exception | None]] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(position,), name="data-read-ahead", daemon=True)
-        self._thread.start()
+        self._position, self._stride, self._depth = position, stride, depth
+        self._begun = self._handed = 0  # numbers of the next read to begin, and of the next result to hand over
+        self._results: dict[int, tuple[Item | None, Exception | None]] = {}
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"data-read-ahead-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def next(self) -> Item:
         """The next result. Whatever `read` raised is raised here; nothing comes after it."""
-        item, error = self._queue.get()
-        if error is not None:
-            raise error
+        with self._changed:
+            self._changed.wait_for(lambda: self._handed in self._results)
+            item, error = self._results[self._handed]
+            if error is not None:
+                raise error
+            del self._results[self._handed]
+            self._handed += 1
+            self._changed.notify_all()
         assert item is not None
         return item
 
     def close(self) -> None:
-        """Stop, and wait until the thread has ended."""
-        self._stopped.set()
-        self._thread.join()
+        """Stop, and wait until the threads have ended."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
 
-    def _run(self, position: int) -> None:
-        while not self._stopped.is_set():
+    def _run(self) -> None:
+        while (number := self._begin()) is not None:
+            item: Item | None = None
+            error: Exception | None = None
             try:
-                item = self._read(position)
-            except Exception as error:  # handed to whoever waits for the result
-                self._put((None, error))
-                return
-            self._put((item, None))
-            position += self._stride
+                item = self._read(self._position + number * self._stride)
+            except Exception as raised:  # handed to whoever waits for the result
+                error = raised
+            with self._changed:
+                self._results[number] = item, error
+                self._stopped |= error is not None
+                self._changed.notify_all()
 
-    def _put(self, result: tuple[Item | None, Exception | None]) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(result, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return
+    def _begin(self) -> int | None:
+        """The number of the next read, once there is room for its result; None: there is nothing more to do."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._begun < self._handed + self._depth)
+            if self._stopped:
+                return None
+            self._begun += 1
+            return self._begun - 1

@@ -1,119 +1,216 @@
-"""Reading one prepared folder, a row at a time, with one `pread` for a row.
+"""Reading one prepared folder, many rows at a time, each with one read.
 
-Nothing is mapped into memory and few files are open at once, so that thousands of shards meet neither a mmap quota nor
-a descriptor limit. Opening checks names, sizes and the index. The hashes of blocks are checked by `verify.find_damage`
-only: hashing a whole block for each row read from it would multiply the bytes read by a hundred.
+Opening checks names, sizes and the index; every row is checked for its length and vocabulary. The hash of a block is
+checked when it is first read only where that is asked for (`data.reading.verify_blocks`): hashing a whole block for a
+few rows of it multiplies the bytes that each rank reads. `verify.find_damage` checks them all beforehand.
 """
 
-import os
 import threading
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatrain.data.index import read_index
+from megatrain.config import ReadingSection
+from megatrain.data.batch import Rows
+from megatrain.data.index import block_hash, read_index
+from megatrain.data.locations import is_remote, join, location
 from megatrain.data.manifest import Manifest, read_manifest
+from megatrain.data.storage import LocalStorage, Range, ReadError, Storage, descriptor_budget
 from megatrain.data.writer import ENDS_MEMBER, TOKENS_MEMBER, member_name
 from megatrain.errors import DataError
 
-_OPEN_SHARDS = 64
-_CACHED_ENDS = 256  # blocks
+_CACHED_ENDS = 8192  # blocks whose document ends are kept
 _END_DTYPE = np.dtype("<u4")
 
 Int64 = NDArray[np.int64]
+Tokens = NDArray[np.unsignedinteger]
+
+
+class BlockError(DataError):
+    """A block that cannot be read, or is not what was written."""
+
+    def __init__(self, message: str, path: str, block: int) -> None:
+        super().__init__(message)
+        self.path = path
+        self.block = block
 
 
 class PreparedData:
     """A folder written by `megatrain data prepare`, open for reading. Safe to use from several threads.
 
+    Args:
+        path: a folder, or the http(s):// or s3:// address of one.
+        reading: how patiently to read.
+        open_files: most shards open at once.
+
     Raises:
         DataError: a file is missing, has the wrong size, or does not belong to the manifest; the message names it.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest: Manifest = read_manifest(self.path)
-        self.index = read_index(self.path, self.manifest)
-        for shard in self.manifest.shards:
-            file = self.path / shard.name
+    def __init__(
+        self, path: str | Path, reading: ReadingSection | None = None, *, open_files: int | None = None
+    ) -> None:
+        self.path = location(path)
+        self.manifest: Manifest = read_manifest(path)
+        self.index = read_index(path, self.manifest)
+        self._reading = reading or ReadingSection()
+        self._storage = self._open_storage(open_files or descriptor_budget())
+        self._dtype = np.dtype(self.manifest.recipe.dtype).newbyteorder("<")
+        self._ends: OrderedDict[int, Int64] = OrderedDict()  # of blocks, the least recently used first
+        self._lock = threading.Lock()
+        self._verified = np.zeros(len(self.index), dtype=np.bool_)
+
+    def read_rows(self, blocks: Int64, rows: Int64, sequence_length: int, *, with_ends: bool = True) -> Rows:
+        """Rows of blocks, each int64 [N]: their inputs and last target, and where documents end.
+
+        Tokens are uint16 or uint32 [N, sequence_length + 1]; ends are ascending in 1..sequence_length, one past each
+        EOS; none where they are not asked for, which saves reading them.
+
+        Raises:
+            BlockError: a shard cannot be read, holds a token outside the vocabulary, or, where blocks are verified,
+                other bytes than were written.
+        """
+        if self._reading.verify_blocks:
+            self._verify(blocks)
+        tokens = self._read_tokens(blocks, rows * sequence_length, sequence_length + 1)
+        if not with_ends:
+            return Rows(tokens, [np.empty(0, dtype=np.int64)] * len(blocks))
+        ends = self._ends_of(blocks.tolist())
+        return Rows(
+            tokens,
+            [
+                _within(ends[block], row * sequence_length, sequence_length)
+                for block, row in zip(blocks.tolist(), rows.tolist(), strict=True)
+            ],
+        )
+
+    def read_row(self, block: int, row: int, sequence_length: int) -> tuple[Tokens, Int64]:
+        """One row: its tokens, uint16 or uint32 [sequence_length + 1], and its document ends; see `read_rows`."""
+        found = self.read_rows(np.array([block]), np.array([row]), sequence_length)
+        return found.tokens[0], found.ends[0]
+
+    def read_tokens(self, block: int, row: int, sequence_length: int) -> Tokens:
+        """The row's inputs and its last target: uint16 or uint32 [sequence_length + 1]; see `read_rows`."""
+        return self._read_tokens(np.array([block]), np.array([row * sequence_length]), sequence_length + 1)[0]
+
+    def block_tokens(self, block: int) -> Tokens:
+        """All tokens of a block, its lookahead token the last."""
+        return np.frombuffer(self._block_payloads(block)[0], dtype=self._dtype)
+
+    def block_ends(self, block: int) -> Int64:
+        """Where documents end within a block, int64 ascending in 1..tokens."""
+        return self._ends_of([block])[block]
+
+    def where(self, block: int) -> str:
+        """The shard that holds a block."""
+        return self.manifest.shards[int(self.index.shard[block])].name
+
+    def close(self) -> None:
+        self._storage.close()
+
+    def _open_storage(self, open_files: int) -> Storage:
+        shards = self.manifest.shards
+        if is_remote(self.path):
+            from megatrain.data.remote import open_remote  # needs fsspec's http or s3, which not everybody installs
+
+            return open_remote(self.path, shards, self._reading, open_files=open_files)
+        for shard in shards:
+            file = Path(self.path) / shard.name
             size = file.stat().st_size if file.is_file() else None
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size:,} bytes, not {shard.bytes:,}"
                 raise DataError(f"{file}: {found}. Copy it again, or prepare again.")
-        self._dtype = np.dtype(self.manifest.recipe.dtype).newbyteorder("<")
-        self._open: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, the least recently used first
-        self._lock = threading.Lock()
-        self.block_ends = lru_cache(maxsize=_CACHED_ENDS)(self._read_ends)
+        names = [shard.name for shard in shards]
+        return LocalStorage(Path(self.path), names, open_files=open_files, attempts=self._reading.attempts)
 
-    def read_row(self, block: int, row: int, sequence_length: int) -> tuple[NDArray[np.unsignedinteger], Int64]:
-        """One row: its tokens, uint16 or uint32 [sequence_length + 1], and `row_ends`."""
-        return self.read_tokens(block, row, sequence_length), self.row_ends(block, row, sequence_length)
+    def _read_tokens(self, blocks: Int64, starts: Int64, count: int) -> Tokens:
+        assert (starts + count <= self.index.tokens[blocks]).all(), "a row beyond its block"
+        shards = self.index.shard[blocks].tolist()
+        offsets = (self.index.offset[blocks] + starts * self._dtype.itemsize).tolist()
+        tokens = np.empty((len(blocks), count), dtype=self._dtype)
+        for _ in range(self._reading.attempts):
+            try:
+                self._storage.read_rows(shards, offsets, tokens.view(np.uint8))
+            except ReadError as error:
+                at = list(zip(shards, offsets, strict=True)).index(error.range[:2])
+                raise self._error(int(blocks[at]), TOKENS_MEMBER, error.range.offset, error.reason) from None
+            if int(tokens.max(initial=0)) < self.manifest.vocab_size:
+                return tokens
+        worst = int(tokens.max(axis=1).argmax())
+        raise self._error(
+            int(blocks[worst]),
+            TOKENS_MEMBER,
+            offsets[worst],
+            f"holds token {tokens[worst].max()}, outside the vocabulary of {self.manifest.vocab_size}: the shard is "
+            f"damaged. Run `megatrain data verify {self.path}`.",
+        )
 
-    def read_tokens(self, block: int, row: int, sequence_length: int) -> NDArray[np.unsignedinteger]:
-        """The row's inputs and its last target: uint16 or uint32 [sequence_length + 1].
-
-        Raises:
-            DataError: the shard cannot be read, or holds a token outside the vocabulary.
-        """
-        start = row * sequence_length
-        assert start + sequence_length < self.index.tokens[block], "a row beyond its block"
-        offset = int(self.index.offset[block]) + start * self._dtype.itemsize
-        data = self._pread(block, TOKENS_MEMBER, offset, (sequence_length + 1) * self._dtype.itemsize)
-        tokens: NDArray[np.unsignedinteger] = np.frombuffer(data, dtype=self._dtype)
-        if int(tokens.max()) >= self.manifest.vocab_size:
-            where = self._where(block, TOKENS_MEMBER, offset)
-            raise DataError(
-                f"{where}: holds token {tokens.max()}, outside the vocabulary of {self.manifest.vocab_size}: "
-                f"the shard is damaged. Run `megatrain data verify {self.path}`."
-            )
-        return tokens
-
-    def row_ends(self, block: int, row: int, sequence_length: int) -> Int64:
-        """Where documents end within the row's inputs, int64 ascending in 1..sequence_length: one past each EOS."""
-        ends = self.block_ends(block)
-        start = row * sequence_length
-        first, last = np.searchsorted(ends, [start, start + sequence_length], side="right")
-        return ends[first:last] - start
-
-    def block_tokens(self, block: int) -> NDArray[np.unsignedinteger]:
-        """All tokens of a block, its lookahead token the last."""
-        count = int(self.index.tokens[block]) * self._dtype.itemsize
-        return np.frombuffer(self._pread(block, TOKENS_MEMBER, int(self.index.offset[block]), count), dtype=self._dtype)
-
-    def close(self) -> None:
+    def _ends_of(self, blocks: Sequence[int]) -> dict[int, Int64]:
+        """Document ends of blocks, from the cache or else read, all at once."""
         with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
-            self._open.clear()
-
-    def _read_ends(self, block: int) -> Int64:
-        count = int(self.index.ends[block]) * _END_DTYPE.itemsize
-        data = self._pread(block, ENDS_MEMBER, int(self.index.ends_offset[block]), count)
-        return np.frombuffer(data, dtype=_END_DTYPE).astype(np.int64)
-
-    def _pread(self, block: int, suffix: str, offset: int, count: int) -> bytes:
-        try:
+            found = {block: self._ends[block] for block in blocks if block in self._ends}
+        missing = sorted(set(blocks) - found.keys())
+        if missing:
+            found |= self._read_ends(missing)
             with self._lock:
-                data = os.pread(self._descriptor(int(self.index.shard[block])), count, offset)
-        except OSError as error:
-            raise DataError(f"{self._where(block, suffix, offset)}: cannot be read: {error.strerror}") from None
-        if len(data) != count:
-            where = self._where(block, suffix, offset)
-            raise DataError(f"{where}: got {len(data)} of {count} bytes: the shard is cut off. Copy it again.")
-        return data
+                self._ends |= found
+                while len(self._ends) > _CACHED_ENDS:
+                    self._ends.popitem(last=False)
+        return found
 
-    def _descriptor(self, shard: int) -> int:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        if len(self._open) == _OPEN_SHARDS:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = os.open(self.path / self.manifest.shards[shard].name, os.O_RDONLY)
-        return self._open[shard]
+    def _read_ends(self, blocks: list[int]) -> dict[int, Int64]:
+        ranges = [self._range(block, ENDS_MEMBER) for block in blocks]
+        try:
+            payloads = self._storage.read(ranges)
+        except ReadError as error:
+            raise self._error(
+                blocks[ranges.index(error.range)], ENDS_MEMBER, error.range.offset, error.reason
+            ) from None
+        found = {}
+        for block, payload in zip(blocks, payloads, strict=True):
+            ends = np.frombuffer(payload, dtype=_END_DTYPE).astype(np.int64)
+            if ends.size and (ends[0] < 1 or ends[-1] > self.index.tokens[block] or (np.diff(ends) < 1).any()):
+                offset = int(self.index.ends_offset[block])
+                reason = f"holds document ends out of order: damaged. Run `megatrain data verify {self.path}`."
+                raise self._error(block, ENDS_MEMBER, offset, reason)
+            found[block] = ends
+        return found
 
-    def _where(self, block: int, suffix: str, offset: int) -> str:
-        shard = self.manifest.shards[int(self.index.shard[block])].name
-        return f"{self.path / shard}: {member_name(int(block), suffix)} at byte {offset}"
+    def _range(self, block: int, suffix: str) -> Range:
+        index, shard = self.index, int(self.index.shard[block])
+        if suffix == TOKENS_MEMBER:
+            return Range(shard, int(index.offset[block]), int(index.tokens[block]) * self._dtype.itemsize)
+        return Range(shard, int(index.ends_offset[block]), int(index.ends[block]) * _END_DTYPE.itemsize)
+
+    def _block_payloads(self, block: int) -> list[bytes]:
+        ranges = [self._range(block, suffix) for suffix in (TOKENS_MEMBER, ENDS_MEMBER)]
+        try:
+            return self._storage.read(ranges)
+        except ReadError as error:
+            suffix = TOKENS_MEMBER if error.range == ranges[0] else ENDS_MEMBER
+            raise self._error(block, suffix, error.range.offset, error.reason) from None
+
+    def _verify(self, blocks: Int64) -> None:
+        for block in np.unique(blocks[~self._verified[blocks]]).tolist():
+            for _ in range(self._reading.attempts):
+                if block_hash(*self._block_payloads(block)) == bytes(self.index.hash[block]).hex():
+                    break
+            else:
+                reason = "is not what was written: its hash is another. Copy the shard again."
+                raise self._error(block, TOKENS_MEMBER, int(self.index.offset[block]), reason)
+            self._verified[block] = True
+
+    def _error(self, block: int, suffix: str, offset: int, reason: str) -> BlockError:
+        member = member_name(block, suffix)
+        return BlockError(
+            f"{join(self.path, self.where(block))}: {member} at byte {offset}: {reason}", self.path, block
+        )
+
+
+def _within(ends: Int64, start: int, length: int) -> Int64:
+    """The ends within (start, start + length], counted from start."""
+    first, last = ends.searchsorted(start, side="right"), ends.searchsorted(start + length, side="right")
+    return ends[first:last] - start

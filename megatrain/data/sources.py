@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from megatrain.config import Source
-from megatrain.data.batch import Row
-from megatrain.data.order import SourceSize
+from megatrain.config import ReadingSection, Source
+from megatrain.data.batch import Row, Rows
+from megatrain.data.permutation import each
 from megatrain.data.shards import PreparedData
+from megatrain.data.shuffle import SourceSize
+from megatrain.data.storage import descriptor_budget
 from megatrain.errors import DataError
+
+Int64 = NDArray[np.int64]
 
 
 class OpenSources:
@@ -19,10 +24,18 @@ class OpenSources:
             sequence length, or is shorter than one row.
     """
 
-    def __init__(self, sources: Sequence[Source], sequence_length: int, *, with_ends: bool) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        sequence_length: int,
+        *,
+        with_ends: bool,
+        reading: ReadingSection | None = None,
+    ) -> None:
         self.sequence_length = sequence_length
         self._with_ends = with_ends
-        self.data = [PreparedData(source.path) for source in sources]
+        open_files = max(4, descriptor_budget() // len(sources))
+        self.data = [PreparedData(source.path, reading, open_files=open_files) for source in sources]
         self.sizes = [self._size(data) for data in self.data]
         for data in self.data[1:]:
             if data.manifest.tokenizer_sha256 != self.data[0].manifest.tokenizer_sha256:
@@ -32,14 +45,28 @@ class OpenSources:
 
     def read(self, source: int, block: int, row: int) -> Row:
         """One row; without document ends where nobody asks for them, which saves reading them."""
-        data = self.data[source]
-        tokens = data.read_tokens(block, row, self.sequence_length)
-        ends = data.row_ends(block, row, self.sequence_length) if self._with_ends else np.empty(0, dtype=np.int64)
-        return Row(tokens, ends)
+        rows = self.read_rows(*(np.array([number]) for number in (source, block, row)))
+        return Row(rows.tokens[0], rows.ends[0])
+
+    def read_rows(self, sources: Int64, blocks: Int64, rows: Int64) -> Rows:
+        """Many rows, each int64 [N]: tokens uint16 or uint32 [N, sequence_length + 1], and their document ends."""
+        parts = [(here, self._read_from(source, blocks[here], rows[here])) for source, here in each(sources)]
+        if len(parts) == 1:
+            return parts[0][1]
+        tokens = np.empty((len(sources), self.sequence_length + 1), dtype=np.result_type(*(p.tokens for _, p in parts)))
+        ends: list[Int64] = [np.empty(0, dtype=np.int64)] * len(sources)
+        for here, part in parts:
+            tokens[here] = part.tokens
+            for at, row_ends in zip(np.flatnonzero(here), part.ends, strict=True):
+                ends[at] = row_ends
+        return Rows(tokens, ends)
 
     def close(self) -> None:
         for data in self.data:
             data.close()
+
+    def _read_from(self, source: int, blocks: Int64, rows: Int64) -> Rows:
+        return self.data[source].read_rows(blocks, rows, self.sequence_length, with_ends=self._with_ends)
 
     def _size(self, data: PreparedData) -> SourceSize:
         size = SourceSize(data.manifest.rows(self.sequence_length), data.manifest.rows_per_block(self.sequence_length))

@@ -53,8 +53,8 @@ class ExampleLoader:
     def state_dict(self) -> dict[str, Any]:
         return {"position": self._position, **self._identity}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError when the examples are not the ones that the position counts."""
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Raises DataError when the examples are not the ones that the position counts. Nothing else may change."""
         changed = [name for name, value in self._identity.items() if state.get(name) != value]
         if changed:
             raise DataError(
@@ -62,6 +62,7 @@ class ExampleLoader:
                 "restore them, or start a run with another run.name"
             )
         self._position = state["position"]
+        return []
 
     def close(self) -> None:
         """Nothing is open."""

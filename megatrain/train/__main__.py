@@ -19,6 +19,8 @@ def main() -> None:
 
 
 def pretrain(run_dir: RunDir, resume: str) -> None:
+    import torch
+
     from megatrain.data.loader import EvaluationLoader, TrainLoader
     from megatrain.train.build import build
     from megatrain.train.loop import train
@@ -39,6 +41,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
             data_rank=mesh.data_rank,
             data_size=mesh.data_parallel,
             seed=config.run.seed,
+            pin_memory=torch.cuda.is_available(),
         ),
         validation=lambda mesh: (
             (

@@ -68,13 +68,15 @@ def build(
         checkpointer.load_weights(initial_weights)
         console.line(f"weights: from {initial_weights}")
     if position.checkpoint is not None and position.loader is not None:
-        loader.load_state_dict(position.loader)
+        changes = loader.load_state_dict(position.loader)
         console.resumed(
             position.step,
             position.checkpoint,
             saved_ranks=read_manifest(position.checkpoint).world_size,
             samples=position.loader["position"],
         )
+        for change in changes:
+            console.line(change)
     report = Reporter(config, run, mesh, console, resume_step=position.step)
     checkpointer.saved = report.saved
     parts = Parts(

@@ -19,13 +19,14 @@ from megatrain.train.signals import StopRequest
 
 
 class Loader(Protocol):
-    """What feeds the loop. `state_dict` is the position of the next batch, the same on every rank."""
+    """What feeds the loop. `state_dict` is the position of the next batch, the same on every rank; loading it returns
+    what the run changes from there on, a line each."""
 
     wait_seconds: float
 
     def next(self) -> StepBatches: ...
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]: ...
     def close(self) -> None: ...
 
 

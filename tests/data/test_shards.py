@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatrain.data import shards
 from megatrain.data.shards import PreparedData
 from megatrain.data.text import read_documents
 from megatrain.errors import DataError
@@ -49,14 +48,16 @@ def test_rows_are_slices_of_the_stream(data, stream, length):
     assert rows == (len(tokens) - 1) // length  # only a tail shorter than a row goes unused
 
 
-def test_few_shards_are_open_at_once(data, monkeypatch):
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 2)
+def test_few_shards_are_open_at_once(prepared):
+    data = PreparedData(prepared, open_files=2)
     descriptors = Path("/proc/self/fd")
     before = len(list(descriptors.iterdir()))
     assert len(data.manifest.shards) > 3
     for block in [*range(len(data.index)), 0]:
         data.read_tokens(block, 0, 16)
     assert len(list(descriptors.iterdir())) == before + 2
+    data.close()
+    assert len(list(descriptors.iterdir())) == before
 
 
 @pytest.fixture

@@ -1,0 +1,67 @@
+"""`megatrain data stream`: the samples of a run, one by one, without training."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megatrain.errors import ConfigError
+
+_TEXT_SHOWN = 100  # characters of a line that is not JSON
+
+
+def stream(
+    file: Annotated[Path, typer.Argument(help="a run's configuration, or its folder")],
+    start: Annotated[int | None, typer.Option(min=0, help="first sample")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="samples to show; default: to the end of a step")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="the samples of an optimizer step, as metrics count it")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="data-parallel ranks; each sample says which reads it")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="only this rank's samples, in its order")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+    text: Annotated[bool, typer.Option("--text", help="decode the tokens, too")] = False,
+) -> None:
+    """Show what a run sees, sample by sample: where each lies, its tokens and their hash.
+
+    The order is that of the configuration; the stream is the same for any number of ranks.
+
+    \b
+    megatrain data stream runs/llama-1b --step 5120 --text          # the batch behind a loss spike
+    megatrain data stream run.yaml --start 1000000 --count 512 --json | jq -r .hash | sha256sum
+    megatrain data stream run.yaml --step 1 --ranks 64 --rank 3
+    """
+    from megatrain import config_file
+    from megatrain.config import PretrainConfig
+    from megatrain.data.audit import audit
+
+    if start is not None and step is not None:
+        raise ConfigError("--start and --step: give one of them; a step says where it starts.")
+    if rank is not None and (ranks is None or rank >= ranks):
+        raise ConfigError(f"--rank {rank}: must be below --ranks ({ranks}).")
+    config = config_file.load(file / "config.yaml" if file.is_dir() else file)
+    if not isinstance(config, PretrainConfig):
+        raise ConfigError(f"{file}: is a fine-tuning run; its examples are in finetune.train.")
+    batch = config.training.global_batch_size
+    if step is not None:
+        start = (step - 1) * batch
+    start = start or 0
+    stop = start + (count if count is not None else batch - start % batch)
+    for sample in audit(config, start, stop, ranks=ranks, rank=rank, with_text=text):
+        typer.echo(json.dumps(sample, ensure_ascii=False) if as_json else _line(sample))
+
+
+def _line(sample: dict[str, Any]) -> str:
+    rank = f" · rank {sample['rank']}" if "rank" in sample else ""
+    where = f"{sample['source']} · {sample['shard']} · block {sample['block']} row {sample['row']}"
+    shown = f"sample {sample['position']:,} · stage {sample['stage']} · epoch {sample['epoch']} · {where}{rank}"
+    if "replaced" in sample:
+        shown += f" · stands in for block {sample['replaced']}"
+    shown += f" · {len(sample['tokens'])} tokens · {sample['hash']}"
+    if "text" in sample:
+        text = sample["text"]
+        shown += "\n  " + json.dumps(text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + "…", ensure_ascii=False)
+    return shown
