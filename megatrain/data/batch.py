@@ -13,10 +13,15 @@ IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a targ
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS)."""
+    """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS).
+
+    `targets` is of a row that was packed by best fit: how many of its labels have a target. Where a piece ends, the
+    next token belongs to another document, perhaps to its middle; behind the last piece there may be padding.
+    """
 
     tokens: NDArray[np.integer]
     ends: NDArray[np.int64]
+    targets: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Batch:
     """One micro-batch of one data-parallel rank; a loader makes it on the CPU.
 
     Labels are the inputs shifted by one. They are kept where documents meet: the first token of a document is then
-    predicted from the EOS before it, which teaches the model how documents begin.
+    predicted from the EOS before it, which teaches the model how documents begin. In packed rows they are not.
     """
 
     input_ids: Tensor  # [B, S] int64
@@ -54,9 +59,15 @@ def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
             starts = np.concatenate([[0], row.ends])  # one may lie at the row's end: it starts nothing here
             documents[number] = np.searchsorted(row.ends, columns, side="right")
             positions[number] = columns - starts[documents[number]]
+    labels = tokens[:, 1:].clone()
+    for number, row in enumerate(rows):
+        if row.targets is not None:
+            labels[number, torch.from_numpy(row.ends - 1)] = IGNORE_INDEX
+            if row.targets < length - len(row.ends):  # padding
+                labels[number, row.ends[-1] :] = IGNORE_INDEX
     return Batch(
         input_ids=tokens[:, :-1].clone(),  # a batch of one would otherwise share its memory with the labels
-        labels=tokens[:, 1:].clone(),
+        labels=labels,
         position_ids=torch.from_numpy(positions),
         document_ids=None if documents is None else torch.from_numpy(documents),
     )

@@ -105,7 +105,8 @@ class TrainLoader:
         size, across = self._offsets.shape[1], self._data.attend_across_documents
         groups = [rows[first : first + size] for first in range(0, len(rows), size)]
         micro_batches = tuple(assemble(group, attend_across_documents=across) for group in groups)
-        return StepBatches(micro_batches, self._global_batch_size * self._data.sequence_length)
+        whole_step = self._order.locate(position + np.arange(self._global_batch_size, dtype=np.int64))
+        return StepBatches(micro_batches, self._sources.targets(whole_step))
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the samples to come: small, JSON-able, the same on every rank."""

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class PreparedData:
         Raises:
             DataError: the shard cannot be read, or holds a token outside the vocabulary.
         """
-        start = row * sequence_length
+        start = row * self.manifest.row_stride(sequence_length)
         assert start + sequence_length < self.index.tokens[block], "a row beyond its block"
         offset = int(self.index.offset[block]) + start * self._dtype.itemsize
         data = self._pread(block, TOKENS_MEMBER, offset, (sequence_length + 1) * self._dtype.itemsize)
@@ -74,9 +75,16 @@ class PreparedData:
     def row_ends(self, block: int, row: int, sequence_length: int) -> Int64:
         """Where documents end within the row's inputs, int64 ascending in 1..sequence_length: one past each EOS."""
         ends = self.block_ends(block)
-        start = row * sequence_length
+        start = row * self.manifest.row_stride(sequence_length)
         first, last = np.searchsorted(ends, [start, start + sequence_length], side="right")
         return ends[first:last] - start
+
+    def row_targets(self, block: Int64 | np.int64, row: Int64 | np.int64) -> Any:
+        """Labels with a target in each row, int64 [N] or a number; None with concatenation: all have one."""
+        packing = self.manifest.recipe.packing
+        if packing is None:
+            return None
+        return self.index.targets[block * self.manifest.rows_per_block(packing.sequence_length) + row].astype(np.int64)
 
     def block_tokens(self, block: int) -> NDArray[np.unsignedinteger]:
         """All tokens of a block, its lookahead token the last."""

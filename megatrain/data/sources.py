@@ -6,7 +6,7 @@ import numpy as np
 
 from megatrain.config import Source
 from megatrain.data.batch import Row
-from megatrain.data.order import SourceSize
+from megatrain.data.order import Samples, SourceSize
 from megatrain.data.shards import PreparedData
 from megatrain.errors import DataError
 
@@ -34,8 +34,19 @@ class OpenSources:
         """One row; without document ends where nobody asks for them, which saves reading them."""
         data = self.data[source]
         tokens = data.read_tokens(block, row, self.sequence_length)
-        ends = data.row_ends(block, row, self.sequence_length) if self._with_ends else np.empty(0, dtype=np.int64)
-        return Row(tokens, ends)
+        targets = data.row_targets(np.int64(block), np.int64(row))
+        wanted = self._with_ends or targets is not None
+        ends = data.row_ends(block, row, self.sequence_length) if wanted else np.empty(0, dtype=np.int64)
+        return Row(tokens, ends, None if targets is None else int(targets))
+
+    def targets(self, samples: Samples) -> int:
+        """Labels with a target in all of these rows."""
+        total = 0
+        for source, data in enumerate(self.data):
+            here = samples.source == source
+            targets = data.row_targets(samples.block[here], samples.row[here])
+            total += int(here.sum()) * self.sequence_length if targets is None else int(targets.sum())
+        return total
 
     def close(self) -> None:
         for data in self.data:
