@@ -14,20 +14,26 @@ IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a targ
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS)."""
+    """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS).
+
+    `targets` is of a row that was packed by best fit: how many of its labels have a target. Where a piece ends, the
+    next token belongs to another document, perhaps to its middle; behind the last piece there may be padding.
+    """
 
     tokens: NDArray[np.integer]
     ends: NDArray[np.int64]
+    targets: int | None = None
 
 
 class Rows(NamedTuple):
-    """Several sequences of one length: tokens [N, S + 1], and the document ends of each."""
+    """Several sequences of one length: tokens [N, S + 1], and of each its document ends and targets; see `Row`."""
 
     tokens: NDArray[np.integer]
     ends: list[NDArray[np.int64]]
+    targets: list[int | None]
 
     def part(self, first: int, last: int) -> "Rows":
-        return Rows(self.tokens[first:last], self.ends[first:last])
+        return Rows(self.tokens[first:last], self.ends[first:last], self.targets[first:last])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class Batch:
     """One micro-batch of one data-parallel rank; a loader makes it on the CPU.
 
     Labels are the inputs shifted by one. They are kept where documents meet: the first token of a document is then
-    predicted from the EOS before it, which teaches the model how documents begin.
+    predicted from the EOS before it, which teaches the model how documents begin. In packed rows they are not.
     """
 
     input_ids: Tensor  # [B, S] int64
@@ -60,7 +66,7 @@ class Batch:
 
 def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
     """Stack rows of one length into a batch."""
-    stacked = Rows(np.stack([row.tokens for row in rows]), [row.ends for row in rows])
+    stacked = Rows(np.stack([row.tokens for row in rows]), [row.ends for row in rows], [row.targets for row in rows])
     return assemble_rows(stacked, attend_across_documents=attend_across_documents)
 
 
@@ -80,7 +86,7 @@ def assemble_rows(rows: Rows, *, attend_across_documents: bool, sequence_length:
         cu_seqlens = torch.from_numpy(np.append(np.flatnonzero(starts), starts.size).astype(np.int32))
     return Batch(
         input_ids=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64).reshape(shape)),
-        labels=torch.from_numpy(rows.tokens[:, 1:].astype(np.int64).reshape(shape)),
+        labels=torch.from_numpy(_labels(rows).reshape(shape)),
         position_ids=torch.from_numpy(_positions(starts, (size * length // shape[1], shape[1]))),
         document_ids=None if starts is None else torch.from_numpy(np.cumsum(starts, axis=1, dtype=np.int32) - 1),
         cu_seqlens=cu_seqlens,
@@ -93,6 +99,18 @@ def without_targets(size: int, sequence_length: int, *, attend_across_documents:
     batch = assemble([nothing] * size, attend_across_documents=attend_across_documents)
     batch.labels.fill_(IGNORE_INDEX)
     return batch
+
+
+def _labels(rows: Rows) -> NDArray[np.int64]:
+    """The inputs shifted by one, int64 [N, S]; in packed rows IGNORE_INDEX behind each piece."""
+    labels = rows.tokens[:, 1:].astype(np.int64)
+    for number, (ends, targets) in enumerate(zip(rows.ends, rows.targets, strict=True)):
+        if targets is None:
+            continue
+        labels[number, ends - 1] = IGNORE_INDEX
+        if targets < labels.shape[1] - len(ends):  # padding
+            labels[number, ends[-1] :] = IGNORE_INDEX
+    return labels
 
 
 def _starts(ends: Sequence[NDArray[np.int64]], size: int, length: int) -> NDArray[np.bool_]:

@@ -1,7 +1,8 @@
 """`index.npz`: where each block lies in its shard, one column a fact. Written while the shards are; no pickle.
 
 A block is a run of up to block_tokens + 1 tokens. Neighbouring blocks share one token: the last of a block, its
-lookahead, is the first of the next, so that every block has the target of its last input.
+lookahead, is the first of the next, so that every block has the target of its last input. Where documents were packed
+by best fit, a block is so many whole rows instead, which share nothing.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ class BlockRecord(NamedTuple):
     ends_offset: int
     ends: int
     hash: str
+    targets: tuple[int, ...] = ()  # of each packed row
 
 
 def block_hash(tokens: bytes, ends: bytes) -> str:
@@ -45,6 +47,7 @@ class Index:
     ends_offset: NDArray[np.int64]
     ends: NDArray[np.int32]
     hash: NDArray[np.uint8]  # [blocks, HASH_BYTES]
+    targets: NDArray[np.unsignedinteger]  # labels with a target of each packed row, in order; empty with concatenation
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -53,6 +56,7 @@ class Index:
     def of(cls, shards: list[list[BlockRecord]]) -> "Index":
         blocks = [(number, block) for number, shard in enumerate(shards) for block in shard]
         hashes = b"".join(bytes.fromhex(block.hash) for _, block in blocks)
+        targets = [count for _, block in blocks for count in block.targets]
         return cls(
             shard=np.array([number for number, _ in blocks], dtype=np.int32),
             offset=np.array([block.offset for _, block in blocks], dtype=np.int64),
@@ -60,6 +64,7 @@ class Index:
             ends_offset=np.array([block.ends_offset for _, block in blocks], dtype=np.int64),
             ends=np.array([block.ends for _, block in blocks], dtype=np.int32),
             hash=np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES),
+            targets=np.array(targets, dtype=np.min_scalar_type(max(targets, default=0))),
         )
 
     def dumps(self) -> bytes:

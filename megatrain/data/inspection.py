@@ -1,15 +1,21 @@
 """What a prepared folder holds, for a person to look at."""
 
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatrain.data.manifest import TOKENIZER, Manifest
+from megatrain.data.files import FileRecord
+from megatrain.data.manifest import SOURCES, TOKENIZER, Manifest
 from megatrain.data.shards import PreparedData
 from megatrain.data.tokenizer import Tokenizer
+from megatrain.errors import DataError, PreflightError
 
 _SAMPLE_TOKENS = 100
 _BAR_WIDTH = 40
@@ -17,24 +23,46 @@ _SHOWN_SOURCES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
-    path: Path
-    manifest: Manifest
-    lengths: NDArray[np.int64]  # tokens of each document, EOS included
-    sample: str  # the first tokens, decoded
+class Lengths:
+    """How many documents (of packed rows: pieces) have how many tokens, EOS included. One entry a length, ascending."""
+
+    tokens: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    @property
+    def mean(self) -> float:
+        return float(self.tokens @ self.documents / self.documents.sum())
+
+    @property
+    def median(self) -> int:
+        """The lower one, of an even number."""
+        before = np.cumsum(self.documents)
+        return int(self.tokens[np.searchsorted(before, (before[-1] + 1) // 2)])
+
+    @property
+    def maximum(self) -> int:
+        return int(self.tokens[-1])
 
     def histogram(self) -> list[tuple[int, int]]:
         """(lower bound, documents): lengths from it up to twice it. Bounds are powers of two, without gaps."""
-        exponents = np.frexp(self.lengths)[1] - 1  # floor of the binary logarithm, exactly
-        counts = np.bincount(exponents)
-        first = int(exponents.min())
-        return [(1 << exponent, int(counts[exponent])) for exponent in range(first, len(counts))]
+        exponents = np.frexp(self.tokens)[1] - 1  # floor of the binary logarithm, exactly
+        counts = np.bincount(exponents, weights=self.documents).astype(np.int64)
+        return [(1 << exponent, int(counts[exponent])) for exponent in range(int(exponents.min()), len(counts))]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    path: Path
+    manifest: Manifest
+    lengths: Lengths
+    sample: str  # the first tokens, decoded
 
     def as_json(self) -> dict[str, Any]:
-        manifest = self.manifest
+        """Everything but the list of sources, which may have millions: `sources.jsonl` in the folder is that."""
+        manifest, recipe = self.manifest, self.manifest.recipe
         return {
             "path": str(self.path),
-            "part": manifest.recipe.part,
+            "part": recipe.part,
             "tokens": manifest.tokens,
             "documents": manifest.documents,
             "blocks": manifest.blocks,
@@ -43,40 +71,64 @@ class Inspection:
             "bytes": sum(shard.bytes for shard in manifest.shards),
             "vocab_size": manifest.vocab_size,
             "eos_id": manifest.eos_id,
-            "dtype": manifest.recipe.dtype,
+            "dtype": recipe.dtype,
             "tokenizer_sha256": manifest.tokenizer_sha256,
             "manifest_hash": manifest.manifest_hash,
-            "sources": [{"name": s.name, "bytes": s.bytes, "sha256": s.sha256} for s in manifest.recipe.sources],
+            "sources": asdict(recipe.sources),
+            "selection": recipe.selection,
+            "left_out": manifest.left_out,
+            "packing": asdict(recipe.packing) | asdict(manifest.packed) if recipe.packing and manifest.packed else None,
             "document_tokens": {
-                "mean": float(self.lengths.mean()),
-                "median": float(np.median(self.lengths)),
-                "maximum": int(self.lengths.max()),
+                "mean": self.lengths.mean,
+                "median": self.lengths.median,
+                "maximum": self.lengths.maximum,
             },
-            "histogram": [{"from": lower, "documents": count} for lower, count in self.histogram()],
+            "histogram": [{"from": lower, "documents": count} for lower, count in self.lengths.histogram()],
             "sample": self.sample,
         }
 
     def as_text(self) -> str:
-        facts = self.as_json()
-        sources = self.manifest.recipe.sources
-        shown = [f"  {source.name} ({_size(source.bytes)})" for source in sources[:_SHOWN_SOURCES]]
-        if len(sources) > _SHOWN_SOURCES:
-            shown.append(f"  and {len(sources) - _SHOWN_SOURCES:,} more")
+        facts, manifest = self.as_json(), self.manifest
         length = facts["document_tokens"]
         return "\n".join(
             [
-                f"{self.path}: {facts['tokens']:,} tokens in {facts['documents']:,} documents ({facts['part']} set)",
+                f"{self.path}: {manifest.tokens:,} tokens in {manifest.documents:,} documents ({facts['part']} set)",
                 f"{facts['shards']} shards, {_size(facts['bytes'])}; {facts['blocks']} blocks of "
                 f"{facts['block_tokens']:,} tokens; vocabulary {facts['vocab_size']:,} ({facts['dtype']})",
-                f"{len(sources):,} source files, {_size(sum(source.bytes for source in sources))}:",
-                *shown,
-                f"tokens a document: mean {length['mean']:,.0f}, median {length['median']:,.0f}, "
-                f"maximum {length['maximum']:,}",
-                *_bars(self.histogram()),
+                *_source_lines(self.path, manifest),
+                *([f"left out: {_counts(manifest.left_out)}"] if manifest.left_out else []),
+                *packing_lines(manifest),
+                f"tokens a {'piece' if manifest.packed else 'document'}: mean {length['mean']:,.0f}, "
+                f"median {length['median']:,}, maximum {length['maximum']:,}",
+                *_bars(self.lengths.histogram()),
                 "it begins:",
                 *(f"  {line}" for line in self.sample.splitlines()),
             ]
         )
+
+    def draw(self, file: Path) -> None:
+        """The histogram as a picture; the suffix decides its kind.
+
+        Raises:
+            PreflightError: matplotlib is not installed.
+            DataError: the file cannot be written.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise PreflightError("--png: needs matplotlib: pip install 'megatrain[plot]'") from None
+        bounds, counts = zip(*self.lengths.histogram(), strict=True)
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(range(len(bounds)), counts)
+        axes.set_xticks(range(len(bounds)), [f"{bound:,}" for bound in bounds], rotation=45)
+        axes.set_xlabel(f"tokens a {'piece' if self.manifest.packed else 'document'}, from here to twice as many")
+        axes.set_ylabel("number")
+        axes.set_title(f"{self.path}: {self.manifest.tokens:,} tokens in {self.manifest.documents:,} documents")
+        try:
+            figure.savefig(file)
+        except (OSError, ValueError) as error:  # ValueError: a suffix that it does not know
+            raise DataError(f"{file}: cannot be written: {error}") from None
 
 
 def inspect_data(path: str | Path) -> Inspection:
@@ -87,14 +139,63 @@ def inspect_data(path: str | Path) -> Inspection:
     """
     data = PreparedData(path)
     try:
-        stride = data.manifest.block_tokens
-        # the token that two blocks share may end a document: counted in both, once after `unique`
-        ends = np.unique(np.concatenate([block * stride + data.block_ends(block) for block in range(len(data.index))]))
         tokens = data.block_tokens(0)[:_SAMPLE_TOKENS]
         sample = Tokenizer.load(f"{data.path}/{TOKENIZER}").decode(tokens)
-        return Inspection(Path(data.path), data.manifest, np.diff(ends, prepend=0), sample)
+        return Inspection(Path(data.path), data.manifest, _lengths(data), sample)
     finally:
         data.close()
+
+
+def packing_lines(manifest: Manifest) -> list[str]:
+    """What best fit saved, in two lines; nothing where documents were put one behind the other."""
+    packed, packing = manifest.packed, manifest.recipe.packing
+    if packed is None or packing is None:
+        return []
+    slots = packed.rows * (packing.sequence_length + 1)
+    alone = manifest.documents * (packing.sequence_length + 1)  # of a row for each document, longer ones cut off
+    return [
+        f"packed by best fit: {packed.rows:,} rows of {packing.sequence_length:,}, {packed.padding / slots:.3%} padding"
+        f" (a row a document: {max(0.0, 1 - manifest.tokens / max(alone, manifest.tokens)):.1%})",
+        f"cut documents: {packed.documents_cut:,}, all longer than a row (concatenation: "
+        f"{packed.documents_cut_by_concat:,} of {manifest.documents:,})",
+    ]
+
+
+def _lengths(data: PreparedData) -> Lengths:
+    found: Counter[int] = Counter()
+    packing = data.manifest.recipe.packing
+    row_tokens = packing.sequence_length + 1 if packing else 0
+    before = 0  # where the last document ended, from the start of the set
+    for block in range(len(data.index)):
+        ends = data.block_ends(block)
+        if packing:
+            rows = (ends - 1) // row_tokens
+            starts = np.concatenate([[0], ends[:-1]])
+            lengths = ends - np.maximum(starts, rows * row_tokens)
+        else:
+            ends = ends + block * data.manifest.block_tokens
+            ends = ends[ends > before]  # the token that two blocks share may end a document: it stands in both
+            lengths = np.diff(ends, prepend=before)
+            before = int(ends[-1]) if len(ends) else before
+        for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
+            found[int(length)] += int(count)
+    ordered = sorted(found.items())
+    return Lengths(np.array([length for length, _ in ordered]), np.array([count for _, count in ordered]))
+
+
+def _source_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
+    sources = manifest.recipe.sources
+    yield f"{sources.count:,} sources, {_size(sources.bytes)}:"
+    with open(folder / SOURCES, encoding="utf-8") as lines:
+        for line in islice(lines, _SHOWN_SOURCES):
+            record = FileRecord(**json.loads(line))
+            yield f"  {record.name}" + (f" ({_size(record.bytes)})" if record.bytes else "")
+    if sources.count > _SHOWN_SOURCES:
+        yield f"  and {sources.count - _SHOWN_SOURCES:,} more in {folder / SOURCES}"
+
+
+def _counts(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
 
 
 def _bars(histogram: list[tuple[int, int]]) -> list[str]:

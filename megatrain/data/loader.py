@@ -132,7 +132,7 @@ class TrainLoader:
             part = rows.part(number * size, (number + 1) * size)
             batch = assemble_rows(part, attend_across_documents=across, sequence_length=length)
             micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
-        return StepBatches(tuple(micro_batches), self._global_batch_size * self._data.sequence_length)
+        return StepBatches(tuple(micro_batches), self._stream.targets(position, self._global_batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the samples to come: small, JSON-able, the same on every rank."""

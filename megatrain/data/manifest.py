@@ -15,12 +15,42 @@ from megatrain.data.files import FileRecord
 from megatrain.data.locations import join, location, read_file
 from megatrain.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 TOKENIZER = "tokenizer.json"
+SOURCES = "sources.jsonl"
 
 Part = Literal["train", "holdout"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceList:
+    """The inputs, of which there may be millions: `sources.jsonl` names each, with its size and hash."""
+
+    count: int
+    bytes: int
+    sha256: str  # of sources.jsonl
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How `best_fit` fills rows; it decides the sequence length when the data is prepared."""
+
+    sequence_length: int  # inputs of a row; one token more is stored, the target of the last
+    window_tokens: int  # documents are packed together until they hold so many tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """What packing by best fit came to, and what concatenation would have come to for the same documents."""
+
+    rows: int = 0
+    padding: int = 0  # slots of rows that hold no token
+    pieces: int = 0  # parts of documents
+    documents_cut: int = 0  # into several rows, because they are longer than one
+    documents_cut_by_concat: int = 0  # by the end of a row, if they were put one behind the other
+    targets: int = 0  # labels: every token of every document but its first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +60,15 @@ class Recipe:
     part: Part
     holdout: float  # the share of the documents that the hold-out got
     text_field: str
-    sources: tuple[FileRecord, ...]
+    sources: SourceList
     tokenizer_sha256: str
     vocab_size: int
     eos_id: int
     dtype: Literal["uint16", "uint32"]
     block_tokens: int
     shard_blocks: int
+    packing: Packing | None  # None: documents are put one behind the other
+    selection: dict[str, Any]  # which documents are left out; see `selection.SelectionPolicy`
     versions: dict[str, str]
 
     def differences(self, other: "Recipe") -> list[str]:
@@ -46,12 +78,14 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One prepared folder: a stream of `tokens` tokens, each of its `documents` documents followed by EOS."""
+    """One prepared folder: `tokens` tokens of `documents` documents, the EOS after each included."""
 
     recipe: Recipe
     tokens: int
     documents: int
     blocks: int
+    packed: PackedRows | None  # with `recipe.packing`
+    left_out: dict[str, int]  # documents of all inputs that the selection left out, by reason
     shards: tuple[FileRecord, ...]
     index_sha256: str
 
@@ -81,8 +115,14 @@ class Manifest:
         """Rows of `sequence_length` inputs and one more target in a full block.
 
         Raises:
-            DataError: the sequence length does not divide the block length.
+            DataError: the sequence length does not divide the block length, or is not the one of the packed rows.
         """
+        packing = self.recipe.packing
+        if packing and sequence_length != packing.sequence_length:
+            raise DataError(
+                f"data.sequence_length: {sequence_length}: this data was packed by best fit into rows of "
+                f"{packing.sequence_length}. Set it to {packing.sequence_length}, or prepare again."
+            )
         if self.block_tokens % sequence_length:
             divisors = [d for d in range(1, self.block_tokens + 1) if self.block_tokens % d == 0]
             near = min(divisors, key=lambda divisor: (abs(divisor - sequence_length), divisor))
@@ -93,8 +133,15 @@ class Manifest:
             )
         return self.block_tokens // sequence_length
 
+    def row_stride(self, sequence_length: int) -> int:
+        """Tokens from the start of a row to the start of the next: packed rows do not share their last token."""
+        return sequence_length + 1 if self.recipe.packing else sequence_length
+
     def rows(self, sequence_length: int) -> int:
         """Rows in all blocks. Of a partial last block, whole rows count."""
+        if self.packed:
+            self.rows_per_block(sequence_length)
+            return self.packed.rows
         full_blocks = max(0, self.tokens - 1) // self.block_tokens
         tail = self.tokens - full_blocks * self.block_tokens
         return full_blocks * self.rows_per_block(sequence_length) + max(0, tail - 1) // sequence_length
@@ -143,16 +190,19 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def recipe_from_json(value: dict[str, Any]) -> Recipe:
     """The inverse of `dataclasses.asdict`. Raises KeyError or TypeError for anything else."""
-    return Recipe(**cast(Any, value | {"sources": _records(value["sources"])}))
+    packing = value["packing"]
+    parts = {"sources": SourceList(**value["sources"]), "packing": Packing(**packing) if packing else None}
+    return Recipe(**cast(Any, value | parts))
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
     known = {key: value for key, value in content.items() if key != "format_version"}
-    return Manifest(**known | {"recipe": recipe_from_json(content["recipe"]), "shards": _records(content["shards"])})
-
-
-def _records(values: list[dict[str, Any]]) -> tuple[FileRecord, ...]:
-    return tuple(FileRecord(**value) for value in values)
+    parts = {
+        "recipe": recipe_from_json(content["recipe"]),
+        "packed": PackedRows(**content["packed"]) if content["packed"] else None,
+        "shards": tuple(FileRecord(**value) for value in content["shards"]),
+    }
+    return Manifest(**known | parts)
 
 
 def _content_hash(content: dict[str, Any]) -> str:

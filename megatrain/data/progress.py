@@ -11,15 +11,17 @@ from rich.progress import BarColumn, Progress, TextColumn
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class PrepareProgress:
-    """Documents, tokens a second, and the time left, judged by the bytes of input read so far.
+class ProgressLine:
+    """Documents, tokens or bytes a second, and the time left, judged by the bytes of input read so far.
 
     Args:
+        verb: what is being done.
         total_bytes: of all inputs.
         stream: where to write, standard error by default; None writes nothing.
     """
 
-    def __init__(self, total_bytes: int, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(self, verb: str, total_bytes: int, stream: TextIO | None = sys.stderr) -> None:
+        self._verb = verb
         self._total = max(1, total_bytes)
         self._stream = stream
         self._start = self._last_line = time.monotonic()
@@ -29,11 +31,11 @@ class PrepareProgress:
         self._bytes = 0
         self._bar: Progress | None = None
         if stream is not None and stream.isatty():
-            columns = TextColumn("preparing"), BarColumn(), TextColumn("{task.description}")
+            columns = TextColumn(verb), BarColumn(), TextColumn("{task.description}")
             self._bar = Progress(*columns, console=Console(file=stream))
             self._task = self._bar.add_task("", total=self._total)
 
-    def __enter__(self) -> "PrepareProgress":
+    def __enter__(self) -> "ProgressLine":
         if self._bar:
             self._bar.start()
         return self
@@ -46,10 +48,11 @@ class PrepareProgress:
         if self._stream is not None and kind is None:
             print(self.text(), file=self._stream)
 
-    def update(self, *, documents: int, tokens: int, bytes_read: int) -> None:
+    def update(self, *, bytes_read: int, documents: int = 0, tokens: int = 0) -> None:
         """Count `documents` and `tokens` more; `bytes_read` is of all inputs so far."""
         if self._first_byte is None:
-            self._first_byte = bytes_read  # what an earlier run has done says nothing of this one's speed
+            # what an earlier run has done says nothing of this one's speed
+            self._first_byte = bytes_read if documents else 0
         self.documents += documents
         self.tokens += tokens
         self._bytes = bytes_read
@@ -65,10 +68,12 @@ class PrepareProgress:
         done = self._bytes - (self._first_byte or 0)
         left = (self._total - self._bytes) * elapsed / done if done > 0 else None
         eta = "" if left is None or left <= 0 else f" · eta {_duration(left)}"
-        return (
-            f"prepare: {self.documents:,} documents · {self.tokens:,} tokens · "
-            f"{_rate(self.tokens / elapsed)} tokens/s · {min(1.0, self._bytes / self._total):.0%}{eta}"
-        )
+        return f"{self._verb}: {self._counts(elapsed, done)} · {min(1.0, self._bytes / self._total):.0%}{eta}"
+
+    def _counts(self, elapsed: float, done: int) -> str:
+        if self.tokens:
+            return f"{self.documents:,} documents · {self.tokens:,} tokens · {_rate(self.tokens / elapsed)} tokens/s"
+        return f"{self.documents:,} documents" if self.documents or not done else f"{_rate(done / elapsed)}B/s"
 
 
 def _rate(value: float) -> str:

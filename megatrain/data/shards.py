@@ -67,7 +67,7 @@ class PreparedData:
         """Rows of blocks, each int64 [N]: their inputs and last target, and where documents end.
 
         Tokens are uint16 or uint32 [N, sequence_length + 1]; ends are ascending in 1..sequence_length, one past each
-        EOS; none where they are not asked for, which saves reading them.
+        EOS; none where they are not asked for, which saves reading them (packed rows always have them).
 
         Raises:
             BlockError: a shard cannot be read, holds a token outside the vocabulary, or, where blocks are verified,
@@ -75,17 +75,25 @@ class PreparedData:
         """
         if self._reading.verify_blocks:
             self._verify(blocks)
-        tokens = self._read_tokens(blocks, rows * sequence_length, sequence_length + 1)
-        if not with_ends:
-            return Rows(tokens, [np.empty(0, dtype=np.int64)] * len(blocks))
-        ends = self._ends_of(blocks.tolist())
-        return Rows(
-            tokens,
-            [
-                _within(ends[block], row * sequence_length, sequence_length)
-                for block, row in zip(blocks.tolist(), rows.tolist(), strict=True)
-            ],
-        )
+        starts = rows * self.manifest.row_stride(sequence_length)
+        tokens = self._read_tokens(blocks, starts, sequence_length + 1)
+        targets = self.row_targets(blocks, rows)
+        if not with_ends and targets is None:
+            return Rows(tokens, [np.empty(0, dtype=np.int64)] * len(blocks), [None] * len(blocks))
+        of_block = self._ends_of(blocks.tolist())
+        ends = [
+            _within(of_block[block], start, sequence_length)
+            for block, start in zip(blocks.tolist(), starts.tolist(), strict=True)
+        ]
+        return Rows(tokens, ends, [None] * len(blocks) if targets is None else targets.tolist())
+
+    def row_targets(self, blocks: Int64, rows: Int64) -> Int64 | None:
+        """Labels with a target in each row, int64 [N]; None with concatenation: all have one."""
+        packing = self.manifest.recipe.packing
+        if packing is None:
+            return None
+        of_block = self.manifest.rows_per_block(packing.sequence_length)
+        return self.index.targets[blocks * of_block + rows].astype(np.int64)
 
     def read_row(self, block: int, row: int, sequence_length: int) -> tuple[Tokens, Int64]:
         """One row: its tokens, uint16 or uint32 [sequence_length + 1], and its document ends; see `read_rows`."""
@@ -94,7 +102,7 @@ class PreparedData:
 
     def read_tokens(self, block: int, row: int, sequence_length: int) -> Tokens:
         """The row's inputs and its last target: uint16 or uint32 [sequence_length + 1]; see `read_rows`."""
-        return self._read_tokens(np.array([block]), np.array([row * sequence_length]), sequence_length + 1)[0]
+        return self.read_rows(np.array([block]), np.array([row]), sequence_length, with_ends=False).tokens[0]
 
     def block_tokens(self, block: int) -> Tokens:
         """All tokens of a block, its lookahead token the last."""

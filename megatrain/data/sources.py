@@ -46,20 +46,34 @@ class OpenSources:
     def read(self, source: int, block: int, row: int) -> Row:
         """One row; without document ends where nobody asks for them, which saves reading them."""
         rows = self.read_rows(*(np.array([number]) for number in (source, block, row)))
-        return Row(rows.tokens[0], rows.ends[0])
+        return Row(rows.tokens[0], rows.ends[0], rows.targets[0])
 
     def read_rows(self, sources: Int64, blocks: Int64, rows: Int64) -> Rows:
-        """Many rows, each int64 [N]: tokens uint16 or uint32 [N, sequence_length + 1], and their document ends."""
+        """Many rows, each int64 [N]: tokens uint16 or uint32 [N, sequence_length + 1], their ends and targets."""
         parts = [(here, self._read_from(source, blocks[here], rows[here])) for source, here in each(sources)]
         if len(parts) == 1:
             return parts[0][1]
         tokens = np.empty((len(sources), self.sequence_length + 1), dtype=np.result_type(*(p.tokens for _, p in parts)))
         ends: list[Int64] = [np.empty(0, dtype=np.int64)] * len(sources)
+        targets: list[int | None] = [None] * len(sources)
         for here, part in parts:
             tokens[here] = part.tokens
-            for at, row_ends in zip(np.flatnonzero(here), part.ends, strict=True):
-                ends[at] = row_ends
-        return Rows(tokens, ends)
+            for at, row_ends, row_targets in zip(np.flatnonzero(here), part.ends, part.targets, strict=True):
+                ends[at], targets[at] = row_ends, row_targets
+        return Rows(tokens, ends, targets)
+
+    @property
+    def packed(self) -> bool:
+        """Whether some source was packed by best fit, so that not every label has a target."""
+        return any(data.manifest.recipe.packing for data in self.data)
+
+    def targets(self, sources: Int64, blocks: Int64, rows: Int64) -> int:
+        """Labels with a target in all of these rows."""
+        total = 0
+        for source, here in each(sources):
+            targets = self.data[source].row_targets(blocks[here], rows[here])
+            total += len(rows[here]) * self.sequence_length if targets is None else int(targets.sum())
+        return total
 
     def close(self) -> None:
         for data in self.data:

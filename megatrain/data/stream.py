@@ -52,6 +52,13 @@ class SampleStream:
             raise DataError(f"{error} {self._advice(error, positions)}") from None
         return samples, self._transform.apply(rows, positions) if self._transform else rows
 
+    def targets(self, first: int, count: int) -> int:
+        """Labels with a target in `count` samples from position `first` on."""
+        if not self.sources.packed:
+            return count * self._data.sequence_length
+        samples = self.order.locate(np.arange(first, first + count, dtype=np.int64))
+        return self.sources.targets(samples.source, samples.block, samples.row)
+
     def sequence_length(self, position: int) -> int:
         """What the sample at a position is cut into."""
         return self._lengths[int(self.order.stages(np.array([position]))[0])]

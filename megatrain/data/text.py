@@ -1,6 +1,6 @@
-"""Documents, in a fixed order, out of the files that people have: jsonl, parquet, arrow, plain text.
+"""Documents, in a fixed order, out of what people have: jsonl, text, tables, datasets of the Hub, Megatron's tokens.
 
-Lines and plain text are read directly; tables go through Hugging Face `datasets`, streamed, never cached.
+Lines and plain text are read directly: through `datasets` that takes several times as long.
 """
 
 import glob
@@ -13,35 +13,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
+from megatrain.data.files import FileRecord, sha256_file
+from megatrain.data.megatron import read_megatron
+from megatrain.data.tables import HUB, HubDataset, no_field, read_hub, read_table
 from megatrain.errors import DataError
 
 _LINES = (".jsonl", ".ndjson")
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+_MEGATRON = ".idx"
 _CHUNK_BYTES = 1 << 20
+
+Input = Path | HubDataset
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text, where it stands (for messages), and how many bytes of all files have been read with it."""
+    """One text, or the tokens of one; where it stands (for messages), and the bytes of all files read with it."""
 
-    text: str
+    content: str | NDArray[np.int64]
     where: str
     bytes_read: int
 
 
-def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """The files that paths, folders (all files below, hidden ones left out) and glob patterns stand for.
+def find_inputs(inputs: Sequence[str | Path]) -> list[Input]:
+    """What paths, folders (all files below, hidden ones left out), glob patterns and names of the Hub stand for.
 
-    Each input's files are sorted by path, so that the order of documents does not depend on the file system. A file
-    that is named twice is read once.
+    Of tokens that Megatron prepared, NAME.idx stands for both files. Each input's files are sorted by path, so that the
+    order of documents does not depend on the file system. What is named twice is read once.
 
     Raises:
         DataError: an input stands for no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Input, None] = {}
     for given in map(str, inputs):
+        if given.startswith(HUB):
+            found[HubDataset.parse(given)] = None
+            continue
         path = Path(given)
         if path.is_file():
             files = [path]
@@ -52,27 +63,47 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
             files = sorted(file for file in map(Path, matches) if file.is_file())
         if not files:
             raise DataError(f"{given}: no such file, or no file below it. Give a file, a folder or a quoted glob.")
-        found.update(dict.fromkeys(files))
+        found.update(dict.fromkeys(_index_of(file) for file in files))
     return list(found)
 
 
-def read_documents(files: Sequence[Path], text_field: str) -> Iterator[Document]:
-    """Every document of every file, in order. Text without a character is passed over.
+def records(inputs: Sequence[Input]) -> Iterator[FileRecord]:
+    """What each input is now: its files' sizes and hashes, or the commit and files of a dataset of the Hub.
+
+    Raises:
+        DataError: an input cannot be read.
+    """
+    for given in inputs:
+        if isinstance(given, HubDataset):
+            yield FileRecord(str(given), 0, given.fingerprint())
+            continue
+        tokens = given.with_suffix(".bin")
+        for file in (given, tokens) if given.suffix == _MEGATRON and tokens.is_file() else (given,):
+            try:
+                yield FileRecord(str(file), file.stat().st_size, sha256_file(file))
+            except OSError as error:
+                raise _unreadable(file, error) from None
+
+
+def read_documents(inputs: Sequence[Input], text_field: str) -> Iterator[Document]:
+    """Every document of every input, in order. Text without a character is passed over.
 
     Raises:
         DataError: a file cannot be read, is cut off, or holds something else than text; names file and line.
     """
     before = 0
-    for file in files:
+    for file in inputs:
         try:
-            for document in _read_file(file, text_field):
-                if document.text:
-                    yield Document(document.text, document.where, before + document.bytes_read)
+            for document in (
+                _read_hub(file, text_field) if isinstance(file, HubDataset) else _read_file(file, text_field)
+            ):
+                if len(document.content):
+                    yield Document(document.content, document.where, before + document.bytes_read)
         except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+            raise _unreadable(file, error) from None
         except (EOFError, zlib.error, zstandard.ZstdError):
             raise DataError(f"{file}: its compressed data is damaged or cut off. Copy the file again.") from None
-        before += file.stat().st_size
+        before += _size(file)
 
 
 def _read_file(file: Path, text_field: str) -> Iterator[Document]:
@@ -80,6 +111,8 @@ def _read_file(file: Path, text_field: str) -> Iterator[Document]:
     kind = suffixes[-1] if suffixes else ""
     if kind in _TABLES:
         return _read_table(file, _TABLES[kind], text_field)
+    if kind == _MEGATRON:
+        return _read_megatron(file)
     if kind in _LINES:
         return _read_lines(file, text_field)
     if kind == ".json":
@@ -115,25 +148,38 @@ def _read_lines(file: Path, text_field: str) -> Iterator[Document]:
             if not isinstance(row, dict):
                 raise DataError(f"{where}: must be a JSON object with a field {text_field!r}")
             if text_field not in row:
-                raise _no_field(where, text_field, list(row))
+                raise no_field(where, text_field, list(row))
             yield Document(_checked(row[text_field], where, text_field), where, raw.tell())
 
 
 def _read_table(file: Path, builder: str, text_field: str) -> Iterator[Document]:
-    import datasets  # takes a second to import: only for those who need it
-
-    try:
-        rows = datasets.load_dataset(builder, data_files=[str(file)], split="train", streaming=True)
-        columns = list(rows.features or next(iter(rows)))
-    except StopIteration:
-        return
-    except Exception as error:  # the library lets through whatever its readers raise
-        raise DataError(f"{file}: cannot be read as {builder}: {error}") from None
-    if text_field not in columns:
-        raise _no_field(str(file), text_field, columns)
-    for number, row in enumerate(rows.select_columns([text_field]), start=1):
+    for number, text in enumerate(read_table(file, builder, text_field), start=1):
         where = f"{file} row {number}"
-        yield Document(_checked(row[text_field], where, text_field), where, 0)
+        yield Document(_checked(text, where, text_field), where, 0)
+
+
+def _read_hub(dataset: HubDataset, text_field: str) -> Iterator[Document]:
+    for number, text in enumerate(read_hub(dataset, text_field), start=1):
+        where = f"{dataset} row {number}"
+        yield Document(_checked(text, where, text_field), where, 0)
+
+
+def _read_megatron(file: Path) -> Iterator[Document]:
+    for number, (tokens, bytes_read) in enumerate(read_megatron(file)):
+        yield Document(tokens, f"{file} document {number}", bytes_read)
+
+
+def _size(given: Input) -> int:
+    if isinstance(given, HubDataset):
+        return 0
+    tokens = given.with_suffix(".bin")
+    return (tokens if given.suffix == _MEGATRON and tokens.is_file() else given).stat().st_size
+
+
+def _index_of(file: Path) -> Path:
+    """NAME.idx for the NAME.bin beside it."""
+    index = file.with_suffix(_MEGATRON)
+    return index if file.suffix == ".bin" and index.is_file() else file
 
 
 def _checked(value: object, where: str, text_field: str) -> str:
@@ -148,10 +194,8 @@ def _checked(value: object, where: str, text_field: str) -> str:
     return value
 
 
-def _no_field(where: str, text_field: str, known: list[str]) -> DataError:
-    return DataError(
-        f"{where}: has no field {text_field!r}. It has {', '.join(known) or 'none'}: choose with --text-field."
-    )
+def _unreadable(file: Input, error: OSError) -> DataError:
+    return DataError(f"{file}: cannot be read: {error.strerror or error}")
 
 
 def _chunks(file: Path, raw: IO[bytes]) -> Iterator[bytes]:

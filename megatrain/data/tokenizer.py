@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -44,6 +45,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._arguments = content, name, eos, pad
         self.content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         eos_id = self._first_id((eos,) if eos else _KNOWN_EOS)
@@ -76,6 +78,15 @@ class Tokenizer:
             content, name=str(file), eos=_token_text(config.get("eos_token")), pad=_token_text(config.get("pad_token"))
         )
 
+    def __reduce__(self) -> Any:
+        return _again, self._arguments
+
+    def without_special_tokens(self) -> str:
+        """The tokenizer.json without its special tokens, for a library that would find them in text."""
+        value = json.loads(self.content)
+        value["added_tokens"] = [token for token in value.get("added_tokens", []) if not token.get("special")]
+        return json.dumps(value)
+
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Token ids of each text, uint32 [n]; nothing is added at either end."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -91,6 +102,10 @@ class Tokenizer:
     def _first_id(self, names: Sequence[str]) -> int | None:
         ids = (self._tokenizer.token_to_id(name) for name in names)
         return next((i for i in ids if i is not None), None)
+
+
+def _again(content: bytes, name: str, eos: str | None, pad: str | None) -> Tokenizer:
+    return Tokenizer(content, name=name, eos=eos, pad=pad)
 
 
 def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, text_field: str = "text") -> Tokenizer:
@@ -122,7 +137,8 @@ def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, 
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts: Iterator[str] = (document.text for document in read_documents(files, text_field))
+    documents = read_documents(files, text_field)
+    texts: Iterator[str] = (document.content for document in documents if isinstance(document.content, str))
     tokenizer.train_from_iterator(texts, trainer)
     content = tokenizer.to_str(pretty=False).encode()
     file = out / _TOKENIZER

@@ -54,7 +54,7 @@ class Transform:
         for position, result in zip(numbers, results, strict=True):
             if wrong := self._problem(result, rows.tokens.shape[1]):
                 raise DataError(f"data.transform.function: {self._name}: sample {position}: {wrong}")
-        return Rows(np.stack([tokens for tokens, _ in results]), [ends for _, ends in results])
+        return Rows(np.stack([tokens for tokens, _ in results]), [ends for _, ends in results], rows.targets)
 
     def close(self) -> None:
         if self._workers is not None:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from megatrain.data.files import sha256_file
 from megatrain.data.manifest import read_manifest
 from megatrain.data.shards import PreparedData
 from megatrain.errors import DataError
@@ -16,7 +17,9 @@ def test_it_reads_back_what_prepare_wrote(prepared, tokenizer, corpus):
     assert manifest.eos_id == tokenizer.eos_id
     assert manifest.tokenizer_sha256 == tokenizer.sha256
     assert manifest.documents == 120
-    assert [source.name for source in manifest.recipe.sources] == [str(corpus)]
+    (source,) = map(json.loads, (prepared / "sources.jsonl").read_text().splitlines())
+    assert source == {"name": str(corpus), "bytes": corpus.stat().st_size, "sha256": sha256_file(corpus)}
+    assert manifest.recipe.sources.count == 1
     assert manifest.manifest_hash == json.loads((prepared / "manifest.json").read_text())["manifest_hash"]
 
 
@@ -47,8 +50,8 @@ def test_the_launcher_can_read_it_without_torch():
         (lambda text: text[: len(text) // 2], "was damaged or edited"),
         (lambda text: text.replace('"documents": 120', '"documents": 121'), "was damaged or edited"),
         (
-            lambda text: text.replace('"format_version": 1', '"format_version": 9'),
-            "format_version: 9: this megatrain reads 1",
+            lambda text: text.replace('"format_version": 2', '"format_version": 9'),
+            "format_version: 9: this megatrain reads 2",
         ),
         (lambda text: "[]", "was damaged or edited"),
     ],

@@ -1,13 +1,13 @@
 import io
 
 from megatrain.data import progress
-from megatrain.data.progress import PrepareProgress
+from megatrain.data.progress import ProgressLine
 
 
 def test_a_plain_line_off_a_terminal(monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     output = io.StringIO()
-    with PrepareProgress(1000, output) as line:
+    with ProgressLine("prepare", 1000, output) as line:
         line.update(documents=2, tokens=3000, bytes_read=100)
         line.update(documents=3, tokens=4000, bytes_read=500)
     first, second, last = output.getvalue().splitlines()
@@ -17,7 +17,7 @@ def test_a_plain_line_off_a_terminal(monkeypatch):
 
 
 def test_nothing_is_written_without_a_stream(capsys):
-    with PrepareProgress(10, None) as line:
+    with ProgressLine("prepare", 10, None) as line:
         line.update(documents=1, tokens=1, bytes_read=10)
     assert capsys.readouterr() == ("", "")
 
@@ -28,7 +28,7 @@ def test_a_live_bar_on_a_terminal():
             return True
 
     output = Terminal()
-    with PrepareProgress(1000, output) as line:
+    with ProgressLine("prepare", 1000, output) as line:
         line.update(documents=2, tokens=3000, bytes_read=1000)
     assert "\x1b[" in output.getvalue()
     assert "prepare: 2 documents · 3,000 tokens" in output.getvalue()

@@ -20,7 +20,7 @@ def data(prepared):
 @pytest.fixture
 def stream(corpus, tokenizer):
     """The tokens of the corpus as they should be, and where its documents end."""
-    ids = [[*tokenizer.encode(document.text), tokenizer.eos_id] for document in read_documents([corpus], "text")]
+    ids = [[*tokenizer.encode(document.content), tokenizer.eos_id] for document in read_documents([corpus], "text")]
     return np.concatenate(ids), np.cumsum([len(document) for document in ids])
 
 

@@ -13,7 +13,7 @@ LINES = "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text
 
 
 def texts(*files, field="text"):
-    return [document.text for document in read_documents(files, field)]
+    return [document.content for document in read_documents(files, field)]
 
 
 def write(path, data):
@@ -98,7 +98,7 @@ def test_bytes_read_reach_the_size_of_all_files(tmp_path):
         ("a.jsonl.zst", b"plain", r"a\.jsonl\.zst: its compressed data is damaged or cut off"),
         ("a.png", b"\x89PNG\r\n\x1a\n", r"a\.png: is not UTF-8 text \(byte 0\).*glob"),
         ("a.json", b"{}", r"a\.json: .*Write a \.jsonl"),
-        ("a.parquet", b"plain", r"a\.parquet: cannot be read as parquet"),
+        ("a.parquet", b"plain", r"a\.parquet: cannot be read: Parquet file"),
     ],
 )
 def test_what_is_not_text_is_refused_by_name(tmp_path, name, data, message):
