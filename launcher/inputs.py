@@ -63,7 +63,7 @@ def tokenizer_file(path: str) -> Path:
 
 def _vocabulary(config: PretrainConfig) -> int:
     first = config.data.train[0].path
-    if Path(first).exists() or config.tokenizer is None:
+    if config.tokenizer is None or (Path(first).exists() and not config.data.sequential):
         return read_manifest(first).vocab_size
     return tokenizer_vocabulary(config.tokenizer.path)
 

@@ -84,6 +84,10 @@ def _data(config: PretrainConfig) -> Iterator[Finding]:
     manifests: list[Manifest] = []
     for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
         for index, source in enumerate(sources):
+            if source.format == "webdataset":
+                text = "is read in sequence: the run can only go on with the ranks it starts with. Prepare it."
+                yield Finding("warning", f"data.{part}.{index}: {source.path}: {text}")
+                continue
             try:
                 manifest = read_manifest(source.path)
                 rows = manifest.rows(config.sequence_length)

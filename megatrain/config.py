@@ -327,6 +327,8 @@ def problems(config: Config) -> Iterator[Problem]:
         yield from _model_problems(model, parallel)
     if isinstance(config, PretrainConfig):
         yield from _data_problems(config.data)
+        if config.data.sequential and config.tokenizer is None:
+            yield Problem("tokenizer", None, "webdataset sources hold text", "Add `tokenizer: {path: …}` for them.")
     steps = training.steps
     if steps is not None and config.schedule.name != "constant" and config.schedule.warmup_steps > steps:
         yield Problem(

@@ -115,7 +115,7 @@ class RemoteFiles:
                     answered, waiting = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
                 while waiting and all(request.exception() for request in answered):
                     answered, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                return next((r for r in answered if not r.exception()), answered.pop()).result()
+                return min(answered, key=lambda request: request.exception() is not None).result()
         finally:
             for request in requests:
                 request.cancel()

@@ -21,7 +21,8 @@ def main() -> None:
 def pretrain(run_dir: RunDir, resume: str) -> None:
     import torch
 
-    from megatrain.data.loader import EvaluationLoader, TrainLoader
+    from megatrain.data.choice import training_loader
+    from megatrain.data.evaluation import EvaluationLoader
     from megatrain.train.build import build
     from megatrain.train.loop import train
 
@@ -34,13 +35,10 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
         config,
         run_dir,
         resume=resume,
-        make_loader=lambda mesh: TrainLoader(
-            config.data,
-            global_batch_size=config.training.global_batch_size,
-            micro_batch_size=micro_batch_size,
+        make_loader=lambda mesh: training_loader(
+            config,
             data_rank=mesh.data_rank,
             data_size=mesh.data_parallel,
-            seed=config.run.seed,
             pin_memory=torch.cuda.is_available(),
         ),
         validation=lambda mesh: (
