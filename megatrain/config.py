@@ -111,6 +111,9 @@ class DataSection(Section):
     validation: Annotated[tuple[Source, ...], Field(strict=False)] = ()
     attend_across_documents: bool = Field(False, description="let attention cross document boundaries in a sample")
     prefetch: Count = Field(2, description="global batches read ahead")
+    maximum_epochs: Positive = Field(
+        16.0, description="a run that would read a source more often is refused; from 4 on it is warned of"
+    )
 
 
 class OptimizerSection(Section):
