@@ -92,7 +92,7 @@ def prepare(
         gigatoken=gigatoken,
     )
     folders = [folder for folder in (out, holdout_out) if folder is not None]
-    manifests = run(options)
+    manifests = run(options, sys.stderr)
     if manifests[0].left_out:
         left_out = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifests[0].left_out.items())
         typer.echo(f"left out: {', '.join(left_out)}")
