@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.data_plan import plan_data
 from launcher.hardware import GIB
 from launcher.inputs import base_run, tokenizer_file
 from launcher.plan import Plan, resolve
 from launcher.run_files import check_resume, check_same_run, run_folder
-from megatrain.config import Config, FinetuneConfig, PretrainConfig, Source
+from megatrain.config import Config, FinetuneConfig, PretrainConfig
 from megatrain.data.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
 
-MANY_EPOCHS = 4.0  # repeating data more often than this stops paying (arXiv 2305.16264)
 CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and both Adam moments
 
 
@@ -82,6 +82,7 @@ def _disk(config: Config, folder: Path) -> Iterator[Finding]:
 
 def _data(config: PretrainConfig) -> Iterator[Finding]:
     manifests: list[Manifest] = []
+    usable: list[Manifest] = []  # of training sources
     for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
         for index, source in enumerate(sources):
             if source.format == "webdataset":
@@ -99,19 +100,20 @@ def _data(config: PretrainConfig) -> Iterator[Finding]:
                 text = f"holds {manifest.tokens:,} tokens: not one sequence of {config.sequence_length}."
                 yield Finding("error", f"data.{part}.{index}: {source.path}: {text}", ExitCode.DATA)
             elif part == "train":
-                yield from _epochs(config, index, source, rows)
+                usable.append(manifest)
+    if len(usable) == len(config.data.train):
+        yield from _repetition(config, usable)
     yield from _vocabulary(config, manifests)
 
 
-def _epochs(config: PretrainConfig, index: int, source: Source, rows: int) -> Iterator[Finding]:
-    share = source.weight / sum(other.weight for other in config.data.train)
-    epochs = share * config.total_steps * config.training.global_batch_size / rows
-    if epochs > MANY_EPOCHS:
-        yield Finding(
-            "warning",
-            f"data.train.{index}: {source.path}: the run reads it {epochs:.1f} times. "
-            "More data, a smaller weight or a shorter run would serve it better.",
-        )
+def _repetition(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[Finding]:
+    try:
+        plan = plan_data(config, manifests)
+    except DataError as error:
+        yield _from(error)
+        return
+    yield from (Finding("error", text, ExitCode.DATA) for text in plan.refusals())
+    yield from (Finding("warning", text) for text in plan.warnings())
 
 
 def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[Finding]:

@@ -166,6 +166,9 @@ class DataSection(Section):
     quarantine: Annotated[tuple[QuarantinedBlock, ...], Field(strict=False, max_length=32)] = ()
     transform: TransformSection | None = None
     allow_pipe: bool = Field(False, description="let `pipe:` sources run their command in a shell")
+    maximum_epochs: Positive = Field(
+        16.0, description="a run that would read a source more often is refused; from 4 on it is warned of"
+    )
 
     @property
     def sequential(self) -> bool:

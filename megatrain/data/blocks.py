@@ -55,7 +55,7 @@ class BlockMaker(Protocol):
         """What is left; nothing may come after it."""
 
 
-def block_maker(recipe: Recipe, resume: Resume | None) -> BlockMaker:
+def block_maker(recipe: Recipe, resume: Resume) -> BlockMaker:
     return PackedBlocks(recipe, recipe.packing, resume) if recipe.packing else ConcatBlocks(recipe, resume)
 
 

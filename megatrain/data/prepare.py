@@ -7,7 +7,6 @@ killed ends, when it is run again, with the same bytes as one that was not.
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -108,7 +107,7 @@ class _Place(NamedTuple):
     bytes_read: int
 
 
-def prepare(options: PrepareOptions, progress: TextIO | None = sys.stderr) -> list[Manifest]:
+def prepare(options: PrepareOptions, progress: TextIO | None = None) -> list[Manifest]:
     """Write the folder, or both with a hold-out; the manifests, the training set's first.
 
     The blocks of a set hold one stream of tokens, each document followed by EOS; the last block holds what is left, and

@@ -1,6 +1,5 @@
 """One line that tells how far a long job is: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
-import sys
 import time
 from types import TracebackType
 from typing import TextIO
@@ -17,10 +16,10 @@ class ProgressLine:
     Args:
         verb: what is being done.
         total_bytes: of all inputs.
-        stream: where to write, standard error by default; None writes nothing.
+        stream: where to write; None writes nothing.
     """
 
-    def __init__(self, verb: str, total_bytes: int, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(self, verb: str, total_bytes: int, stream: TextIO | None) -> None:
         self._verb = verb
         self._total = max(1, total_bytes)
         self._stream = stream

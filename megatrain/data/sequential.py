@@ -196,7 +196,8 @@ def read_samples(shard: str, opener: Callable[[str], IO[bytes]]) -> Iterator[dic
     """
     try:
         with opener(shard) as file:
-            yield from group_by_keys(tar_file_iterator(file, handler=_raise), handler=_raise)
+            members = ({**member, "__url__": shard} for member in tar_file_iterator(file, handler=_raise))
+            yield from group_by_keys(members, handler=_raise)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise DataError(f"{shard}: cannot be read: {error}") from None
 

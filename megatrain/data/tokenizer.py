@@ -24,7 +24,7 @@ _KNOWN_PAD = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
 
 # How text is cut before merging, as in Llama 3 (and, but for digits, GPT-4): contractions, words with one leading
 # sign or space, groups of at most three digits, runs of signs, line ends, spaces.
-_SPLIT = (
+SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -57,15 +57,17 @@ class Tokenizer:
         pad_id = self._first_id((pad,) if pad else _KNOWN_PAD)
         self.eos_id: int = eos_id
         self.pad_id: int = eos_id if pad_id is None else pad_id
+        self.eos_token, self.pad_token = (self._tokenizer.id_to_token(number) for number in (self.eos_id, self.pad_id))
         # ids may have gaps: the largest one decides how many rows an embedding needs
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a folder with tokenizer.json (and perhaps tokenizer_config.json), or the file itself.
+        """Read a folder with tokenizer.json (and perhaps tokenizer_config.json), the file itself, or a foreign file.
 
         Raises:
             DataError: there is no such file, or it is not a tokenizer.
+            PreflightError: it is a SentencePiece model or tiktoken file, and their library is not installed.
         """
         path = Path(path)
         file = path / _TOKENIZER if path.is_dir() else path
@@ -73,6 +75,10 @@ class Tokenizer:
             content = file.read_bytes()
         except OSError:
             raise DataError(f"{path}: no {_TOKENIZER} here. Train one with `megatrain data tokenizer train`.") from None
+        from megatrain.data.tokenizer_import import convert, is_foreign
+
+        if is_foreign(content):
+            return convert(content, file)
         config = _read_config(file.with_name(_TOKENIZER_CONFIG))
         return cls(
             content, name=str(file), eos=_token_text(config.get("eos_token")), pad=_token_text(config.get("pad_token"))
@@ -121,12 +127,11 @@ def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, 
         raise ConfigError(
             f"--vocab-size: {vocab_size}: must be at least {_SMALLEST_VOCABULARY}: every byte has a token"
         )
-    out = Path(out)
     files = find_inputs(inputs)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -140,19 +145,27 @@ def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, 
     documents = read_documents(files, text_field)
     texts: Iterator[str] = (document.content for document in documents if isinstance(document.content, str))
     tokenizer.train_from_iterator(texts, trainer)
-    content = tokenizer.to_str(pretty=False).encode()
-    file = out / _TOKENIZER
-    if file.exists() and file.read_bytes() != content:
+    return write_tokenizer(Tokenizer(tokenizer.to_str(pretty=False).encode(), name="trained", eos=EOS, pad=PAD), out)
+
+
+def write_tokenizer(tokenizer: Tokenizer, out: str | Path) -> Tokenizer:
+    """Write OUT/tokenizer.json and OUT/tokenizer_config.json; a folder that holds the same already is left as it is.
+
+    Raises:
+        DataError: OUT holds another tokenizer, or cannot be written to.
+    """
+    file = Path(out) / _TOKENIZER
+    if file.exists() and file.read_bytes() != tokenizer.content:
         raise DataError(f"{file}: is another tokenizer; data may depend on it. Choose another folder, or delete it.")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOS,
-        "pad_token": PAD,
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
         "clean_up_tokenization_spaces": False,
     }
-    make_folder(out)
-    write_bytes(out / _TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    write_bytes(file, content)
+    make_folder(file.parent)
+    write_bytes(file.with_name(_TOKENIZER_CONFIG), (json.dumps(config, indent=2) + "\n").encode())
+    write_bytes(file, tokenizer.content)
     return Tokenizer.load(out)
 
 

@@ -1,5 +1,7 @@
 """Rows that best fit packed, from the text to what a model is fed."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,7 @@ def test_every_token_of_every_document_is_a_target_once(batches, documents):
         wanted = (batch.labels != IGNORE_INDEX)[0]
         assert int(wanted.sum()) == targets
         found += zip(batch.input_ids[0][wanted].tolist(), batch.labels[0][wanted].tolist(), strict=True)
-    expected = [pair for tokens in documents for pair in zip(tokens, tokens[1:], strict=False)]
+    expected = [pair for tokens in documents for pair in itertools.pairwise(tokens)]
     assert sorted(found) == sorted(expected)
 
 

@@ -1,3 +1,4 @@
+import random
 import threading
 import time
 
@@ -11,7 +12,7 @@ def test_results_come_in_order_and_no_further_ahead_than_asked():
     ahead = ReadAhead(lambda position: read.append(position) or position, position=10, stride=5, depth=2)
     assert [ahead.next() for _ in range(3)] == [10, 15, 20]
     time.sleep(0.05)
-    assert max(read) <= 20 + 3 * 5  # two wait in the queue, one in the thread's hand
+    assert max(read) == 20 + 2 * 5
     ahead.close()
 
 
@@ -34,3 +35,19 @@ def test_close_ends_the_thread_even_when_nobody_takes_its_results():
     time.sleep(0.02)
     ahead.close()
     assert threading.active_count() == before
+
+
+def test_threads_that_finish_out_of_order_hand_over_in_order():
+    chance = random.Random(0)
+    pauses = {position: chance.random() / 100 for position in range(60)}
+    threads = set()
+
+    def read(position):
+        threads.add(threading.get_ident())
+        time.sleep(pauses[position])
+        return position
+
+    ahead = ReadAhead(read, position=0, stride=1, depth=8, threads=4)
+    assert [ahead.next() for _ in range(50)] == list(range(50))
+    assert len(threads) == 4
+    ahead.close()

@@ -190,7 +190,7 @@ def test_submit_dry_run_prints_the_script_and_nothing_else(folder):
     assert done.stdout.startswith("#!/bin/bash\n")
     assert "#SBATCH --nodes=1" in done.stdout
     assert not (folder / "runs").exists()
-    with_warnings = command("submit", "tiny.yaml", "--dry-run", "training.steps=900000", cwd=folder)
+    with_warnings = command("submit", "tiny.yaml", "--dry-run", "training.steps=800", cwd=folder)
     assert "warning: data.train.0" in with_warnings.stderr
     assert with_warnings.stdout == done.stdout
     doomed = command("submit", "tiny.yaml", "--dry-run", "data.train.0.path=gone", cwd=folder)

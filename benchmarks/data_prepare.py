@@ -1,0 +1,146 @@
+"""From text to tokens on disk: `megatrain data prepare` against `datasets.map` with the same tokenizer.
+
+    python -m benchmarks.data_prepare [--rounds 5] [--megabytes 12] [--work FOLDER]
+
+Both read the same jsonl file (the standard library's sources and the reference manual of this Python), tokenise every
+document with the same byte-level BPE of 8,192 tokens, and leave the tokens on disk; both may use every core. The
+contestants take turns, each in a fresh process and an empty folder, so that no cache helps and a noisy neighbour hits
+all of them; a process times its own work, imports left out. What counts is the median of the rounds and the ratio of
+medians. Every round compares the tokens that gigatoken gave with those of `tokenizers`, byte for byte.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from megatrain.data.prepare import PrepareOptions, prepare
+from megatrain.data.tokenizer import train_tokenizer
+
+VOCABULARY = 8192
+CORES = len(os.sched_getaffinity(0))
+
+
+def with_datasets_map(text: Path, tokenizer: Path, out: Path, processes: int | None) -> None:
+    """As its documentation shows it: `map(batched=True)` over a jsonl file."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(tokenizer)
+
+    def tokenise(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": fast(batch["text"], return_attention_mask=False)["input_ids"]}
+
+    rows = datasets.load_dataset("json", data_files=str(text), split="train", cache_dir=str(out))
+    rows.map(tokenise, batched=True, remove_columns=rows.column_names, num_proc=processes)
+
+
+def with_prepare(text: Path, tokenizer: Path, out: Path, *, workers: int, gigatoken: bool = False) -> None:
+    prepare(PrepareOptions(inputs=(str(text),), out=out, tokenizer=tokenizer, workers=workers, gigatoken=gigatoken))
+
+
+CONTESTANTS: dict[str, Callable[[Path, Path, Path], None]] = {
+    "datasets.map": lambda *paths: with_datasets_map(*paths, None),
+    f"datasets.map, {CORES} processes": lambda *paths: with_datasets_map(*paths, CORES),
+    "prepare, 1 process": lambda *paths: with_prepare(*paths, workers=1),
+    f"prepare, {CORES} processes": lambda *paths: with_prepare(*paths, workers=CORES),
+    "prepare --gigatoken": lambda *paths: with_prepare(*paths, workers=1, gigatoken=True),
+}
+
+
+def make_text(file: Path, megabytes: int) -> None:
+    from quickstart import corpus
+
+    corpus.build(file.parent / "text")
+    written = 0
+    with open(file, "w", encoding="utf-8") as out:
+        for name in ("docs.jsonl", "code.jsonl"):
+            for line in (file.parent / "text" / name).read_text(encoding="utf-8").splitlines(keepends=True):
+                if written >= megabytes * 1_000_000:
+                    return
+                written += out.write(line)
+
+
+def measure(name: str, folder: Path) -> float:
+    """Seconds that a contestant took, in a process of its own."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks.data_prepare", "--one", name, "--work", str(folder)]
+    environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout.splitlines()[-1])
+
+
+def run_one(name: str, folder: Path) -> None:
+    paths = folder / "text.jsonl", folder / "tokenizer", folder / "out"
+    if name.startswith("datasets"):
+        import datasets  # noqa: F401
+        import transformers  # noqa: F401
+    elif "gigatoken" in name:
+        import gigatoken  # noqa: F401
+    began = time.perf_counter()
+    CONTESTANTS[name](*paths)
+    print(time.perf_counter() - began)
+
+
+def tokens_of(folder: Path) -> bytes:
+    return b"".join(shard.read_bytes() for shard in sorted(folder.glob("shard-*.tar")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="prepare against datasets.map")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=12)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        run_one(options.one, options.work)
+        return
+    folder = Path(options.work or tempfile.mkdtemp(prefix="megatrain-prepare-"))
+    make_text(folder / "text.jsonl", options.megabytes)
+    train_tokenizer([str(folder / "text.jsonl")], folder / "tokenizer", VOCABULARY)
+    names = [name for name in CONTESTANTS if "gigatoken" not in name or find_spec("gigatoken")]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    reference = b""
+    for _ in range(options.rounds):
+        for name in names:
+            seconds[name].append(measure(name, folder))
+            if name.startswith("prepare"):
+                found = tokens_of(folder / "out")
+                reference = reference or found
+                assert found == reference, f"{name}: other tokens"
+    report(folder / "text.jsonl", seconds)
+
+
+def report(text: Path, seconds: dict[str, list[float]]) -> None:
+    size = text.stat().st_size / 1e6
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    peer = min(median for name, median in medians.items() if name.startswith("datasets"))
+    processor = next(
+        (l.split(": ")[1] for l in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in l), "?"
+    )
+    libraries = ("tokenizers", "datasets", "transformers", "gigatoken")
+    print(f"{date.today()}, {CORES} cores of {processor.strip()}, Python {platform.python_version()}")
+    print(", ".join(f"{name} {version(name)}" for name in libraries if find_spec(name)))
+    print(f"{size:.1f} MB of jsonl; median of {len(next(iter(seconds.values())))} rounds\n")
+    print("| contestant | seconds | slowest, fastest | MB/s | × the faster datasets.map |\n|---|---|---|---|---|")
+    for name, median in medians.items():
+        spread = f"{max(seconds[name]):.2f}, {min(seconds[name]):.2f}"
+        print(f"| {name} | {median:.2f} | {spread} | {size / median:.1f} | {peer / median:.2f} |")
+    print(json.dumps(seconds), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
