@@ -205,6 +205,19 @@ def test_checkpoints_are_listed_as_json(folder):
     assert json.loads(command("checkpoint", "verify", "runs/tiny", "--json", cwd=folder).stdout) == []
 
 
+def test_a_checkpoint_with_a_damaged_manifest_is_not_passed_over(folder):
+    step = folder / "runs/damaged/checkpoints/step-00000007"
+    step.mkdir(parents=True)
+    (step / "MANIFEST.json").write_text("{")
+    assert (
+        str(Path("runs/damaged/checkpoints/step-00000007"))
+        in command("checkpoint", "ls", "runs/damaged", cwd=folder).stderr
+    )
+    verified = command("checkpoint", "verify", "runs/damaged", cwd=folder)
+    assert verified.returncode == ExitCode.CHECKPOINT
+    assert "step-00000007" in verified.stdout
+
+
 def test_doctor(folder):
     done = command("doctor", "--json", cwd=folder)
     assert {"python", "torch", "slurm"} <= {check["name"] for check in json.loads(done.stdout)}
