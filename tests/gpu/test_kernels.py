@@ -13,6 +13,7 @@ from megatrain.kernels.swiglu import swiglu, swiglu_reference
 DEVICE = "cuda"
 DTYPES = [torch.float32, torch.bfloat16]
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of a tensor, by its norm
+ATTENTION_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # its backward rounds differences of near numbers
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -102,7 +103,9 @@ def test_attention(dtype, key_value_heads, documents) -> None:
     documents = None if documents is None else documents.to(DEVICE)
     inputs = [random(2, 300, heads, 64, dtype=dtype, seed=heads) for heads in (8, key_value_heads, key_value_heads)]
     mask = attention_mask(documents)
-    assert_alike(lambda *x: attention(*x, mask), lambda *x: attention_reference(*x, documents), inputs, ROUNDING[dtype])
+    assert_alike(
+        lambda *x: attention(*x, mask), lambda *x: attention_reference(*x, documents), inputs, ATTENTION_ROUNDING[dtype]
+    )
 
 
 def test_documents_do_not_leak() -> None:
