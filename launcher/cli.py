@@ -82,7 +82,9 @@ def config_show(file: File, overrides: Overrides = None) -> None:
 
 @config_app.command("schema")
 def config_schema(
-    kind: Annotated[str, typer.Argument(help="pretrain or finetune", metavar="[pretrain|finetune]")] = "pretrain",
+    kind: Annotated[
+        str, typer.Argument(help="pretrain, finetune, or a file: of its kind", metavar="[pretrain|finetune|FILE]")
+    ] = "pretrain",
 ) -> None:
     """Print the JSON Schema of a file, for an editor to complete and check with.
 
@@ -91,9 +93,10 @@ def config_schema(
     from megatrain.config import FinetuneConfig, PretrainConfig
 
     kinds: dict[str, type[BaseModel]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-    if kind not in kinds:
-        raise ConfigError(f"config schema {kind}: must be pretrain or finetune.")
-    print(json.dumps(kinds[kind].model_json_schema(), indent=2))
+    if kind not in kinds and not Path(kind).is_file():
+        raise ConfigError(f"config schema {kind}: must be pretrain or finetune, or a file.")
+    chosen = kinds[kind] if kind in kinds else type(_load(Path(kind), None))
+    print(json.dumps(chosen.model_json_schema(), indent=2))
 
 
 @app.command()

@@ -1,21 +1,12 @@
 """One rank of a fine-tuning run: `python -m megatrain.finetune RUN`, under torchrun's variables or srun."""
 
-import argparse
 from pathlib import Path
 
 from megatrain.config import FinetuneConfig
 from megatrain.config_file import load
 from megatrain.errors import ConfigError
 from megatrain.run_dir import RunDir
-from megatrain.train.process import run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="megatrain.finetune", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
-    parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
-    arguments = parser.parse_args()
-    run(lambda: finetune(RunDir(arguments.run), arguments.resume))
+from megatrain.train import process
 
 
 def finetune(run_dir: RunDir, resume: str) -> None:
@@ -77,4 +68,4 @@ def finetune(run_dir: RunDir, resume: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.main("megatrain.finetune", __doc__, finetune)

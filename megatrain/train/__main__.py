@@ -1,21 +1,10 @@
 """One rank of a pretraining run: `python -m megatrain.train RUN`, under torchrun's variables or srun."""
 
-import argparse
-from pathlib import Path
-
 from megatrain.config import PretrainConfig
 from megatrain.config_file import load
 from megatrain.errors import ConfigError
 from megatrain.run_dir import RunDir
-from megatrain.train.process import run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="megatrain.train", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
-    parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
-    arguments = parser.parse_args()
-    run(lambda: pretrain(RunDir(arguments.run), arguments.resume))
+from megatrain.train import process
 
 
 def pretrain(run_dir: RunDir, resume: str) -> None:
@@ -65,4 +54,4 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.main("megatrain.train", __doc__, pretrain)

@@ -174,6 +174,7 @@ def test_config_schema_describes_every_section():
     assert {"run", "model", "data", "training", "slurm"} <= set(schema["properties"])
     assert schema["additionalProperties"] is False
     tuned = json.loads(command("config", "schema", "finetune", cwd=ROOT).stdout)
+    assert tuned == json.loads(command("config", "schema", "configs/quickstart-finetune.yaml", cwd=ROOT).stdout)
     assert "finetune" in tuned["properties"]
 
 
