@@ -21,7 +21,7 @@ def read(paths, tokenizer, sequence_length=64, **fields):
 class TestReading:
     def test_pairs_of_all_files_in_order(self, tokenizer, write_pairs) -> None:
         first = write_pairs({"prompt": "who", "response": " me"}, "", {"prompt": "", "response": "x"}, name="a.jsonl")
-        second = write_pairs({"q": 1, "prompt": "where", "response": ""}, name="b.jsonl")
+        second = write_pairs({"q": 1, "prompt": "where", "response": " at"}, name="b.jsonl")
 
         examples = read([first, second], tokenizer)
 
@@ -29,7 +29,7 @@ class TestReading:
             (tokenizer.decode(e.tokens[: e.prompt_tokens]), tokenizer.decode(e.tokens[e.prompt_tokens : -1]))
             for e in examples
         ]
-        assert texts == [("who", " me"), ("", "x"), ("where", "")]
+        assert texts == [("who", " me"), ("", "x"), ("where", " at")]
         assert all(e.tokens[-1] == tokenizer.eos_id for e in examples)
 
     def test_the_fields_can_be_named(self, tokenizer, write_pairs) -> None:
@@ -76,6 +76,7 @@ class TestMistakes:
             ({"response": "r"}, "prompt: is not there as text"),
             ({"prompt": 3, "response": "r"}, "prompt: is not there as text"),
             ({"prompt": "p", "response": None}, "response: is not there as text"),
+            ({"prompt": "p", "response": ""}, "response: is empty"),
             ('["p", "r"]', "prompt: is not there as text"),
             ("null", "prompt: is not there as text"),
         ],

@@ -37,8 +37,9 @@ def test_the_first_signal_is_the_reason() -> None:
     assert answers("SIGUSR2", "SIGCONT", "SIGTERM", "SIGTERM", "?")[:2] == (["SIGUSR2", "end"], 0)
 
 
-def test_a_second_interrupt_ends_at_once() -> None:
-    said, code, error = answers("SIGINT", "?", "SIGINT", "?")
-    assert said == ["SIGINT"]
+@pytest.mark.parametrize("words", [("SIGINT", "?", "SIGINT", "?"), ("SIGTERM", "?", "SIGINT", "SIGINT", "?")])
+def test_a_second_interrupt_ends_at_once(words: tuple[str, ...]) -> None:
+    said, code, error = answers(*words)
+    assert said == [words[0]]
     assert "KeyboardInterrupt" in error
     assert code in (-signal.SIGINT, 130)
