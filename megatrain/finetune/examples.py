@@ -120,5 +120,5 @@ def _pairs(path: Path, prompt_field: str, response_field: str) -> Iterator[tuple
                     "finetune.prompt_field and finetune.response_field name the fields to read"
                 )
         if not example[response_field]:
-            raise DataError(f"{path}:{number}: {response_field}: is empty: there is nothing to learn; leave the line out")
+            raise DataError(f"{path}:{number}: {response_field}: is empty: nothing to learn; leave the line out")
         yield example[prompt_field], example[response_field]

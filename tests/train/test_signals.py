@@ -18,7 +18,8 @@ for word in sys.argv[1:]:
         print(stop.agreed(dist.group.WORLD), flush=True)
     else:
         os.kill(os.getpid(), getattr(signal, word))
-print("end")
+print("end", flush=True)
+dist.destroy_process_group()
 """
 
 
