@@ -51,11 +51,11 @@ def with_prepare(text: Path, tokenizer: Path, out: Path, *, workers: int, gigato
 
 
 CONTESTANTS: dict[str, Callable[[Path, Path, Path], None]] = {
-    "datasets.map": lambda *paths: with_datasets_map(*paths, None),
-    f"datasets.map, {CORES} processes": lambda *paths: with_datasets_map(*paths, CORES),
-    "prepare, 1 process": lambda *paths: with_prepare(*paths, workers=1),
-    f"prepare, {CORES} processes": lambda *paths: with_prepare(*paths, workers=CORES),
-    "prepare --gigatoken": lambda *paths: with_prepare(*paths, workers=1, gigatoken=True),
+    "datasets.map": lambda text, tokenizer, out: with_datasets_map(text, tokenizer, out, None),
+    f"datasets.map, {CORES} processes": lambda text, tokenizer, out: with_datasets_map(text, tokenizer, out, CORES),
+    "prepare, 1 process": lambda text, tokenizer, out: with_prepare(text, tokenizer, out, workers=1),
+    f"prepare, {CORES} processes": lambda text, tokenizer, out: with_prepare(text, tokenizer, out, workers=CORES),
+    "prepare --gigatoken": lambda text, tokenizer, out: with_prepare(text, tokenizer, out, workers=1, gigatoken=True),
 }
 
 

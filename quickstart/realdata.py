@@ -84,8 +84,8 @@ def dictionary(root: Path) -> str:
 def entries(name: Path) -> Iterator[str]:
     """The entries of a dictd dictionary: NAME.index says where each lies in NAME.dict.dz, which is gzip's format.
 
-    Numbers are written in the digits of base64, the highest first. Several headwords may share an entry; those that begin
-    with 00-database are about the dictionary itself.
+    Numbers are written in the digits of base64, the highest first. Several headwords may share an entry; those that
+    begin with 00-database are about the dictionary itself.
     """
     data = gzip.decompress(name.with_suffix(".dict.dz").read_bytes())
     places: set[tuple[int, int]] = set()
