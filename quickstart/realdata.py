@@ -92,8 +92,8 @@ def entries(name: Path) -> Iterator[str]:
     for line in name.with_suffix(".index").read_text(encoding="utf-8", errors="replace").splitlines():
         _, offset, length = line.split("\t")[:3]
         places.add((_number(offset), _number(length)))
-    for start, length in sorted(places):
-        text = data[start : start + length].decode("utf-8", errors="replace").strip()
+    for start, count in sorted(places):
+        text = data[start : start + count].decode("utf-8", errors="replace").strip()
         if not text.startswith("00-database"):
             yield text
 
@@ -101,8 +101,8 @@ def entries(name: Path) -> Iterator[str]:
 def prepare(inputs: dict[str, str]) -> None:
     """A tokenizer of both, then each with a hundredth of its documents held out and copies left out."""
     tokenizer = str(DATA / "tokenizer")
-    for name in (DATA / "tokenizer", *(DATA / kind for source in inputs for kind in (source, f"{source}-held"))):
-        shutil.rmtree(name, ignore_errors=True)
+    for old in ("tokenizer", *inputs, *(f"{name}-held" for name in inputs)):
+        shutil.rmtree(DATA / old, ignore_errors=True)
     megatrain("data", "tokenizer", "train", *inputs.values(), "--out", tokenizer, "--vocab-size", VOCABULARY)
     for name, source in inputs.items():
         out, held = str(DATA / name), str(DATA / f"{name}-held")
