@@ -11,7 +11,7 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format clean
+.PHONY: help install quickstart realdata test check format clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -20,6 +20,9 @@ install: $(VENV)/.installed ## create .venv with megatrain in it
 
 quickstart: $(VENV)/.installed ## the whole path on Python's own text: at most 6 minutes on 2 cores, no network
 	$(BIN)/python -m quickstart.run
+
+realdata: $(VENV)/.installed ## two real corpora that Debian packages, prepared and mixed 70/30; needs apt
+	$(BIN)/python -m quickstart.realdata
 
 test: $(VENV)/.installed-dev ## every test (at most 20 minutes on 2 cores)
 	$(BIN)/python -m pytest
@@ -35,7 +38,7 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the one style
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, caches, and what the quickstart wrote
-	rm -rf $(VENV) data/quickstart runs/quickstart* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) data/quickstart data/realdata runs/quickstart* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than the files that decide what is installed.

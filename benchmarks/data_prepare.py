@@ -51,11 +51,11 @@ def with_prepare(text: Path, tokenizer: Path, out: Path, *, workers: int, gigato
 
 
 CONTESTANTS: dict[str, Callable[[Path, Path, Path], None]] = {
-    "datasets.map": lambda *paths: with_datasets_map(*paths, None),
-    f"datasets.map, {CORES} processes": lambda *paths: with_datasets_map(*paths, CORES),
-    "prepare, 1 process": lambda *paths: with_prepare(*paths, workers=1),
-    f"prepare, {CORES} processes": lambda *paths: with_prepare(*paths, workers=CORES),
-    "prepare --gigatoken": lambda *paths: with_prepare(*paths, workers=1, gigatoken=True),
+    "datasets.map": lambda text, tokenizer, out: with_datasets_map(text, tokenizer, out, None),
+    f"datasets.map, {CORES} processes": lambda text, tokenizer, out: with_datasets_map(text, tokenizer, out, CORES),
+    "prepare, 1 process": lambda text, tokenizer, out: with_prepare(text, tokenizer, out, workers=1),
+    f"prepare, {CORES} processes": lambda text, tokenizer, out: with_prepare(text, tokenizer, out, workers=CORES),
+    "prepare --gigatoken": lambda text, tokenizer, out: with_prepare(text, tokenizer, out, workers=1, gigatoken=True),
 }
 
 
@@ -72,14 +72,15 @@ def make_text(file: Path, megabytes: int) -> None:
                 written += out.write(line)
 
 
-def measure(name: str, folder: Path) -> float:
-    """Seconds that a contestant took, in a process of its own."""
+def measure(name: str, folder: Path) -> list[float]:
+    """Seconds by the clock and of the cores that a contestant took, in a process of its own."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "benchmarks.data_prepare", "--one", name, "--work", str(folder)]
     environment = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(done.stdout.splitlines()[-1])
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def run_one(name: str, folder: Path) -> None:
@@ -88,10 +89,17 @@ def run_one(name: str, folder: Path) -> None:
         import datasets  # noqa: F401
         import transformers  # noqa: F401
     elif "gigatoken" in name:
+        import awkward  # noqa: F401 - gigatoken imports it late
         import gigatoken  # noqa: F401
-    began = time.perf_counter()
+    began, before = time.perf_counter(), cpu_seconds()
     CONTESTANTS[name](*paths)
-    print(time.perf_counter() - began)
+    print(json.dumps([time.perf_counter() - began, cpu_seconds() - before]))
+
+
+def cpu_seconds() -> float:
+    """Of this process, its threads, and the processes that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def tokens_of(folder: Path) -> bytes:
@@ -101,7 +109,7 @@ def tokens_of(folder: Path) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description="prepare against datasets.map")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=int, default=12)
+    parser.add_argument("--megabytes", type=int, default=12, help="of text, at most")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -112,7 +120,7 @@ def main() -> None:
     make_text(folder / "text.jsonl", options.megabytes)
     train_tokenizer([str(folder / "text.jsonl")], folder / "tokenizer", VOCABULARY)
     names = [name for name in CONTESTANTS if "gigatoken" not in name or find_spec("gigatoken")]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in names}
     reference = b""
     for _ in range(options.rounds):
         for name in names:
@@ -124,22 +132,30 @@ def main() -> None:
     report(folder / "text.jsonl", seconds)
 
 
-def report(text: Path, seconds: dict[str, list[float]]) -> None:
+def report(text: Path, seconds: dict[str, list[list[float]]]) -> None:
+    """A table. A ratio is the median over the rounds of the faster datasets.map's seconds over the contestant's."""
     size = text.stat().st_size / 1e6
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    peer = min(median for name, median in medians.items() if name.startswith("datasets"))
-    processor = next(
-        (l.split(": ")[1] for l in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in l), "?"
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.split(": ")[1].strip() for line in lines if line.startswith("model name")), "unknown")
     libraries = ("tokenizers", "datasets", "transformers", "gigatoken")
-    print(f"{date.today()}, {CORES} cores of {processor.strip()}, Python {platform.python_version()}")
+    machine = f"{CORES} cores of {processor}, Python {platform.python_version()}, load {os.getloadavg()[0]:.0f}"
+    print(f"{date.today()}, {machine}")
     print(", ".join(f"{name} {version(name)}" for name in libraries if find_spec(name)))
-    print(f"{size:.1f} MB of jsonl; median of {len(next(iter(seconds.values())))} rounds\n")
-    print("| contestant | seconds | slowest, fastest | MB/s | × the faster datasets.map |\n|---|---|---|---|---|")
-    for name, median in medians.items():
-        spread = f"{max(seconds[name]):.2f}, {min(seconds[name]):.2f}"
-        print(f"| {name} | {median:.2f} | {spread} | {size / median:.1f} | {peer / median:.2f} |")
-    print(json.dumps(seconds), file=sys.stderr)
+    print(f"{size:.1f} MB of jsonl; medians of {len(next(iter(seconds.values())))} rounds\n")
+    print("| contestant | seconds | fastest, slowest | of the cores | × datasets.map | by core seconds |")
+    print("|---|---|---|---|---|---|")
+    peers = [times for name, times in seconds.items() if name.startswith("datasets")]
+    best = [[min(times[kind] for times in rounds) for kind in (0, 1)] for rounds in zip(*peers, strict=True)]
+    for name, times in seconds.items():
+        clock, cores = ([time[kind] for time in times] for kind in (0, 1))
+        ratios = [
+            statistics.median(peer[kind] / time[kind] for peer, time in zip(best, times, strict=True))
+            for kind in (0, 1)
+        ]
+        print(
+            f"| {name} | {statistics.median(clock):.2f} | {min(clock):.2f}, {max(clock):.2f} "
+            f"| {statistics.median(cores):.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -152,10 +152,11 @@ def packing_lines(manifest: Manifest) -> list[str]:
     if packed is None or packing is None:
         return []
     slots = packed.rows * (packing.sequence_length + 1)
-    alone = manifest.documents * (packing.sequence_length + 1)  # of a row for each document, longer ones cut off
+    alone = packed.pieces * (packing.sequence_length + 1)  # if each piece had a row of its own
+    held = slots - packed.padding
     return [
         f"packed by best fit: {packed.rows:,} rows of {packing.sequence_length:,}, {packed.padding / slots:.3%} padding"
-        f" (a row a document: {max(0.0, 1 - manifest.tokens / max(alone, manifest.tokens)):.1%})",
+        f" (a row for each piece: {1 - held / alone:.1%})",
         f"cut documents: {packed.documents_cut:,}, all longer than a row (concatenation: "
         f"{packed.documents_cut_by_concat:,} of {manifest.documents:,})",
     ]

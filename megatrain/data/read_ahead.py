@@ -3,6 +3,7 @@
 Threads, no worker processes: a read is a `pread`, and handing tensors from process to process costs more than that.
 """
 
+import atexit
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -33,6 +34,7 @@ class ReadAhead(Generic[Item]):
         ]
         for thread in self._threads:
             thread.start()
+        atexit.register(self.close)  # a thread that is inside torch when the interpreter ends would abort the process
 
     def next(self) -> Item:
         """The next result. Whatever `read` raised is raised here; nothing comes after it."""
@@ -49,6 +51,7 @@ class ReadAhead(Generic[Item]):
 
     def close(self) -> None:
         """Stop, and wait until the threads have ended."""
+        atexit.unregister(self.close)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

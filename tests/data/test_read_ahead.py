@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -51,3 +53,14 @@ def test_threads_that_finish_out_of_order_hand_over_in_order():
     assert [ahead.next() for _ in range(50)] == list(range(50))
     assert len(threads) == 4
     ahead.close()
+
+
+def test_a_process_that_ends_without_closing_ends_well():
+    code = """
+import torch
+from megatrain.data.read_ahead import ReadAhead
+ahead = ReadAhead(lambda position: torch.arange(1_000_000).sort(), position=0, stride=1, depth=10**6, threads=3)
+ahead.next()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
