@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatrain.data.buffers import Buffers
+
 IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a target
 
 
@@ -70,25 +72,36 @@ def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
     return assemble_rows(stacked, attend_across_documents=attend_across_documents)
 
 
-def assemble_rows(rows: Rows, *, attend_across_documents: bool, sequence_length: int | None = None) -> Batch:
+def assemble_rows(
+    rows: Rows, *, attend_across_documents: bool, sequence_length: int | None = None, buffers: Buffers | None = None
+) -> Batch:
     """A batch of rows.
 
     Args:
         sequence_length: cut each row into sequences of so many tokens, which divides its length; default: one sequence
             a row. No token is lost: the last target of a sequence is the first input of the next.
+        buffers: where the batch's memory comes from; default: fresh.
     """
+    buffers = buffers or Buffers()
     size, length = rows.tokens.shape[0], rows.tokens.shape[1] - 1
-    shape = (-1, sequence_length or length)
-    starts, cu_seqlens = None, None
+    cut = sequence_length or length
+    shape = (size * length // cut, cut)
+    input_ids, labels = (buffers.take((size, length), np.int64) for _ in range(2))
+    input_ids[:] = rows.tokens[:, :-1]
+    labels[:] = rows.tokens[:, 1:]
+    _mask_labels(labels, rows)
+    position_ids, document_ids, cu_seqlens = torch.arange(cut).expand(shape), None, None
     if not attend_across_documents:
-        starts = _starts(rows.ends, size, length).reshape(shape)
-        starts[:, 0] = True
-        cu_seqlens = torch.from_numpy(np.append(np.flatnonzero(starts), starts.size).astype(np.int32))
+        begins = _document_begins(rows.ends, shape, length)
+        bounds = np.append(begins, size * length)
+        position_ids = torch.from_numpy(_position_ids(bounds, buffers.take(shape, np.int64)))
+        document_ids = torch.from_numpy(_document_ids(begins, buffers.take(shape, np.int32)))
+        cu_seqlens = torch.from_numpy(bounds.astype(np.int32))
     return Batch(
-        input_ids=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64).reshape(shape)),
-        labels=torch.from_numpy(_labels(rows).reshape(shape)),
-        position_ids=torch.from_numpy(_positions(starts, (size * length // shape[1], shape[1]))),
-        document_ids=None if starts is None else torch.from_numpy(np.cumsum(starts, axis=1, dtype=np.int32) - 1),
+        input_ids=torch.from_numpy(input_ids.reshape(shape)),
+        labels=torch.from_numpy(labels.reshape(shape)),
+        position_ids=position_ids,
+        document_ids=document_ids,
         cu_seqlens=cu_seqlens,
     )
 
@@ -101,27 +114,39 @@ def without_targets(size: int, sequence_length: int, *, attend_across_documents:
     return batch
 
 
-def _labels(rows: Rows) -> NDArray[np.int64]:
-    """The inputs shifted by one, int64 [N, S]; in packed rows IGNORE_INDEX behind each piece."""
-    labels = rows.tokens[:, 1:].astype(np.int64)
+def _mask_labels(labels: NDArray[np.int64], rows: Rows) -> None:
+    """Packed rows have no target behind a piece: what follows is another document, or padding."""
     for number, (ends, targets) in enumerate(zip(rows.ends, rows.targets, strict=True)):
         if targets is None:
             continue
         labels[number, ends - 1] = IGNORE_INDEX
         if targets < labels.shape[1] - len(ends):  # padding
             labels[number, ends[-1] :] = IGNORE_INDEX
-    return labels
 
 
-def _starts(ends: Sequence[NDArray[np.int64]], size: int, length: int) -> NDArray[np.bool_]:
-    """Whether a document begins at a position because one ended before it, bool [size, length]."""
-    starts = np.zeros((size, length + 1), dtype=np.bool_)  # an end may lie at the row's end: it starts nothing here
-    starts[np.repeat(np.arange(size), [len(row) for row in ends]), np.concatenate(ends).astype(np.int64)] = True
-    return np.ascontiguousarray(starts[:, :-1])
+def _document_begins(ends: Sequence[NDArray[np.int64]], shape: tuple[int, int], length: int) -> NDArray[np.int64]:
+    """Where a document, or what a sequence has of it, begins in the flattened batch; ascending."""
+    total = shape[0] * shape[1]
+    rows = np.repeat(np.arange(0, total, length), [len(row) for row in ends])
+    behind = rows + np.concatenate(ends)  # at a row's end that is the next row's begin, or the batch's end
+    return np.union1d(np.arange(0, total, shape[1]), behind[behind < total])
 
 
-def _positions(starts: NDArray[np.bool_] | None, shape: tuple[int, int]) -> NDArray[np.int64]:
-    columns = np.broadcast_to(np.arange(shape[1], dtype=np.int64), shape)
-    if starts is None:
-        return columns.copy()
-    return columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+def _position_ids(bounds: NDArray[np.int64], out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count from 0 between two bounds and the next: the sum of ones, less the length before at each bound."""
+    flat = out.reshape(-1)
+    flat.fill(1)
+    flat[0] = 0
+    flat[bounds[1:-1]] = 1 - np.diff(bounds)[:-1]
+    np.cumsum(flat, out=flat)
+    return out
+
+
+def _document_ids(begins: NDArray[np.int64], out: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Count documents from 0 in each sequence."""
+    flat, width = out.reshape(-1), out.shape[1]
+    flat.fill(0)
+    flat[begins] = 1
+    flat[::width] = 0
+    np.cumsum(out, axis=1, out=out)
+    return out

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from megatrain.config import DataSection
 from megatrain.data.batch import Batch, assemble_rows
+from megatrain.data.buffers import Buffers
 from megatrain.data.evaluation import EvaluationLoader
 from megatrain.data.position import changes_since
 from megatrain.data.read_ahead import ReadAhead
@@ -49,8 +50,8 @@ def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: in
 class TrainLoader:
     """Reads one data-parallel rank's batches ahead, in threads, and counts those that were consumed.
 
-    Under tensor parallelism every rank of a group has a loader of the same data rank and reads the same: a step's share
-    is read in less time than it takes to send it around.
+    Under tensor parallelism every rank of a group has a loader of the same data rank and reads the same: that costs no
+    more than sending it around (benchmarks/results/data.md), happens ahead of time, and needs no collective.
 
     Args:
         data: the configuration's section.
@@ -86,6 +87,7 @@ class TrainLoader:
         self._global_batch_size = global_batch_size
         self._pin_memory = pin_memory
         self._stream = SampleStream(data, seed)
+        self._buffers = Buffers()
         self._position = 0
         self._reader: ReadAhead[StepBatches] | None = None
         self.wait_seconds = 0.0  # how long the last `next` waited for data
@@ -130,7 +132,7 @@ class TrainLoader:
         for number in range(len(self._offsets)):
             size = self._offsets.shape[1]
             part = rows.part(number * size, (number + 1) * size)
-            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length)
+            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length, buffers=self._buffers)
             micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
         return StepBatches(tuple(micro_batches), self._stream.targets(position, self._global_batch_size))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from megatrain.config import ReadingSection
 from megatrain.data.batch import Rows
+from megatrain.data.buffers import Buffers
 from megatrain.data.index import block_hash, read_index
 from megatrain.data.locations import is_remote, join, location
 from megatrain.data.manifest import Manifest, read_manifest
@@ -61,6 +62,7 @@ class PreparedData:
         self._dtype = np.dtype(self.manifest.recipe.dtype).newbyteorder("<")
         self._ends: OrderedDict[int, Int64] = OrderedDict()  # of blocks, the least recently used first
         self._lock = threading.Lock()
+        self._buffers = Buffers()
         self._verified = np.zeros(len(self.index), dtype=np.bool_)
 
     def read_rows(self, blocks: Int64, rows: Int64, sequence_length: int, *, with_ends: bool = True) -> Rows:
@@ -138,7 +140,7 @@ class PreparedData:
         assert (starts + count <= self.index.tokens[blocks]).all(), "a row beyond its block"
         shards = self.index.shard[blocks].tolist()
         offsets = (self.index.offset[blocks] + starts * self._dtype.itemsize).tolist()
-        tokens = np.empty((len(blocks), count), dtype=self._dtype)
+        tokens = self._buffers.take((len(blocks), count), self._dtype)
         for _ in range(self._reading.attempts):
             try:
                 self._storage.read_rows(shards, offsets, tokens.view(np.uint8))
