@@ -139,7 +139,7 @@ def measure_large(folder: Path, rounds: int) -> Iterator[str]:
         loader.close()
     early, late = (statistics.median(times) for times in resumes.values())
     ratio = statistics.median(b / a for a, b in zip(*resumes.values(), strict=True))
-    yield f"start-up with {SHARDS:,} shards (671 Gtokens), without a collective: {statistics.median(starts):.2f} s (< 2)"
+    yield f"start-up with {SHARDS:,} shards (671 Gtokens), no collective: {statistics.median(starts):.2f} s (< 2)"
     times_ = f"at 1% of an epoch {early * 1e3:.1f} ms, at 90% {late * 1e3:.1f} ms (< 50)"
     yield f"resume to the first batch {times_}: {ratio:.2f} × (≤ 1.2)"
 

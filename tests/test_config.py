@@ -179,3 +179,54 @@ def test_a_fine_tuning_knows_its_length_once_resolved():
     )
     with pytest.raises(ValueError, match="not resolved"):
         _ = config.sequence_length
+
+
+SOURCES = [{"path": "a"}, {"path": "b/"}]
+
+
+def data(**changes):
+    return {"data": {"sequence_length": 128, "train": SOURCES} | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "rule"),
+    [
+        ({"train": [{"path": "a", "weight": 0.0}]}, "data.train", "every source has weight 0"),
+        ({"stages": [{"from_sample": 5}, {"from_sample": 5}]}, "data.stages.1.from_sample", "is not after"),
+        ({"stages": [{"from_sample": 5, "weights": [1.0]}]}, "data.stages.0.weights", "must be 2 weights"),
+        ({"stages": [{"from_sample": 5, "weights": [0.0, 0.0]}]}, "data.stages.0.weights", "not all 0"),
+        ({"stages": [{"from_sample": 5, "sequence_length": 100}]}, "data.stages.0.sequence_length", "does not divide"),
+        (
+            {"quarantine": [{"path": "c", "block": 1, "from_sample": 0}]},
+            "data.quarantine.0.path",
+            "is not a source of data.train (a, b)",
+        ),
+        ({"validation": [{"path": "v", "format": "webdataset"}]}, "data.validation.0.format", "must be prepared"),
+    ],
+)
+def test_rules_of_the_data(changes, field, rule):
+    found = rules(**data(**changes))
+    assert rule in found[field].rule
+    assert len(found) == 1
+
+
+def test_stages_and_quarantine_that_go_together():
+    stages = [{"from_sample": 0, "sequence_length": 32}, {"from_sample": 9, "weights": [0.0, 1.0]}]
+    train = [{"path": "a", "weight": 0.0}, {"path": "b/", "weight": 0.0}]
+    first = [{"from_sample": 0, "weights": [1.0, 1.0]}]
+    quarantine = [{"path": "b", "block": 1, "from_sample": 0}]
+    assert rules(**data(stages=stages, quarantine=quarantine)) == {}
+    assert rules(**data(train=train, stages=first)) == {}
+
+
+def test_rules_of_other_peoples_tar_files():
+    foreign = {"path": "a.tar", "format": "webdataset"}
+    pipe = {"path": "pipe:cat a.tar", "format": "webdataset"}
+    tokenizer = {"tokenizer": {"path": "t"}}
+    assert rules(**data(train=[foreign]), **tokenizer) == {}
+    assert rules(**data(train=[foreign]))["tokenizer"].rule == "webdataset sources hold text"
+    assert "cannot be mixed" in rules(**data(train=[foreign, SOURCES[0]]), **tokenizer)["data.train.1.format"].rule
+    assert "allow_pipe" in rules(**data(train=[pipe]), **tokenizer)["data.train.0.path"].rule
+    assert rules(**data(train=[pipe], allow_pipe=True), **tokenizer) == {}
+    staged = rules(**data(train=[foreign], stages=[{"from_sample": 1}]), **tokenizer)
+    assert staged["data.stages"].rule == "needs prepared data"

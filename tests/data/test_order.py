@@ -4,6 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from megatrain.data.loader import rank_offsets
 from megatrain.data.mixture import quotas
 from megatrain.data.order import ORDER_VERSION, Order, Quarantined, ShuffleRule, SourceSize, Stage
 
@@ -149,3 +150,15 @@ def test_quarantined_blocks_are_replaced_from_their_sample_on():
     assert len(np.unique(rows)) > 50  # not always the same one
     alone = order.locate(positions[hit][-1:])
     assert (alone.block[0], alone.row[0]) == (after.block[hit][-1], after.row[hit][-1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8, 15])
+def test_no_row_is_dropped_or_repeated_over_an_epoch_on_any_number_of_ranks(ranks):
+    rows = 120 * 7
+    order = Order([SourceSize(rows, 8)], ONE, seed=4, rule=ShuffleRule(lanes=8))
+    shares = [
+        rank_offsets(global_batch_size=120, micro_batch_size=120 // ranks, data_rank=rank, data_size=ranks).reshape(-1)
+        for rank in range(ranks)
+    ]
+    seen = [order.locate(step * 120 + share) for step in range(7) for share in shares]
+    assert np.array_equal(np.sort(np.concatenate([s.block * 8 + s.row for s in seen])), np.arange(rows))
