@@ -96,35 +96,32 @@ def plan_data(config: PretrainConfig, manifests: Sequence[Manifest] | None = Non
     Raises:
         DataError: a source is missing, unsuitable or empty, or its weight is too small to be read at all.
     """
-    from megatrain.data.mixture import Mixture, quotas  # needs NumPy
-    from megatrain.data.permutation import key
+    from megatrain.data.curriculum import curriculum, samples_per_stage  # needs NumPy
+    from megatrain.data.order import Order, SourceSize
 
     data, length = config.data, config.sequence_length
+    if data.sequential:
+        raise DataError("data.train: webdataset sources are read as they come: what they hold is not known beforehand.")
     manifests = manifests or [read_manifest(source.path) for source in data.train]
     held = [manifest.rows(length) for manifest in manifests]
     for given, manifest, rows in zip(data.train, manifests, held, strict=True):
         if not rows:
             raise DataError(f"{given.path}: holds {manifest.tokens:,} tokens: not one sequence of {length}.")
-    samples = config.total_steps * config.training.global_batch_size
+    sizes = [SourceSize(rows, manifest.rows_per_block(length)) for manifest, rows in zip(manifests, held, strict=True)]
+    stages = curriculum(data)
+    order = Order(sizes, [stage.order_stage() for stage in stages], config.run.seed)
     parts: list[Part] = []
-    for number, (first, end, weights) in enumerate(_stages(config, samples)):
-        counts = Mixture(quotas(weights), key(config.run.seed, 1, number)).counts(end - first).tolist()
+    each = samples_per_stage(stages, config.total_steps * config.training.global_batch_size)
+    for number, (stage, samples) in enumerate(zip(stages, each, strict=True)):
+        if not samples:
+            continue  # the run ends before
+        counts = (order.counts(stage.first + samples) - order.counts(stage.first)).tolist()
         for source, count in enumerate(counts):
             path = data.train[source].path
-            parts.append(Part(number, first, source, path, count, count * length, count / held[source]))
+            parts.append(Part(number, stage.first, source, path, count, count * length, count / held[source]))
     totals = []
     for source, (manifest, rows) in enumerate(zip(manifests, held, strict=True)):
         count = sum(part.samples for part in parts if part.source == source)
         path = data.train[source].path
         totals.append(Total(source, path, manifest.tokens, rows, count, count * length, count / rows))
     return DataPlan(tuple(parts), tuple(totals), data.maximum_epochs)
-
-
-def _stages(config: PretrainConfig, samples: int) -> Iterator[tuple[int, int, list[float]]]:
-    """The first sample of each stage, the one after its last, and its weights."""
-    from megatrain.data.curriculum import curriculum, samples_per_stage
-
-    stages = curriculum(config.data)
-    for stage, count in zip(stages, samples_per_stage(stages, samples), strict=True):
-        if count:
-            yield stage.first, stage.first + count, list(stage.weights)

@@ -67,7 +67,10 @@ class ProgressLine:
         done = self._bytes - (self._first_byte or 0)
         left = (self._total - self._bytes) * elapsed / done if done > 0 else None
         eta = "" if left is None or left <= 0 else f" · eta {_duration(left)}"
-        return f"{self._verb}: {self._counts(elapsed, done)} · {min(1.0, self._bytes / self._total):.0%}{eta}"
+        share = (
+            f" · {min(1.0, self._bytes / self._total):.0%}" if self._total > 1 else ""
+        )  # of the Hub, sizes are unknown
+        return f"{self._verb}: {self._counts(elapsed, done)}{share}{eta}"
 
     def _counts(self, elapsed: float, done: int) -> str:
         if self.tokens:

@@ -37,6 +37,20 @@ def test_counts_are_those_of_the_order_itself(tiny, two):
     assert [total.samples for total in plan_data(config).totals] == order.counts(77 * 8).tolist()
 
 
+def test_each_stage_of_a_curriculum(tiny, two):
+    """The weights change after four mix blocks; a stage that the run never reaches is not shown."""
+    stages = "data.stages=[{from_sample: 16384, weights: [1, 0]}, {from_sample: 99999999, weights: [0, 1]}]"
+    plan = plan_data(tiny(*two, stages, "training.steps=2560", "data.maximum_epochs=1000"))
+    wanted = [4 * quota for quota in quotas([3, 1])]
+    assert [(part.stage, part.first_sample, part.samples) for part in plan.parts] == [
+        (0, 0, wanted[0]),
+        (0, 0, wanted[1]),
+        (1, 16384, 20480 - 16384),
+        (1, 16384, 0),
+    ]
+    assert [total.samples for total in plan.totals] == [wanted[0] + 4096, wanted[1]]
+
+
 def test_more_repetition_than_permitted_is_refused(tiny, two):
     config = tiny(*two, "training.steps=100")  # about 200 samples of 10 rows
     (text,) = plan_data(config).refusals()
