@@ -119,9 +119,8 @@ class WindowedShuffle:
     def _tail(self, indices: Int64, epoch_key: np.uint64) -> Int64:
         places = permute(indices - self._body_rows, self._rows - self._body_rows, key(epoch_key, _TAIL))
         numbers, within = np.divmod(places, self._window_rows)
-        numbers += (
-            self._rounds * self._lanes
-        )  # at or beyond `windows`: the rows after the last window, which stay there
+        numbers += self._rounds * self._lanes
+        # at or beyond `windows` are the rows after the last window, which stay where they are
         whole = numbers < self._windows
         numbers[whole] = permute(numbers[whole], self._windows, key(epoch_key, _WINDOWS))
         return numbers * self._window_rows + within
