@@ -15,7 +15,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
     parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
     arguments = parser.parse_args()
-    run(lambda: pretrain(RunDir(arguments.run), arguments.resume))
+    run_dir = RunDir(arguments.run)
+    run(lambda: pretrain(run_dir, arguments.resume), run_dir)
 
 
 def pretrain(run_dir: RunDir, resume: str) -> None:
@@ -62,6 +63,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
     finally:
         parts.loader.close()
         parts.report.close()
+        parts.watchdog.close()
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_room_for_the_checkpoints(tiny, here):
     assert (found.level, "checkpoint.keep_last" in found.text) == ("warning", True)
     huge = tiny("model.num_hidden_layers=20000", "model.hidden_size=8192", "model.intermediate_size=8192")
     plan = make_plan(tiny()).chosen
-    assert [finding.level for finding in check(huge, plan)] == ["error"]
+    assert [finding.level for finding in check(huge, plan, as_job=False)] == ["error"]
 
 
 def test_a_run_of_another_model(tiny, here):
