@@ -1,5 +1,6 @@
 """One rank's process: who it is, its device and groups, and how it ends."""
 
+import argparse
 import os
 import socket
 import sys
@@ -7,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -60,7 +62,17 @@ def hosts(group: dist.ProcessGroup) -> list[str]:
     return list(dict.fromkeys(gathered))
 
 
-def run(main: Callable[[], None], run_dir: RunDir) -> None:
+def main(module: str, description: str | None, work: Callable[[RunDir, str], None]) -> None:
+    """The command line of one rank: `python -m MODULE RUN [--resume X]`, to `work(RUN, X)`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
+    parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
+    arguments = parser.parse_args()
+    run_dir = RunDir(arguments.run)
+    run(lambda: work(run_dir, arguments.resume), run_dir)
+
+
+def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
     """Run one rank's work and end the process with the documented exit code.
 
     A failing rank leaves at once, without a collective: the others may be waiting in one, and who started them ends
@@ -69,13 +81,13 @@ def run(main: Callable[[], None], run_dir: RunDir) -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     try:
-        main()
+        work()
         if dist.is_initialized():
             dist.destroy_process_group()
         code = int(ExitCode.DONE)
     except MegatrainError as error:
         code = int(error.exit_code)
-        record_outcome(run_dir, code, _one_line(error))
+        _record(run_dir, code, _one_line(error))
         if code != ExitCode.STOPPED and os.environ.get("RANK", "0") == "0":
             for line in str(error).splitlines():
                 print(f"error: {line}", file=sys.stderr)
@@ -83,11 +95,16 @@ def run(main: Callable[[], None], run_dir: RunDir) -> None:
         code = 130
     except BaseException as error:
         code = int(ExitCode.CRASH)
-        record_outcome(run_dir, code, f"{type(error).__name__}: {_one_line(error)}")
+        _record(run_dir, code, f"{type(error).__name__}: {_one_line(error)}")
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _record(run_dir: RunDir | None, code: int, error: str) -> None:
+    if run_dir is not None:
+        record_outcome(run_dir, code, error)
 
 
 def _one_line(error: BaseException) -> str:
