@@ -54,11 +54,12 @@ def client(*command: str, text: str | None = None) -> str:
         raise PreflightError(f"{name}: not found: this machine has no Slurm. Run it on a login node, or use `train`.")
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise PreflightError(f"{name}: no answer from Slurm in {TIMEOUT_SECONDS:.0f} s. Try `scontrol ping`.") from None
+    except subprocess.TimeoutExpired as error:
+        said = _joined(name, error.stderr)  # sbatch tries again for minutes when the queue is full, and says so
+        fix = f"It said: {said}" if said else "Try `scontrol ping`."
+        raise PreflightError(f"{name}: no answer from Slurm in {TIMEOUT_SECONDS:.0f} s. {fix}") from None
     if done.returncode:
-        said = " ".join(line.removeprefix(f"{name}: error: ") for line in done.stderr.strip().splitlines())
-        raise PreflightError(f"{name}: {said or f'failed with {done.returncode}'}")
+        raise PreflightError(f"{name}: {_joined(name, done.stderr) or f'failed with {done.returncode}'}")
     return done.stdout or done.stderr
 
 
@@ -145,16 +146,18 @@ def requeue(job: str, *, exclude: Iterable[str] = ()) -> None:
     Raises:
         PreflightError: Slurm refuses, as for a job that was cancelled.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    excluded = ",".join(exclude)
+    if excluded:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, while there is something left to say
     client("scontrol", "requeue", job)
     deadline = time.monotonic() + _WAIT_SECONDS
-    excluded = ",".join(exclude)
     while excluded and time.monotonic() < deadline:
         try:
             client("scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}")
             break
         except PreflightError:
             time.sleep(0.2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.environ.get("SLURM_JOB_ID") == job:
         time.sleep(_WAIT_SECONDS)
 
@@ -162,6 +165,11 @@ def requeue(job: str, *, exclude: Iterable[str] = ()) -> None:
 def hostnames(nodes: str) -> list[str]:
     """Slurm's short form of a list of nodes, such as node[1-3], in full."""
     return client("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+
+def _joined(name: str, errors: str | bytes | None) -> str:
+    text = errors.decode(errors="replace") if isinstance(errors, bytes) else errors or ""
+    return " ".join(line.removeprefix(f"{name}: error: ") for line in text.strip().splitlines())
 
 
 def _parse(lines: str, wanted: set[str]) -> dict[str, JobState]:

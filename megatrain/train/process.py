@@ -20,7 +20,7 @@ from megatrain.run_dir import RunDir
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
-def join(timeout_seconds: float) -> torch.device:
+def join(timeout_seconds: float = 600.0) -> torch.device:
     """Join the run's process group and choose this rank's device.
 
     Who this rank is comes from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK), or under srun from Slurm's.

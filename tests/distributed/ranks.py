@@ -46,7 +46,7 @@ class RankPool:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-            process.join(timeout_seconds=600)
+            process.join()
 
 
 def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
