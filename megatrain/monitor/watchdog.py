@@ -77,7 +77,7 @@ class Watchdog:
         self._heartbeat()
         while not self._ended.wait(self._poll):
             now = time.monotonic()
-            if now - polled > 2 * self._poll + GRACE_SECONDS:
+            if now - polled > 2 * self._poll:
                 self._last += now - polled  # the whole process stood still, as when Slurm suspends a job
             polled = now
             faulthandler.dump_traceback_later(self._limit + GRACE_SECONDS, exit=True, file=self._file)
