@@ -19,7 +19,7 @@ def slow(self, group):
     time.sleep(0.3 if os.environ["MEGATRAIN_ATTEMPT"] == "0" else 0)
     return agreed(self, group)
 StopRequest.agreed = slow
-sys.argv = sys.argv[2:]
+sys.argv = sys.argv[3:]  # without this file, the ranks' Python and -m
 runpy.run_module("megatrain.train", run_name="__main__", alter_sys=True)
 """
 
