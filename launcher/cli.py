@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launcher.data_cli import app as data_app
+from launcher.job_cli import register as register_job_verbs
 from megatrain import __version__
-from megatrain.errors import ConfigError, ExitCode, MegatrainError, PreflightError
+from megatrain.errors import ConfigError, ExitCode, MegatrainError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from launcher.plan import PlanReport
-    from launcher.preflight import Finding
+    from launcher.start import Where
     from megatrain.config import Config
 
 _OPTIONS: dict[str, Any] = {
@@ -37,6 +38,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="fields to set, over
 Json = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
 Ranks = Annotated[int | None, typer.Option("--nproc", min=1, help="ranks to start; default: the cluster's")]
 Resume = Annotated[str, typer.Option(help="auto, must, never, or a checkpoint's step", metavar="auto|must|never|STEP")]
+Hosts = Annotated[str | None, typer.Option(help="start by ssh, one launcher a host", metavar="HOST[:RANKS],…")]
+HostFile = Annotated[Path | None, typer.Option(help="the same as a DeepSpeed hostfile: HOST slots=RANKS a line")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="plan and check, start nothing, write nothing")]
 
 
@@ -117,55 +120,47 @@ def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None
 
 @app.command()
 def train(
-    file: File, overrides: Overrides = None, nproc: Ranks = None, resume: Resume = "auto", dry_run: DryRun = False
+    file: File,
+    overrides: Overrides = None,
+    nproc: Ranks = None,
+    hosts: Hosts = None,
+    hostfile: HostFile = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
-    """Train on this machine.
+    """Train on this machine, or on several by ssh. With --json, the checks' findings.
 
     Example: megatrain train configs/llama-125m.yaml cluster.nodes=1 --nproc 8
     """
-    _run_here(file, overrides, nproc, resume, dry_run, finetune=False)
+    from launcher.start import Where
+
+    where = Where.given(nproc, hosts, hostfile)
+    _run_here(file, overrides, resume, dry_run, as_json, finetune=False, where=where)
 
 
 @app.command()
 def finetune(
-    file: File, overrides: Overrides = None, nproc: Ranks = None, resume: Resume = "auto", dry_run: DryRun = False
+    file: File,
+    overrides: Overrides = None,
+    nproc: Ranks = None,
+    hosts: Hosts = None,
+    hostfile: HostFile = None,
+    resume: Resume = "auto",
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune on this machine, from a pretraining run.
 
     Example: megatrain finetune configs/finetune.yaml finetune.base=runs/llama-125m --nproc 8
     """
-    _run_here(file, overrides, nproc, resume, dry_run, finetune=True)
+    from launcher.start import Where
+
+    where = Where.given(nproc, hosts, hostfile)
+    _run_here(file, overrides, resume, dry_run, as_json, finetune=True, where=where)
 
 
-@app.command()
-def submit(
-    file: File,
-    overrides: Overrides = None,
-    profile: Annotated[str | None, typer.Option(help="site profile: a name in slurm/profiles, or a file")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script, and nothing else")] = False,
-) -> None:
-    """Check a run and hand it to Slurm. A dry run prints the script even where a check fails; the exit code says so.
-
-    Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
-    """
-    from launcher import preflight, slurm
-    from launcher.plan import resolve
-    from launcher.report import headline
-    from launcher.run_files import prepare_run, run_folder
-
-    config, report = _plan(file, overrides)
-    resolved = resolve(config, report.chosen)
-    script = slurm.render(resolved, run_folder(resolved), report.chosen, profile=profile)
-    findings = preflight.check(config, report.chosen)
-    if dry_run:
-        print(script, end="", flush=True)
-    _warn(preflight.demand(findings))
-    if dry_run:
-        return
-    slurm.test_only(script)
-    job = slurm.submit(script, prepare_run(config, report.chosen))
-    print(headline(resolved, report.chosen))
-    print(f"submitted job {job.id}\n{slurm.next_commands(job, run_folder(resolved))}")
+register_job_verbs(app)
 
 
 @checkpoint_app.command("ls")
@@ -287,39 +282,38 @@ def _plan(file: Path, overrides: list[str] | None, world_size: int | None = None
 
 
 def _run_here(
-    file: Path, overrides: list[str] | None, nproc: int | None, resume: str, dry_run: bool, *, finetune: bool
+    file: Path,
+    overrides: list[str] | None,
+    resume: str,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    finetune: bool,
+    where: "Where",
 ) -> None:
-    """Plan, check, write the run's folder, and start its ranks on this machine."""
+    """Plan, check, write the run's folder, and start its ranks."""
     from launcher import preflight
-    from launcher.local import run_ranks
     from launcher.plan import resolve
     from launcher.report import plan_text
-    from launcher.run_files import is_finetune, prepare_run
+    from launcher.run_files import is_finetune
+    from launcher.start import start
 
-    config, report = _plan(file, overrides, nproc)
+    config = _load(file, overrides)
     if is_finetune(config) != finetune:
         verb, section = ("finetune", "a") if is_finetune(config) else ("train", "no")
         raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {verb}`.")
-    if nproc is None and config.cluster.nodes > 1 and report.hardware.device != "cpu":
-        raise PreflightError(
-            f"cluster.nodes: {config.cluster.nodes}: this command starts ranks on one machine. "
-            "Use `megatrain submit`, or give --nproc N to run on this machine's GPUs."
-        )
-    resolved = resolve(config, report.chosen)
-    if dry_run:
-        print(plan_text(resolved, report))
-    _warn(preflight.demand(preflight.check(config, report.chosen, resume=resume)))
-    if dry_run:
-        return
-    run = prepare_run(config, report.chosen, resume=resume)
-    module = "megatrain.finetune" if finetune else "megatrain.train"
-    ranks = report.chosen.world_size
-    raise typer.Exit(run_ranks(run, ranks, module=module, resume=resume, device=report.hardware.device))
-
-
-def _warn(findings: "list[Finding]") -> None:
-    for finding in findings:
-        print(f"{finding.level}: {finding.text}", file=sys.stderr)
+    config, world_size = where.of(config)
+    found = preflight.examine(config, world_size=world_size, resume=resume)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2), flush=True)
+    elif dry_run and found.report:
+        print(plan_text(resolve(config, found.report.chosen), found.report), flush=True)
+    if not as_json:
+        for warning in found.warnings:
+            print(f"warning: {warning.text}", file=sys.stderr)
+    report = found.demand()
+    if not dry_run:
+        raise typer.Exit(start(config, report, where, resume=resume))
 
 
 def _existing(path: Path) -> Path:

@@ -1,6 +1,8 @@
-"""The ranks of a run on this machine, as plain processes: started together, signalled together, ended together."""
+"""The ranks of a run on this machine, as plain processes: started together, signalled together, ended together.
 
-import codecs
+On a terminal rank 0 is given one as well, so that its progress bar lives; its log is kept all the same.
+"""
+
 import contextlib
 import ctypes
 import os
@@ -8,13 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
+from launcher.voice import Voice
 from megatrain.errors import ExitCode
+from megatrain.monitor.attempts import VARIABLE as ATTEMPT_VARIABLE
 from megatrain.run_dir import RunDir
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -26,8 +29,25 @@ _EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKP
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class Place(NamedTuple):
+    """Where this machine's ranks stand among those of all machines, and where rank 0 is met."""
+
+    first_rank: int
+    world_size: int
+    address: str
+    port: int
+
+
 def run_ranks(
-    run: RunDir, ranks: int, *, module: str = "megatrain.train", resume: str = "auto", device: str = "cuda"
+    run: RunDir,
+    ranks: int,
+    *,
+    module: str = "megatrain.train",
+    resume: str = "auto",
+    device: str = "cuda",
+    place: Place | None = None,
+    attempt: int | None = None,
+    started: Callable[["RankGroup"], None] | None = None,
 ) -> int:
     """Run `python -m MODULE RUN --resume X` on `ranks` processes; return the exit code of the whole.
 
@@ -35,60 +55,70 @@ def run_ranks(
     passed on once, and the ranks save and stop; a second SIGINT ends them at once. The code is 0 when all ranks ended
     well, 75 when all saved and stopped, and otherwise that of the first rank that failed (1 when a signal killed it).
     Call from the main thread. No rank outlives the call, or this process.
+
+    Args:
+        place: among several machines; default: these are all ranks.
+        attempt: the index of this start in RUN/attempts.json, for the ranks to know.
+        started: called with the group once the ranks run.
     """
-    group = _Ranks(run, ranks)
-    with _forwarding(group.forward):
-        return group.go([sys.executable, "-m", module, str(run), "--resume", resume], device)
+    group = RankGroup(run, ranks, place or Place(0, ranks, "127.0.0.1", _free_port()), attempt)
+    with forwarding(group.forward):
+        return group.go([sys.executable, "-m", module, str(run), "--resume", resume], device, started)
 
 
-class _Ranks:
-    def __init__(self, run: RunDir, count: int) -> None:
+class RankGroup:
+    def __init__(self, run: RunDir, count: int, place: Place, attempt: int | None) -> None:
         self.count = count
-        self.logs = [run.logs / f"rank-{rank}.log" for rank in range(count)]
+        self.place = place
+        self.attempt = attempt
+        self.logs = [run.logs / f"rank-{place.first_rank + index}.log" for index in range(count)]
         self.processes: list[subprocess.Popen[bytes]] = []
         self.interrupts = 0
 
-    def go(self, command: list[str], device: str) -> int:
+    def go(self, command: list[str], device: str, started: Callable[["RankGroup"], None] | None = None) -> int:
         """Start all, wait for all, and return the exit code of the whole."""
         self.logs[0].parent.mkdir(parents=True, exist_ok=True)
-        port, copiers = _free_port(), []
+        voice = Voice(self.logs[0]) if self.place.first_rank == 0 else None
+        failed = None
         try:
-            for rank in range(self.count):
-                self.processes.append(self._start(command, rank, _environment(rank, self.count, port, device)))
-            copiers = self._copy_rank_zero()
+            for index in range(self.count):
+                environment = _environment(index, self.count, self.place, device, self.attempt)
+                self.processes.append(self._start(command, index, environment, voice))
+            if voice is not None:
+                voice.begin(self.processes[0])
+            if started is not None:
+                started(self)
             failed = self._first_failure()
             if failed is not None:
                 self._end_survivors(self.processes[failed].returncode)
         finally:
-            self._end(signal.SIGKILL)  # and whatever a rank started and left in its group
-            for copier in copiers:
-                copier.join(timeout=5)
+            self.kill()  # and whatever a rank started and left in its group
+            if voice is not None:
+                voice.end()
         return self._verdict(failed)
 
     def forward(self, number: int) -> None:
         self.interrupts += number == signal.SIGINT
         self._end(signal.SIGKILL if self.interrupts > 1 else number)
 
-    def _start(self, command: list[str], rank: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        with open(self.logs[rank], "ab") as log:
-            piped = rank == 0
+    def kill(self) -> None:
+        """End every rank at once, and wait until they are gone."""
+        self._end(signal.SIGKILL)
+
+    def _start(
+        self, command: list[str], index: int, environment: dict[str, str], voice: "Voice | None"
+    ) -> subprocess.Popen[bytes]:
+        with open(self.logs[index], "ab") as log:
+            out, err = voice.ends() if voice is not None and index == 0 else (log.fileno(), log.fileno())
             return subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if piped else log,
-                stderr=subprocess.PIPE if piped else log,
+                stdout=out,
+                stderr=err,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-
-    def _copy_rank_zero(self) -> list[threading.Thread]:
-        """Threads that pass rank 0's output on to the terminal and to its log."""
-        first, copiers = self.processes[0], []
-        for source, terminal in ((first.stdout, sys.stdout), (first.stderr, sys.stderr)):
-            copiers.append(threading.Thread(target=_copy, args=(source, terminal, self.logs[0]), daemon=True))
-            copiers[-1].start()
-        return copiers
 
     def _first_failure(self) -> int | None:
         """Wait until all ranks ended (None), or the first one failed."""
@@ -135,15 +165,20 @@ class _Ranks:
         if code in _EXPLAINED and codes[0] == code:
             return code
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        print(f"error: rank {failed} of {self.count} {how}; its output is in {self.logs[failed]}", file=sys.stderr)
-        if failed != 0:
+        rank = self.place.first_rank + failed
+        print(
+            f"error: rank {rank} of {self.place.world_size} {how}; its output is in {self.logs[failed]}",
+            file=sys.stderr,
+        )
+        if rank != 0:
             for line in _tail(self.logs[failed]):
                 print(f"  {line}", file=sys.stderr)
         return code if code > 0 else ExitCode.CRASH
 
 
 @contextlib.contextmanager
-def _forwarding(forward: Callable[[int], None]) -> Iterator[None]:
+def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
+    """Pass FORWARDED on to `forward` for as long as the block runs."""
     before = {number: signal.signal(number, lambda n, _: forward(n)) for number in FORWARDED}
     try:
         yield
@@ -152,18 +187,20 @@ def _forwarding(forward: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _environment(rank: int, count: int, port: int, device: str) -> dict[str, str]:
+def _environment(index: int, count: int, place: Place, device: str, attempt: int | None) -> dict[str, str]:
     """What torch.distributed's env:// rendezvous reads, and threads that share the cores."""
     cores = len(os.sched_getaffinity(0))
     settings = {"OMP_NUM_THREADS": str(max(1, cores // count)), "PYTHONUNBUFFERED": "1", **os.environ}
     settings |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
+        "RANK": str(place.first_rank + index),
+        "LOCAL_RANK": str(index),
+        "WORLD_SIZE": str(place.world_size),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port),
     }
+    if attempt is not None:
+        settings[ATTEMPT_VARIABLE] = str(attempt)
     if device == "cpu":
         settings["DS_ACCELERATOR"] = "cpu"
     return settings
@@ -178,16 +215,6 @@ def _free_port() -> int:
 def _die_with_parent() -> None:
     """In the child, before exec: the kernel kills it when the launcher dies by a signal that cannot be caught."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _copy(source: IO[bytes], terminal: IO[str], log: Path) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk can end inside a character
-    with open(log, "ab", buffering=0) as file:
-        while chunk := os.read(source.fileno(), 65536):
-            file.write(chunk)
-            with contextlib.suppress(OSError, ValueError):  # a terminal that has gone does not stop a run
-                terminal.write(decoder.decode(chunk))
-                terminal.flush()
 
 
 def _tail(log: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run as a Slurm job: render the script, hand it in, say how to follow it.
+"""A run as a Slurm job script: values of the configuration and a site profile, in the template that people read.
 
 Nothing from a configuration reaches the shell unquoted: values in the script's body are quoted, and values on #SBATCH
 lines must be plain words.
@@ -6,9 +6,6 @@ lines must be plain words.
 
 import re
 import shlex
-import shutil
-import string
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +15,16 @@ from launcher.hardware import load_hardware
 from launcher.plan import Plan
 from launcher.run_files import is_finetune
 from megatrain.config import Config
-from megatrain.errors import ConfigError, PreflightError
-from megatrain.run_dir import RunDir, write_atomically
+from megatrain.errors import ConfigError
+from megatrain.run_dir import RunDir
 
 TEMPLATE = "slurm/train.sbatch"
 PROFILES = "slurm/profiles"
-TIMEOUT_SECONDS = 30.0  # for each Slurm client: without a controller they try for minutes
+_PLACEHOLDER = re.compile(r"@\{([a-z_]+)\}")  # so that the shell's own $ and @ stay as they are
 _WORD = re.compile(r"^[A-Za-z0-9_.,:;/+=%@&|*!()\[\]<>~-]+$")
+
+_DIRECTIVE = re.compile(r"^#SBATCH --([a-z][a-z-]*)(=[A-Za-z0-9_.,:;/+=%@&|*!()\[\]<>~-]+)?\s*(?:#.*)?$")
+_SITE_OPTIONS = ("partition", "account", "qos", "cpus-per-task")  # a profile may set them, a configuration has fields
 
 # Options that megatrain sets itself: where to change them instead.
 _OWNED = {
@@ -50,17 +50,9 @@ _OWNED = {
 }
 
 
-class Job(NamedTuple):
-    id: str
-    log: Path
-
-
-class _Script(string.Template):
-    """`@{name}` stands for a value, so that the shell's own `$` stays as it is."""
-
-    delimiter = "@"
-    idpattern = "(?!)"  # nothing: braces are a must
-    braceidpattern = "[a-z_]+"
+class _Profile(NamedTuple):
+    options: dict[str, str]  # of its #SBATCH lines; "" for one without a value
+    commands: str
 
 
 def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = None) -> str:
@@ -71,13 +63,13 @@ def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = Non
         profile: a name in slurm/profiles, or the path of a shell file, that is put in before the job's first command.
 
     Raises:
-        ConfigError: a value cannot stand on an #SBATCH line, or an option is megatrain's own.
+        ConfigError: a value cannot stand on an #SBATCH line, an option is megatrain's own, or the profile is not there.
     """
     cluster, slurm = config.cluster, config.slurm
     if plan.world_size != cluster.nodes * cluster.gpus_per_node:
         raise ConfigError("cluster: the plan is for another number of ranks")
     on_cpu = load_hardware(cluster.hardware, cluster.gpus_per_node).device == "cpu"
-    folder = run.path.absolute()
+    folder, site = run.path.absolute(), _profile(profile)
     values = {
         "name": config.run.name,
         "nodes": cluster.nodes,
@@ -87,91 +79,47 @@ def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = Non
         "output": _path("run.directory", folder / "logs").replace("%", "%%") + "/slurm-%j.log",
         "directory": _path("the working directory", Path.cwd()),
         "signal_lead_seconds": slurm.signal_lead_seconds,
-        "site_lines": "\n".join(_site_lines(config)) or "# no options of this site",
-        "profile": _profile(profile),
+        "site_lines": "\n".join(_site_lines(config, site)) or "# no options of this site",
+        "profile": site.commands,
         "run": shlex.quote(str(folder)),
         "python": shlex.quote(sys.executable),
         "python_path": _python_path(),
         "module": "megatrain.finetune" if is_finetune(config) else "megatrain.train",
         "accelerator": "export DS_ACCELERATOR=cpu\n" if on_cpu else "",
     }
-    return _Script(shipped(TEMPLATE).read_text(encoding="utf-8")).substitute(values)
+    template = shipped(TEMPLATE).read_text(encoding="utf-8")
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
 
 
-def submit(script: str, run: RunDir) -> Job:
-    """Write RUN/job.sbatch and hand it to sbatch.
-
-    Raises:
-        PreflightError: sbatch is missing, does not answer, or refuses the job; with its own words.
-    """
-    write_atomically(run.job_script, script)
-    identifier = client("sbatch", "--parsable", str(run.job_script)).strip().split(";")[0]
-    return Job(identifier, run.logs / f"slurm-{identifier}.log")
-
-
-def test_only(script: str) -> str:
-    """What sbatch says of when and where the job could start. Submits nothing.
-
-    Raises:
-        PreflightError: the job can never start here; with sbatch's reason.
-    """
-    return client("sbatch", "--test-only", text=script)
-
-
-test_only.__test__ = False  # type: ignore[attr-defined] # not a test, whatever pytest thinks of its name
-
-
-def next_commands(job: Job, run: RunDir) -> str:
+def next_commands(run: RunDir) -> str:
     """Commands to follow, look at, stop and view the job; each works when copied."""
-    log, folder = shlex.quote(str(job.log)), shlex.quote(str(run))
-    return "\n".join(
-        (
-            f"follow  tail -F {log}",
-            f"state   squeue -j {job.id}",
-            f"stop    scontrol update JobId={job.id} Requeue=0 && scancel --signal=USR2 {job.id}",
-            f"view    megatrain tensorboard {folder}",
-        )
-    )
+    folder = shlex.quote(str(run))
+    verbs = {"follow": "logs -f", "state": "status", "stop": "stop", "view": "tensorboard"}
+    return "\n".join(f"{what:<8}megatrain {verb} {folder}" for what, verb in verbs.items())
 
 
-def client(*command: str, text: str | None = None) -> str:
-    """Run a Slurm client under a time-out; its standard output.
-
-    Raises:
-        PreflightError: it is missing, does not answer in time, or fails.
-    """
-    name = command[0]
-    if shutil.which(name) is None:
-        raise PreflightError(f"{name}: not found: this machine has no Slurm. Run it on a login node, or use `train`.")
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise PreflightError(f"{name}: no answer from Slurm in {TIMEOUT_SECONDS:.0f} s. Try `scontrol ping`.") from None
-    if done.returncode:
-        said = " ".join(line.removeprefix(f"{name}: error: ") for line in done.stderr.strip().splitlines())
-        raise PreflightError(f"{name}: {said or f'failed with {done.returncode}'}")
-    return done.stdout or done.stderr
-
-
-def _site_lines(config: Config) -> list[str]:
+def _site_lines(config: Config, site: _Profile) -> list[str]:
+    """The #SBATCH lines of this site: the profile's, over them the configuration's."""
     slurm = config.slurm
-    options: dict[str, str | int | bool | None] = {
+    named = {
         "partition": slurm.partition,
         "account": slurm.account,
         "qos": slurm.qos,
         "cpus-per-task": slurm.cpus_per_task,
     }
-    lines = [f"#SBATCH --{key}={_word(f'slurm.{key}', value)}" for key, value in options.items() if value is not None]
+    lines = {key: f"={_word(f'slurm.{key}', value)}" for key, value in named.items() if value is not None}
     for key, extra in slurm.extra.items():
         option = key.replace("_", "-")
-        if option in _OWNED:
-            instead = f" Set {_OWNED[option]} instead." if _OWNED[option] else ""
-            raise ConfigError(f"slurm.extra.{key}: {extra!r}: megatrain sets --{option} itself.{instead}")
-        if extra is True:
-            lines.append(f"#SBATCH --{option}")
-        elif extra is not False:
-            lines.append(f"#SBATCH --{option}={_word(f'slurm.extra.{key}', extra)}")
-    return lines
+        _refuse_owned(f"slurm.extra.{key}: {extra!r}", option)
+        lines[option] = "" if isinstance(extra, bool) else f"={_word(f'slurm.extra.{key}', extra)}"
+    dropped = {key.replace("_", "-") for key, extra in slurm.extra.items() if extra is False}
+    return [f"#SBATCH --{option}{value}" for option, value in (site.options | lines).items() if option not in dropped]
+
+
+def _refuse_owned(where: str, option: str) -> None:
+    if option in _OWNED:
+        instead = f" Set {_OWNED[option]} instead." if _OWNED[option] else ""
+        raise ConfigError(f"{where}: megatrain sets --{option} itself.{instead}")
 
 
 def _word(field: str, value: str | int) -> str:
@@ -184,10 +132,10 @@ def _path(field: str, path: Path) -> str:
     return _word(field, str(path))
 
 
-def _profile(name: str | None) -> str:
-    """The text of a site profile: module loads, network interfaces, containers."""
+def _profile(name: str | None) -> _Profile:
+    """A site profile: #SBATCH options, and shell for module loads, network interfaces, containers."""
     if name is None:
-        return ""
+        return _Profile({}, "")
     path = Path(name)
     if "/" not in name:
         known = sorted(file.stem for file in shipped(PROFILES).glob("*.sh"))
@@ -195,9 +143,22 @@ def _profile(name: str | None) -> str:
             raise ConfigError(f"--profile {name}: there is no such profile. Known: {', '.join(known)}; or give a path.")
         path = shipped(PROFILES) / f"{name}.sh"
     try:
-        return path.read_text(encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--profile {name}: {path} cannot be read: {error}") from None
+    options: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.startswith("#SBATCH"):
+            continue
+        match = _DIRECTIVE.match(line)
+        if match is None:
+            raise ConfigError(
+                f"--profile {name}: {path}:{number}: {line!r}: must be #SBATCH --option or --option=value"
+            )
+        if match[1] not in _SITE_OPTIONS:
+            _refuse_owned(f"--profile {name}: {path}:{number}", match[1])
+        options[match[1]] = match[2] or ""
+    return _Profile(options, "\n".join(line for line in lines if not line.startswith("#SBATCH")))
 
 
 def _python_path() -> str:

@@ -220,6 +220,8 @@ class EvaluationSection(Section):
 class MonitorSection(Section):
     log_every_steps: Count = 10
     tensorboard: bool = True
+    hang_seconds: Count = Field(600, description="no step, evaluation batch or checkpoint in so long: the rank hangs")
+    health_check: bool = Field(True, description="before the first step, name GPUs, links and clocks that are amiss")
 
 
 class ClusterSection(Section):
@@ -236,6 +238,9 @@ class SlurmSection(Section):
     qos: str | None = None
     cpus_per_task: Count | None = None
     signal_lead_seconds: Count = Field(180, description="seconds before the time limit to save and stop")
+    restarts_without_progress: NonNegative = Field(
+        3, description="starts in a row that may end without a new checkpoint before the run is given up"
+    )
     extra: dict[Name, str | int | bool] = Field(default={}, description="any other sbatch option: `constraint: a100`")
 
 

@@ -9,7 +9,10 @@ RUN/
     logs/                  what the ranks printed
     tensorboard/
     checkpoints/step-00001000/   DCP files, state.json, and MANIFEST.json, written last
-    job.sbatch             when submitted
+    attempts.json          an object a start: who trains it, from which step to which, how it ended
+    heartbeat.json         where the running attempt is
+    outcomes/              the first rank of an attempt that did not simply finish
+    job.sbatch, job.json   when submitted
 """
 
 import json
@@ -35,7 +38,11 @@ class RunDir:
         self.logs = self.path / "logs"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.attempts = self.path / "attempts.json"
+        self.heartbeat = self.path / "heartbeat.json"
+        self.outcomes = self.path / "outcomes"
         self.job_script = self.path / "job.sbatch"
+        self.job = self.path / "job.json"
 
     def __str__(self) -> str:
         return str(self.path)

@@ -64,6 +64,7 @@ def finetune(run_dir: RunDir, resume: str) -> None:
     finally:
         parts.loader.close()
         parts.report.close()
+        parts.watchdog.close()
 
 
 if __name__ == "__main__":

@@ -49,9 +49,14 @@ class Console:
         for line in _header(self._config, self._world_size, plan or {}, self._unit):
             self.line(line)
 
-    def resumed(self, step: int, checkpoint: Path, *, saved_ranks: int, samples: int) -> None:
-        saved = f"saved on {saved_ranks} ranks"
-        changed = f"{saved}, now {self._world_size}" if saved_ranks != self._world_size else saved
+    def resumed(
+        self, step: int, checkpoint: Path, *, saved_ranks: int, saved_layout: str, layout: str, samples: int
+    ) -> None:
+        """`saved_layout` and `layout` in words, such as "ZeRO-1, tensor 1, data 4"; told where they differ."""
+        then, now = f"saved on {saved_ranks} ranks", f"{self._world_size}"
+        if saved_layout != layout:
+            then, now = f"{then} as {saved_layout}", f"{now} as {layout}"
+        changed = then if (saved_ranks, saved_layout) == (self._world_size, layout) else f"{then}; now {now}"
         where = self._within_run(checkpoint)
         self.line(f"resume: step {step:,} from {where} ({changed}) · data position {samples:,} samples")
 

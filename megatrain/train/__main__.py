@@ -52,6 +52,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
     finally:
         parts.loader.close()
         parts.report.close()
+        parts.watchdog.close()
 
 
 if __name__ == "__main__":

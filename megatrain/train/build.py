@@ -13,6 +13,8 @@ from megatrain.config import Config
 from megatrain.data.batch import Batch
 from megatrain.monitor.console import Console
 from megatrain.monitor.environment import environment
+from megatrain.monitor.health import check_health
+from megatrain.monitor.watchdog import Watchdog
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.run_dir import RunDir, write_json
@@ -24,6 +26,8 @@ from megatrain.train.loop import Loader, Parts
 from megatrain.train.optimizer import build_optimizer
 from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
+
+_AFTER_WATCHDOG_SECONDS = 60  # a collective gives up later than the watchdog, which says more
 
 
 def build(
@@ -43,7 +47,8 @@ def build(
             starts from.
     """
     stop = StopRequest()  # first: a signal during a long start must not be lost
-    device = process.join()
+    watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)
+    device = process.join(config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
     tensor_parallel = config.parallel.tensor_parallel
     assert isinstance(tensor_parallel, int), "a resolved configuration"
     assert config.model is not None, "a resolved configuration"
@@ -53,7 +58,12 @@ def build(
     hosts = process.hosts(mesh.control_group)
     if mesh.is_main:
         write_json(run.environment, environment(hosts))
+    if config.monitor.health_check:
+        watchdog.beat("health check")
+        for warning in check_health(mesh.control_group, device):
+            console.warning(warning)
 
+    watchdog.beat("building")
     loader = make_loader(mesh)
     model = build_parallel_model(config.model, config.parallel, mesh, seed=config.run.seed, device=device)
     optimizer = build_optimizer(model, config.optimizer)
@@ -64,15 +74,20 @@ def build(
         run, mesh.control_group, layout=layout, keep_last=config.checkpoint.keep_last, report=console.line
     )
     checkpointer = Checkpointer(config, engine, store)
+    watchdog.beat("loading a checkpoint")
     position = checkpointer.resume(resume)
+    watchdog.beat("first step", position.step)
     if position.checkpoint is None and initial_weights is not None:
         console.line(f"weights: from {checkpointer.load_weights(initial_weights)}")
     if position.checkpoint is not None and position.loader is not None:
         changes = loader.load_state_dict(position.loader)
+        saved = read_manifest(position.checkpoint)
         console.resumed(
             position.step,
             position.checkpoint,
-            saved_ranks=read_manifest(position.checkpoint).world_size,
+            saved_ranks=saved.world_size,
+            saved_layout=saved.layout,
+            layout=layout,
             samples=position.loader["position"],
         )
         for change in changes:
@@ -87,6 +102,7 @@ def build(
         checkpointer=checkpointer,
         report=report,
         stop=stop,
+        watchdog=watchdog,
     )
     return parts, position
 

@@ -10,6 +10,7 @@ from megatrain.config import Config
 from megatrain.data.batch import Batch
 from megatrain.data.loader import StepBatches
 from megatrain.errors import Stopped
+from megatrain.monitor.watchdog import Watchdog
 from megatrain.train.checkpointing import Checkpointer
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
@@ -41,6 +42,7 @@ class Parts:
     checkpointer: Checkpointer
     report: Reporter
     stop: StopRequest
+    watchdog: Watchdog
 
 
 def train(parts: Parts, start_step: int) -> None:
@@ -59,6 +61,7 @@ def train(parts: Parts, start_step: int) -> None:
             loss += engine.accumulate(batch, batches.target_tokens)
             norm = engine.step(rate)
         step += 1
+        parts.watchdog.beat("training", step)
         report.step(
             step,
             loss,
@@ -71,6 +74,7 @@ def train(parts: Parts, start_step: int) -> None:
             run_validation(parts, step)
         reason = parts.stop.agreed(engine.mesh.control_group) if step < total else None
         if step % config.checkpoint.every_steps == 0 or step == total or reason:
+            parts.watchdog.beat("saving a checkpoint")
             with report.paused():
                 folder = parts.checkpointer.save(step, parts.loader.state_dict())
             if reason:
@@ -82,5 +86,5 @@ def run_validation(parts: Parts, step: int) -> None:
     if parts.validation is None:
         return
     with parts.report.paused():
-        loss, tokens = evaluate(parts.engine, parts.validation)
+        loss, tokens = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
     parts.report.validation(step, loss, tokens)

@@ -35,7 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_data(folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, tokenizer: str = "a") -> None:
-    """A manifest.json as `data prepare` writes it, without the shards: what the launcher reads."""
+    """A manifest.json as `data prepare` writes it, its index a stand-in, without shards: what the launcher reads."""
+    index = b"index"
     recipe: dict[str, Any] = {
         "part": "train",
         "holdout": 0.0,
@@ -60,9 +61,10 @@ def write_data(folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, to
         "packed": None,
         "left_out": {},
         "shards": [],
-        "index_sha256": "0" * 64,
+        "index_sha256": hashlib.sha256(index).hexdigest(),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     folder.mkdir(parents=True)
+    (folder / "index.npz").write_bytes(index)
     content["manifest_hash"] = hashlib.sha256(canonical.encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")

@@ -10,7 +10,9 @@ import pytest
 from launcher import slurm
 from launcher.plan import make_plan, resolve
 from launcher.run_files import run_folder
-from megatrain.errors import ConfigError, PreflightError
+from megatrain import config_file
+from megatrain.errors import ConfigError
+from megatrain.run_dir import RunDir
 
 
 @pytest.fixture
@@ -117,16 +119,13 @@ def test_options_of_megatrain_are_not_overridden(render, option, instead):
 
 
 def test_an_unknown_profile_lists_the_known(render):
-    with pytest.raises(ConfigError, match="Known: ethernet, infiniband, modules"):
+    with pytest.raises(ConfigError, match="Known: apptainer, ethernet, infiniband, interface-suffix, modules, pyxis"):
         render(profile="infinband")
     with pytest.raises(ConfigError, match="cannot be read"):
         render(profile="./absent.sh")
 
 
 def test_fine_tuning_starts_its_own_module(render, here, tiny):
-    from megatrain import config_file
-    from megatrain.run_dir import RunDir
-
     assert "-m megatrain.train " in render()
     base = RunDir("runs/base")
     base.path.mkdir(parents=True)
@@ -139,31 +138,41 @@ def test_fine_tuning_starts_its_own_module(render, here, tiny):
     assert "-m megatrain.finetune " in script
 
 
-def test_a_client_that_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PreflightError, match="sbatch: not found: this machine has no Slurm"):
-        slurm.test_only("#!/bin/sh\n")
-
-
-def test_a_client_that_fails_or_hangs(monkeypatch, tmp_path):
-    stand_in = tmp_path / "sbatch"
-    stand_in.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n", encoding="utf-8")
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(PreflightError, match=r"^sbatch: invalid partition$"):
-        slurm.client("sbatch")
-    monkeypatch.setattr(slurm, "TIMEOUT_SECONDS", 0.2)
-    stand_in.write_text("#!/bin/sh\nexec sleep 30\n", encoding="utf-8")
-    with pytest.raises(PreflightError, match="sbatch: no answer from Slurm"):
-        slurm.client("sbatch")
-
-
 def test_the_next_commands_can_be_copied(tmp_path):
-    from megatrain.run_dir import RunDir
-
     run = RunDir(tmp_path / "a b")
-    said = slurm.next_commands(slurm.Job("17", run.logs / "slurm-17.log"), run)
-    commands = [line.split(maxsplit=1) for line in said.splitlines()]
-    assert [name for name, _ in commands] == ["follow", "state", "stop", "view"]
-    assert shlex.split(commands[0][1]) == ["tail", "-F", str(run.logs / "slurm-17.log")]
-    assert shlex.split(commands[3][1])[-1] == str(run)
+    commands = [shlex.split(line) for line in slurm.next_commands(run).splitlines()]
+    assert [words[0] for words in commands] == ["follow", "state", "stop", "view"]
+    assert [words[2] for words in commands] == ["logs", "status", "stop", "tensorboard"]
+    assert {(words[1], words[-1]) for words in commands} == {("megatrain", str(run))}
+
+
+def test_a_profile_brings_sbatch_lines_which_the_configuration_overrides(render, here):
+    (here / "site.sh").write_text(
+        "#SBATCH --partition=theirs\n#SBATCH --constraint=ib  # a fast network\n#SBATCH --exclusive\nmodule load x\n",
+        encoding="utf-8",
+    )
+    script = render("slurm.partition=mine", profile="./site.sh")
+    assert directives(script) | {"partition": "mine", "constraint": "ib", "exclusive": ""} == directives(script)
+    assert script.count("#SBATCH --partition") == 1
+    assert "\nmodule load x\n" in script
+    assert "exclusive" not in directives(render("slurm.extra.exclusive=false", profile="./site.sh"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("#SBATCH --nodes=4", r"site.sh:1: megatrain sets --nodes itself. Set cluster.nodes"),
+        ("#SBATCH -N 4", r"site.sh:1: '#SBATCH -N 4': must be #SBATCH --option"),
+        ("#SBATCH --comment=$(reboot)", r"must be #SBATCH --option"),
+    ],
+)
+def test_a_profile_cannot_say_just_anything_to_sbatch(render, here, line, said):
+    (here / "site.sh").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        render(profile="./site.sh")
+
+
+@pytest.mark.parametrize("profile", ["apptainer", "ethernet", "infiniband", "interface-suffix", "modules", "pyxis"])
+def test_every_shipped_profile_makes_a_script_that_bash_can_read(render, profile):
+    checked = subprocess.run(["bash", "-n"], input=render(profile=profile), text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stderr

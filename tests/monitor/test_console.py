@@ -58,10 +58,13 @@ def test_the_block_says_what_runs_where_it_differs_from_the_file(config, run, st
 
 
 def test_a_resume_names_step_checkpoint_and_data_position(console, run, stream):
-    console.resumed(1000, run.step(1000), saved_ranks=32, samples=512_000)
-    console.resumed(1000, run.step(1000), saved_ranks=64, samples=512_000)
+    then, now = "ZeRO-1, tensor 1, data 32", "ZeRO-1, tensor 1, data 64"
+    arguments = {"layout": now, "samples": 512_000}
+    console.resumed(1000, run.step(1000), saved_ranks=32, saved_layout=then, **arguments)
+    console.resumed(1000, run.step(1000), saved_ranks=64, saved_layout=now, **arguments)
     assert stream.getvalue().splitlines() == [
-        "resume: step 1,000 from checkpoints/step-00001000 (saved on 32 ranks, now 64) · data position 512,000 samples",
+        "resume: step 1,000 from checkpoints/step-00001000 (saved on 32 ranks as ZeRO-1, tensor 1, data 32; "
+        "now 64 as ZeRO-1, tensor 1, data 64) · data position 512,000 samples",
         "resume: step 1,000 from checkpoints/step-00001000 (saved on 64 ranks) · data position 512,000 samples",
     ]
 

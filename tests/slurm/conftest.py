@@ -1,14 +1,22 @@
-"""A real Slurm cluster of two nodes on this machine, for as long as the tests of this folder run."""
+"""A real Slurm cluster of three nodes on this machine, for as long as the tests of this folder run."""
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from launcher import jobs, slurm
+from launcher.plan import make_plan, resolve
+from launcher.run_files import prepare_run
+from megatrain import config_file
+from megatrain.run_dir import RunDir
 
 BED = Path(__file__).parent / "bed" / "cluster.sh"
 _SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -29,6 +37,17 @@ class Cluster:
 
     def operate(self, *arguments: str) -> None:
         subprocess.run([BED, *arguments], env=self.environment, check=True, timeout=60)
+
+    def processes(self) -> list[str]:
+        """The command lines of everything that a job of this cluster has running."""
+        ours = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if ours in variables and any(variable.startswith(b"SLURM_JOB_ID=") for variable in variables):
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+        return [line for line in found if line]
 
     def job(self, job: str) -> dict[str, str]:
         """The fields of `scontrol show job`."""
@@ -59,7 +78,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(reason)
     bed = tmp_path_factory.mktemp("slurm") / "bed"
     port = 20_000 + os.getpid() % 1_000 * 10  # so that two test runs do not meet
-    environment = {**os.environ, "BED": str(bed), "NODES": "2", "PORT": str(port), "PREFIX": f"bed{port}n"}
+    environment = {**os.environ, "BED": str(bed), "NODES": "3", "PORT": str(port), "PREFIX": f"bed{port}n"}
     subprocess.run([BED, "start"], env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(bed / "etc" / "slurm.conf")
@@ -71,3 +90,91 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         else:
             os.environ["SLURM_CONF"] = before
         subprocess.run([BED, "stop"], env=environment, check=True, timeout=120)
+
+
+CONFIG = """
+run: {name: job}
+model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128, vocab_size: 512}
+data: {sequence_length: 128, train: [{path: data/train}]}
+training: {steps: 1, global_batch_size: 8}
+monitor: {hang_seconds: 60}
+cluster: {hardware: cpu, nodes: 2, gpus_per_node: 2}
+slurm: {time: "5", cpus_per_task: 2, restarts_without_progress: 1}
+"""
+
+# Stands in for the trainer: it trains nothing, saves empty checkpoints, and ends as told. What it says of its end, and
+# who watches it, are the real thing.
+STAND_IN = """
+import os, pathlib, signal, sys, time
+from megatrain.monitor.attempts import record_outcome
+from megatrain.monitor.watchdog import Watchdog
+from megatrain.run_dir import RunDir
+
+run, rank = RunDir(sys.argv[1]), int(os.environ["SLURM_PROCID"])
+start = int(os.environ["MEGATRAIN_ATTEMPT"])
+names = ["SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "SLURMD_NODENAME"]
+names += ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"]
+
+def save(step):
+    if rank == 0:
+        run.step(step).mkdir(parents=True)
+        (run.step(step) / "MANIFEST.json").touch()
+
+def leave(code, error):
+    record_outcome(run, code, error)
+    os._exit(code)
+
+def stop(number, frame):
+    save(run.steps()[-1] + 1 if run.steps() else 1)
+    time.sleep(0.3 * rank)  # the ranks do not end together
+    leave(75, signal.Signals(number).name)
+
+def hang():
+    time.sleep(600)
+
+def wait_in_a_collective():  # for a rank that is dead: no signal makes it save
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCONT, signal.SIG_IGN)
+    hang()
+
+for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
+    signal.signal(number, stop)
+(run.path / f"rank-{rank}.{start}").write_text(" ".join([*sys.argv[2:], *(os.environ[n] for n in names)]))
+"""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job of stand-ins."""
+
+    id: str
+    run: RunDir
+    script: str
+
+    @property
+    def log(self) -> str:
+        path = self.run.logs / f"slurm-{self.id}.log"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def started(self, attempt: int = 0, *, ranks: int = 4, seconds: float = 60) -> None:
+        """Wait until all ranks of an attempt run."""
+        wait_until(lambda: len(list(self.run.path.glob(f"rank-*.{attempt}"))) == ranks, seconds)
+
+
+@pytest.fixture
+def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Submitted]]:
+    """submit(code, overrides…): a job whose ranks run STAND_IN + code. None of its processes may outlive the test."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(code: str, *overrides: str, profile: str | None = None, chain: int = 1) -> Submitted:
+        (tmp_path / "stand_in.py").write_text(STAND_IN + code, encoding="utf-8")
+        config = config_file.parse(CONFIG, overrides=overrides)
+        chosen = make_plan(config).chosen
+        run = prepare_run(config, chosen)
+        script = slurm.render(resolve(config, chosen), run, chosen, profile=profile)
+        script = script.replace("-m megatrain.train", str(tmp_path / "stand_in.py"))
+        first, *_ = jobs.submit(script, run, chain=chain)
+        return Submitted(first, run, script)
+
+    yield make
+    wait_until(lambda: not cluster.processes(), 30)

@@ -1,67 +1,24 @@
-"""The job's life, on a real cluster, with a stand-in for the trainer: what the script makes of each way to end."""
+"""The job's life, on a real cluster, with a stand-in for the trainer: what is made of each way to end."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from launcher import slurm
-from launcher.plan import make_plan, resolve
-from launcher.run_files import prepare_run
-from megatrain import config_file
+from launcher import jobs, slurm_clients
+from launcher.job_file import read_job
+from launcher.status import status
 from megatrain.errors import PreflightError
+from megatrain.monitor.attempts import read_attempts
 from tests.slurm.conftest import wait_until
 
-CONFIG = """
-run: {name: job}
-model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128, vocab_size: 512}
-data: {sequence_length: 128, train: [{path: data/train}]}
-training: {steps: 20, global_batch_size: 8}
-cluster: {hardware: cpu, nodes: 2, gpus_per_node: 2}
-slurm: {time: "5", cpus_per_task: 2}
-"""
-
-# The stand-in keeps its own count of starts, and says who it is.
-STAND_IN = """
-import os, pathlib, signal, sys, time
-run, rank = pathlib.Path(sys.argv[1]), int(os.environ["SLURM_PROCID"])
-start = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-names = ["SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "SLURMD_NODENAME"]
-names += ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"]
-(run / f"rank-{rank}.{start}").write_text(" ".join([*sys.argv[2:], *(os.environ[n] for n in names)]))
-def save():
-    if rank == 0:
-        (run / "checkpoints" / f"step-{start + 1:08d}").mkdir(parents=True)
-def stop(number, frame):
-    save()
-    time.sleep(0.5 * rank)  # the ranks do not end together
-    sys.exit(75)
-signal.signal(signal.SIGUSR2, stop)
-signal.signal(signal.SIGTERM, stop)
-"""
-
-
-@pytest.fixture
-def submit(cluster, tmp_path, monkeypatch):
-    """submit(code): the job, its ranks running STAND_IN + code."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(code: str) -> tuple[slurm.Job, Path]:
-        (tmp_path / "stand_in.py").write_text(STAND_IN + code, encoding="utf-8")
-        config = config_file.parse(CONFIG)
-        chosen = make_plan(config).chosen
-        run = prepare_run(config, chosen)
-        script = slurm.render(resolve(config, chosen), run, chosen)
-        return slurm.submit(script.replace("-m megatrain.train", str(tmp_path / "stand_in.py")), run), run.path
-
-    return make
+ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 def test_every_rank_knows_who_it_is(cluster, submit, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    job, run = submit("")
-    assert cluster.wait_for(job.id, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-    said = [(run / f"rank-{rank}.0").read_text().split() for rank in range(4)]
+    job = submit("save(1)")
+    assert cluster.wait_for(job.id, *ENDED)["JobState"] == "COMPLETED", job.log
+    said = [(job.run.path / f"rank-{rank}.0").read_text().split() for rank in range(4)]
     assert {tuple(words[:3]) for words in said} == {("--resume", "auto", "4")}
     assert [words[3] for words in said] == ["0", "1", "0", "1"]
     first_node = said[0][7]
@@ -69,61 +26,149 @@ def test_every_rank_knows_who_it_is(cluster, submit, monkeypatch):
     assert {words[6] for words in said} == {"cpu"}
     assert len({words[7] for words in said}) == 2
     assert {tuple(words[8:]) for words in said} == {("2", "2")}
+    (attempt,) = read_attempts(job.run)
+    assert (attempt.job, attempt.ranks, attempt.exit_code, attempt.end_step) == (job.id, 4, 0, 1)
+    assert status(job.run).state == "finished"
 
 
-def test_a_stopped_run_is_queued_again_and_goes_on_in_one_log(cluster, submit):
-    job, run = submit("if start < 1: time.sleep(60)\nprint('the end', flush=True)")
-    wait_until(lambda: len(list(run.glob("rank-*.0"))) == 4)
-    subprocess.run(["scancel", "--signal=USR2", job.id], check=True, timeout=30)
-    assert cluster.wait_for(job.id, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-    log = job.log.read_text()
-    assert "megatrain: saved step-00000001; queued again" in log
-    assert log.count("the end") == 4
-    assert len(list(run.glob("rank-*.1"))) == 4
-    assert not list((run / "logs").glob("stopped-*"))
+def test_a_stopped_run_is_queued_again_in_one_log_until_its_steps_are_done(cluster, submit):
+    job = submit("if start < 2: hang()\nsave(3)\nprint('the end', flush=True)", "training.steps=3")
+    for attempt in range(2):
+        job.started(attempt)
+        subprocess.run(["scancel", "--signal=USR2" if attempt else "--signal=TERM", job.id], check=True, timeout=30)
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "2"), job.log
+    assert "saved step 1; queued again" in job.log
+    assert job.log.count("the end") == 4
+    assert job.log.rstrip().endswith("megatrain: finished: step 3, after 3 starts")
 
 
-def test_a_run_that_stops_without_progress_is_not_queued_again(cluster, submit):
-    job, _run = submit("sys.exit(75)")
-    fields = cluster.wait_for(job.id, "COMPLETED", "FAILED")
-    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "75:0", "0")
-    assert "not queued again" in job.log.read_text()
+def test_preempted_by_a_higher_partition_it_saves_and_goes_on_after(cluster, submit):
+    job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
+    job.started()
+    options = ["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
+    higher = slurm_clients.client("sbatch", "--parsable", *options).strip()
+    cluster.wait_for(higher, "RUNNING", "COMPLETED", seconds=60)
+    assert cluster.wait_for(job.id, *ENDED)["JobState"] == "COMPLETED", job.log
+    assert [attempt.exit_code for attempt in read_attempts(job.run)] == [75, 0]
+    assert job.run.steps() == [1, 2]
 
 
-def test_a_rank_that_fails_ends_the_job_at_once(cluster, submit):
-    job, _run = submit("if rank == 3: sys.exit(1)\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\ntime.sleep(60)")
-    fields = cluster.wait_for(job.id, "FAILED", seconds=30)
-    assert fields["Restarts"] == "0"
-    assert fields["ExitCode"] != "0:0"
+def test_a_rank_that_raises_ends_the_job_at_once_and_is_started_again(cluster, submit):
+    job = submit("if start == 0:\n    if rank == 3: leave(1, 'ValueError: odd')\n    wait_in_a_collective()\nsave(1)")
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), job.log
+    assert "no new checkpoint (1 of 2 starts); queued again after: ValueError: odd" in job.log
+    failed, _ = read_attempts(job.run)
+    assert (failed.exit_code, failed.error, len(failed.failed_nodes)) == (1, "ValueError: odd", 1)
 
 
-def test_what_submit_says_stops_the_job_for_good(cluster, submit):
-    job, run = submit("time.sleep(60)")
-    wait_until(lambda: len(list(run.glob("rank-*.0"))) == 4)
-    commands = dict(line.split(maxsplit=1) for line in slurm.next_commands(job, run).splitlines())
-    subprocess.run(commands["stop"], shell=True, check=True, timeout=30)
-    fields = cluster.wait_for(job.id, "FAILED", "COMPLETED")
-    assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0")
-    assert (run / "checkpoints" / "step-00000001").is_dir()
+def test_a_crash_loop_is_given_up_with_a_clear_last_word(cluster, submit):
+    job = submit("if rank == 1: leave(1, 'CUDA error: an illegal memory access')\nwait_in_a_collective()")
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "1:0", "1"), job.log
+    last = job.log.rstrip().splitlines()[-1]
+    assert last.startswith("megatrain: given up: 2 starts in a row without a new checkpoint. The last: CUDA error")
+    assert last.endswith(f"megatrain resubmit {job.run.path.absolute()}")
+    assert "illegal memory access" in (status(job.run).last_error or "")
+
+
+def test_a_mistake_is_not_repeated(cluster, submit):
+    job = submit("leave(4, 'data/train: there is no such folder')")
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "4:0", "0"), job.log
+    assert "not queued again, for it would fail again: data/train: there is no such folder" in job.log
+
+
+def test_a_rank_that_hangs_is_ended_with_every_ranks_stacks(cluster, submit):
+    code = (
+        "watchdog = Watchdog(run, rank=rank, hang_seconds=2)\n"
+        "def the_place_where_it_hangs(): hang()\n"
+        "if start == 0: the_place_where_it_hangs()\nsave(1)"
+    )
+    job = submit(code)
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), job.log
+    stacks = [(job.run.logs / f"stacks-rank-{rank}.txt").read_text() for rank in range(4)]
+    assert all("the_place_where_it_hangs" in text for text in stacks)
+    hung, _ = read_attempts(job.run)
+    assert hung.error is not None
+    assert hung.error.startswith("hung: no progress for")
+    assert hung.failed_nodes == []
+
+
+def test_stop_saves_and_does_not_come_back_until_it_is_handed_in_again(cluster, submit):
+    job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
+    job.started()
+    assert status(job.run).state == "running"
+    assert "it saves and stops" in jobs.stop(job.run, now=False)
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
+    assert job.run.steps() == [1]
+    assert status(job.run).state == "stopped"
+    (again,) = jobs.submit(job.script, job.run)
+    assert cluster.wait_for(again, *ENDED)["JobState"] == "COMPLETED"
+    assert job.run.steps() == [1, 2]
 
 
 def test_a_cancelled_job_is_not_queued_again(cluster, submit):
-    job, run = submit("time.sleep(60)")
-    wait_until(lambda: len(list(run.glob("rank-*.0"))) == 4)
+    job = submit("hang()", "training.steps=5")
+    job.started()
     subprocess.run(["scancel", job.id], check=True, timeout=30)
     fields = cluster.wait_for(job.id, "CANCELLED", seconds=30)
     assert fields["Restarts"] == "0"
-    assert not list(run.glob("rank-*.1"))
+    assert not list(job.run.path.glob("rank-*.1"))
+    wait_until(lambda: status(job.run).state in ("lost", "stopped"), 20)
 
 
-def test_what_can_never_start_is_refused_before_it_is_queued(cluster, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = config_file.parse(CONFIG)
-    chosen = make_plan(config).chosen
-    resolved = resolve(config, chosen)
-    script = slurm.render(resolved, prepare_run(config, chosen), chosen)
-    assert "to start at" in slurm.test_only(script)
-    with pytest.raises(PreflightError, match=r"^sbatch: .*partition"):
-        slurm.test_only(script.replace("--nodes=2", "--partition=nowhere"))
-    with pytest.raises(PreflightError, match=r"^sbatch: "):
-        slurm.test_only(script.replace("--nodes=2", "--nodes=3"))
+def test_a_second_submission_of_a_run_is_refused(cluster, submit):
+    job = submit("hang()", "cluster.nodes=1")
+    job.started(ranks=2)
+    assert "job " + job.id in (jobs.busy_with(job.run) or "")
+    (found,) = jobs.findings(job.script, job.run)
+    assert found.text.startswith(f"{job.run}: job {job.id} (RUNNING) has it already")
+    second = slurm_clients.submit(job.script, job.run)  # past the check, as when two people submit in one moment
+    cluster.wait_for(second, "FAILED", seconds=60)
+    assert cluster.job(second)["ExitCode"] == "3:0"
+    assert f"is being trained by job {job.id}" in (job.run.logs / f"slurm-{second}.log").read_text()
+    assert cluster.job(job.id)["JobState"] == "RUNNING"
+    jobs.stop(job.run, now=True)
+
+
+def test_a_chain_goes_on_until_the_run_is_done_and_takes_back_what_is_left(cluster, submit):
+    job = submit("if start < 1: hang()\nsave(2)", "training.steps=2", chain=3)
+    job.started()
+    first, second, third = read_job(job.run).jobs
+    subprocess.run(["scancel", "--signal=USR2", first], check=True, timeout=30)
+    assert cluster.wait_for(first, *ENDED)["Restarts"] == "0"
+    assert cluster.wait_for(second, *ENDED)["JobState"] == "COMPLETED"
+    assert cluster.wait_for(third, *ENDED)["JobState"] == "CANCELLED"
+    assert f"job {second} goes on" in job.log
+    assert job.run.steps() == [1, 2]
+
+
+def test_ranks_in_a_container(cluster, submit, tmp_path):
+    """The apptainer profile, with a stand-in that shows what it was asked for."""
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "apptainer $*"\nshift 7\nexec "$@"\n', encoding="utf-8")
+    stand_in.chmod(0o755)
+    python = slurm_clients.shutil.which("python3")
+    profile = tmp_path / "site.sh"
+    shipped = (jobs.__file__).replace("launcher/jobs.py", "slurm/profiles/apptainer.sh")
+    with open(shipped, encoding="utf-8") as file:
+        text = file.read().replace("RANK_PYTHON=python3", "RANK_PYTHON=$PYTHON")
+    profile.write_text(f"export PATH={stand_in.parent}:$PATH IMAGE=image.sif\n{text}", encoding="utf-8")
+    job = submit("save(1)", profile=str(profile))
+    assert cluster.wait_for(job.id, *ENDED)["JobState"] == "COMPLETED", job.log
+    assert job.log.count("apptainer exec --nv --bind") == 4
+    assert python is not None
+
+
+def test_what_can_never_start_is_refused_before_it_is_queued(cluster, submit):
+    job = submit("save(1)")
+    cluster.wait_for(job.id, *ENDED)
+    assert "to start at" in slurm_clients.test_only(job.script)
+    for impossible in ("--partition=nowhere", "--nodes=4"):
+        with pytest.raises(PreflightError, match=r"^sbatch: "):
+            slurm_clients.test_only(job.script.replace("--nodes=2", impossible))

@@ -6,6 +6,7 @@
 #   cluster.sh crash NODE        kills everything on a node (root)
 #   cluster.sh freeze|thaw NODE  stops a node's processes, and lets them go on (root)
 #   cluster.sh boot NODE         starts a crashed node again
+#   cluster.sh controller [LINE] kills the controller and starts it again, with one more line of slurm.conf
 #
 # Environment: BED (its folder), NODES, CPUS and GPUS (of each node), PREFIX (of node names), PORT, SLURMD_TIMEOUT.
 # It needs Debian's slurm-wlm and munge, writes to $BED only, and as root adds the nodes' names to /etc/hosts.
@@ -106,6 +107,7 @@ start() {
     name_nodes
     start_munge
     write_configuration
+    cp "$SLURM_CONF" "$SLURM_CONF.first"
     daemon slurmctld slurmctld -D -c -f "$SLURM_CONF"
     for ((i = 1; i <= NODES; i++)); do boot "$PREFIX$i"; done
     wait_until_idle
@@ -159,6 +161,22 @@ signal_node() { # signal_node NODE SIGNAL
     kill -"$2" "${ids[@]}" 2>/dev/null || true
 }
 
+controller() { # as after a power cut: it knows its jobs from the state it has saved
+    local id
+    id=$(cat "$BED/run/slurmctld.pid")
+    sleep 6 # it writes its state down every 5 s
+    kill -KILL "$id"
+    while alive "$id"; do sleep 0.05; done
+    { cat "$SLURM_CONF.first"; echo "${1:-}"; } >"$SLURM_CONF"
+    daemon slurmctld slurmctld -D -f "$SLURM_CONF"
+    for _ in $(seq 100); do
+        timeout 5 scontrol ping 2>/dev/null | grep -q ' UP' && return
+        sleep 0.1
+    done
+    echo "the controller does not come back; see $BED/log" >&2
+    return 1
+}
+
 case ${1:-} in
     start) start ;;
     stop) stop ;;
@@ -166,5 +184,6 @@ case ${1:-} in
     crash) signal_node "$2" KILL && rm -f "$BED/run/slurmd-$2.pid" ;;
     freeze) signal_node "$2" STOP ;;
     thaw) signal_node "$2" CONT ;;
+    controller) controller "${2:-}" ;;
     *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac

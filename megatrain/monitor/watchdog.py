@@ -1,0 +1,104 @@
+"""A rank that hangs must not hold a cluster: every rank's stacks are written down, and the job ends. Free of torch.
+
+    the loop      beat, beat, beat, …                     (nothing any more)
+    the thread    polls: is the last beat too long ago?   yes: stacks, outcome, a moment for the other ranks, exit
+    faulthandler  a timer in C that the thread keeps winding up: it fires when even the thread cannot run
+
+A rank that hangs in a collective looks like the rank it waits for, so each rank has its own watchdog, and their stacks
+together show who is elsewhere.
+"""
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+from megatrain.errors import ExitCode
+from megatrain.monitor.attempts import record_outcome, write_heartbeat
+from megatrain.run_dir import RunDir
+
+_T = TypeVar("_T")
+
+POLL_SECONDS = 5.0
+GRACE_SECONDS = 5.0  # between the first rank's stacks and its end, in which the others write theirs
+
+
+class Watchdog:
+    """Watches one rank from its construction to `close`; rank 0's also keeps RUN/heartbeat.json.
+
+    Args:
+        hang_seconds: the longest that a step, an evaluation batch or a checkpoint may take.
+    """
+
+    def __init__(self, run: RunDir, *, rank: int, hang_seconds: float) -> None:
+        self._run = run
+        self._rank = rank
+        self._limit = hang_seconds
+        self._poll = min(POLL_SECONDS, hang_seconds / 4)
+        self._last, self._step, self._activity = time.monotonic(), 0, "starting"
+        self._ended = threading.Event()
+        run.logs.mkdir(parents=True, exist_ok=True)
+        self._path = run.logs / f"stacks-rank-{rank}.txt"
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the rank
+        faulthandler.enable(self._file)  # a segmentation fault shows where, too
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def beat(self, activity: str, step: int | None = None) -> None:
+        """The rank has come to `activity`; after `step` optimizer steps, where that changed."""
+        self._last, self._activity = time.monotonic(), activity
+        self._step = self._step if step is None else step
+
+    def watched(self, items: Iterable[_T], activity: str) -> Iterator[_T]:
+        """The same items, with a beat at each."""
+        for item in items:
+            self.beat(activity)
+            yield item
+
+    def close(self) -> None:
+        """Stop watching. Leaves a last heartbeat, and no file of stacks when there are none."""
+        self._ended.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()
+        self._heartbeat()
+        self._file.close()
+        with suppress(OSError):
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
+
+    def _watch(self) -> None:
+        polled = time.monotonic()
+        self._heartbeat()
+        while not self._ended.wait(self._poll):
+            now = time.monotonic()
+            if now - polled > 2 * self._poll:
+                self._last += now - polled  # the whole process stood still, as when Slurm suspends a job
+            polled = now
+            faulthandler.dump_traceback_later(self._limit + GRACE_SECONDS, exit=True, file=self._file)
+            if now - self._last > self._limit:
+                self._bark(now - self._last)
+            self._heartbeat()
+
+    def _bark(self, silent: float) -> None:
+        said = (
+            f"no progress for {silent:.0f} s (monitor.hang_seconds is {self._limit:g}); "
+            f"last: {self._activity}, after step {self._step:,}"
+        )
+        print(f"{time.strftime('%F %T')} rank {self._rank} on {socket.gethostname()}: {said}", file=self._file)
+        self._file.flush()
+        faulthandler.dump_traceback(self._file, all_threads=True)
+        print(f"error: rank {self._rank}: {said}; stacks in {self._path}", file=sys.stderr, flush=True)
+        record_outcome(self._run, ExitCode.CRASH, f"hung: {said}")
+        time.sleep(GRACE_SECONDS)
+        os._exit(ExitCode.CRASH)
+
+    def _heartbeat(self) -> None:
+        if self._rank == 0:
+            with suppress(OSError):  # a full disk is not the watchdog's to report
+                write_heartbeat(self._run, step=self._step, activity=self._activity)

@@ -1,0 +1,92 @@
+"""What happens to nodes and to the controller under a job, and what becomes of the job."""
+
+import os
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from launcher import jobs, slurm_clients
+from megatrain.errors import PreflightError
+from megatrain.monitor.attempts import Attempt, read_attempts, write_attempts
+from tests.slurm.conftest import wait_until
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="nodes can be told apart only as root")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+def nodes_of(cluster, job) -> list[str]:
+    return slurm_clients.hostnames(cluster.job(job.id)["NodeList"])
+
+
+def could_start(job) -> bool:
+    with suppress(PreflightError):  # nodes report to a new controller one by one
+        return bool(slurm_clients.test_only(job.script))
+    return False
+
+
+def test_a_crashed_node_costs_a_restart_on_the_others(cluster, submit):
+    job = submit("if start < 1: wait_in_a_collective()\nsave(1)")
+    job.started()
+    first, second = nodes_of(cluster, job)
+    cluster.operate("crash", second)
+    try:
+        fields = cluster.wait_for(job.id, "COMPLETED", "FAILED", seconds=90)
+        assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), job.log
+        assert second not in nodes_of(cluster, job)
+        lost, _ = read_attempts(job.run)
+        assert second in lost.failed_nodes or lost.failed_nodes == [], "blamed, where Slurm had noticed"
+        assert first not in lost.failed_nodes
+    finally:
+        cluster.operate("boot", second)
+        wait_until(lambda: not slurm_clients.nodes_down([second]), 60)
+
+
+def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
+    job = submit("watchdog = Watchdog(run, rank=rank, hang_seconds=3)\nif start < 1: wait_in_a_collective()\nsave(1)")
+    job.started()
+    frozen = nodes_of(cluster, job)[1]
+    cluster.operate("freeze", frozen)
+    try:
+        fields = cluster.wait_for(job.id, "COMPLETED", "FAILED", seconds=90)
+        assert fields["JobState"] == "COMPLETED", job.log
+        assert frozen not in nodes_of(cluster, job)
+    finally:
+        cluster.operate("thaw", frozen)
+        wait_until(lambda: not slurm_clients.nodes_down([frozen]), 60)
+
+
+def test_a_node_that_failed_twice_is_left_out(cluster, submit):
+    job = submit("if start < 3: hang()\nsave(2)", "training.steps=2")
+    job.started()
+    bad = nodes_of(cluster, job)[0]
+    (now,) = read_attempts(job.run)
+    past = Attempt(
+        job="1", host="x", pid=1, ranks=4, started=0.0, start_step=0, ended=1.0, end_step=0, failed_nodes=[bad]
+    )
+    write_attempts(job.run, [replace(now, ended=time.time(), failed_nodes=[]), past, past])
+    subprocess.run(["scontrol", "requeue", job.id], check=True, timeout=30)  # as after a node failure
+    fields = cluster.wait_for(job.id, "COMPLETED", "FAILED", seconds=90)
+    assert fields["JobState"] == "COMPLETED", job.log
+    assert bad not in nodes_of(cluster, job)
+    assert f"{bad} failed twice; queued again without" in job.log
+
+
+def test_a_controller_that_restarts_loses_no_job_and_a_full_queue_is_refused(cluster, submit):
+    job = submit("hang()", "training.steps=2")
+    job.started()
+    known = len(slurm_clients.client("squeue", "-h", "--states=all").splitlines())
+    cluster.operate("controller", f"MaxJobCount={known}")
+    try:
+        assert cluster.job(job.id)["JobState"] == "RUNNING"
+        found = [finding.text for finding in jobs.findings(job.script, job.run)]
+        assert "sbatch: allocation failure: Resource temporarily unavailable" in found
+    finally:
+        cluster.operate("controller")
+    wait_until(lambda: could_start(job), 30)
+    jobs.stop(job.run, now=False)
+    fields = cluster.wait_for(job.id, *ENDED)
+    assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
+    assert job.run.steps() == [1]
