@@ -11,7 +11,7 @@ from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manif
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
 from megatrain.data.files import sha256_file
-from megatrain.data.manifest import INDEX, Manifest, read_manifest
+from megatrain.data.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.run_dir import RunDir
 
@@ -103,10 +103,10 @@ def _model_differences(config: Config, folder: Path, saved: ModelSection) -> Ite
 
 def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
     """The loader refuses a position of other data; here it is said before a GPU is held."""
-    if not isinstance(loader.get("sources"), list):
-        return
+    if not isinstance(loader.get("sources"), list) or config.data.stages:
+        return  # of a curriculum some sources may change; the loader knows which
     try:
-        now = [read_manifest(source.path).manifest_hash[:16] for source in config.data.train]
+        now = [read_manifest(source.path).manifest_hash[:SHORT_HASH_DIGITS] for source in config.data.train]
     except DataError:
         return  # said elsewhere
     if now != loader["sources"]:

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 INDEX = "index.npz"
 TOKENIZER = "tokenizer.json"
 SOURCES = "sources.jsonl"
+SHORT_HASH_DIGITS = 12  # of a manifest's hash, as a loader's state keeps it: 48 bits
 
 Part = Literal["train", "holdout"]
 

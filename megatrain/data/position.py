@@ -11,10 +11,9 @@ from typing import Any
 
 from megatrain.config import DataSection
 from megatrain.data.curriculum import CurriculumStage, curriculum
+from megatrain.data.manifest import SHORT_HASH_DIGITS
 from megatrain.data.order import ORDER_VERSION
 from megatrain.errors import DataError
-
-_MANIFEST_DIGITS = 12  # of each source's manifest hash: 48 bits
 
 
 def identity(data: DataSection, seed: int, manifest_hashes: Sequence[str]) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def identity(data: DataSection, seed: int, manifest_hashes: Sequence[str]) -> di
         "seed": seed,
         "sequence_length": data.sequence_length,
         "shuffle": f"windowed {shuffle.lanes} x {shuffle.window_blocks}" if windowed else shuffle.mode,
-        "sources": [manifest_hash[:_MANIFEST_DIGITS] for manifest_hash in manifest_hashes],
+        "sources": [manifest_hash[:SHORT_HASH_DIGITS] for manifest_hash in manifest_hashes],
         "stages": [[stage.first, stage.sequence_length, _mixing(stage)] for stage in curriculum(data)],
         "quarantine": [[first_source[bad.path.rstrip("/")], bad.block, bad.from_sample] for bad in data.quarantine],
         "transform": data.transform.function if data.transform else None,

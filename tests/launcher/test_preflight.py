@@ -13,7 +13,7 @@ from megatrain import config_file
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
 from megatrain.data.files import FileRecord
-from megatrain.data.manifest import read_manifest
+from megatrain.data.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
 from tests.launcher.conftest import write_data
 
@@ -205,7 +205,7 @@ def test_the_checkpoint_to_go_on_from_must_be_of_this_model_and_data(tiny, here)
     write_data(here / "data/train")
     config = tiny()
     run = run_folder(config)
-    saved(run, 4, config.model.model_dump(mode="json"), [read_manifest("data/train").manifest_hash[:16]])
+    saved(run, 4, config.model.model_dump(mode="json"), [read_manifest("data/train").manifest_hash[:SHORT_HASH_DIGITS]])
     assert findings(config) == []
     (text,) = texts(tiny("model.rms_norm_eps=1e-6"))
     assert "model.rms_norm_eps: 1e-06: runs/tiny/checkpoints/step-00000004 was saved with 1e-05" in text
