@@ -260,7 +260,12 @@ class _Planner:
     def _evaluate(self, layout: Layout) -> Plan | None:
         precision, length = self.config.training.precision, self.config.sequence_length
         memory = estimate_memory(
-            self.model, layout, sequence_length=length, precision=precision, hardware=self.hardware
+            self.model,
+            layout,
+            sequence_length=length,
+            precision=precision,
+            hardware=self.hardware,
+            compiled=self.config.parallel.compile,
         )
         if not fits(memory, self.hardware):
             over = memory.total - USABLE * self.hardware.memory_bytes
@@ -273,6 +278,7 @@ class _Planner:
             precision=precision,
             ranks_per_node=self.ranks_per_node,
             hardware=self.hardware,
+            compiled=self.config.parallel.compile,
         )
         rate = self.config.tokens_per_step / time.total / self.world_size
         mfu = model_flops_utilization(

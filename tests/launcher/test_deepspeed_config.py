@@ -21,6 +21,14 @@ GOLDEN = {
     ("fp32", 1, 2): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4},
     ("fp32", 3, 1): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2},
 }
+# a quarter of the parameters of a rank: buckets are allocated whole
+ZERO = {
+    (0, 1): {"stage": 0},
+    (1, 1): {"stage": 1, "reduce_bucket_size": 34896},
+    (1, 2): {"stage": 1, "reduce_bucket_size": 17488},
+    (2, 2): {"stage": 2, "reduce_bucket_size": 17488},
+    (3, 1): {"stage": 3, "reduce_bucket_size": 34896, "stage3_prefetch_bucket_size": 34896},
+}
 
 
 def settings(tiny, precision, stage, tensor, ranks=2):
@@ -37,7 +45,7 @@ def settings(tiny, precision, stage, tensor, ranks=2):
 @pytest.mark.parametrize("layout", GOLDEN, ids=lambda layout: "-".join(map(str, layout)))
 def test_golden(tiny, layout):
     precision, stage, tensor = layout
-    expected = COMMON | GOLDEN[layout] | {"zero_optimization": {"stage": stage}}
+    expected = COMMON | GOLDEN[layout] | {"zero_optimization": ZERO[stage, tensor]}
     expected["gradient_clipping"] = 1.0 if stage else 0.0  # without ZeRO the trainer clips
     assert settings(tiny, precision, stage, tensor) == expected
 
