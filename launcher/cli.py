@@ -82,7 +82,9 @@ def config_show(file: File, overrides: Overrides = None) -> None:
 
 @config_app.command("schema")
 def config_schema(
-    kind: Annotated[str, typer.Argument(help="pretrain or finetune", metavar="[pretrain|finetune]")] = "pretrain",
+    kind: Annotated[
+        str, typer.Argument(help="pretrain, finetune, or a file: of its kind", metavar="[pretrain|finetune|FILE]")
+    ] = "pretrain",
 ) -> None:
     """Print the JSON Schema of a file, for an editor to complete and check with.
 
@@ -91,9 +93,10 @@ def config_schema(
     from megatrain.config import FinetuneConfig, PretrainConfig
 
     kinds: dict[str, type[BaseModel]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-    if kind not in kinds:
-        raise ConfigError(f"config schema {kind}: must be pretrain or finetune.")
-    print(json.dumps(kinds[kind].model_json_schema(), indent=2))
+    if kind not in kinds and not Path(kind).is_file():
+        raise ConfigError(f"config schema {kind}: must be pretrain or finetune, or a file.")
+    chosen = kinds[kind] if kind in kinds else type(_load(Path(kind), None))
+    print(json.dumps(chosen.model_json_schema(), indent=2))
 
 
 @app.command()
@@ -175,6 +178,11 @@ def checkpoint_ls(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     from megatrain.run_dir import RunDir
 
     found = list_checkpoints(RunDir(_existing(run)))
+    listed = {info.step for info in found}
+    for step in RunDir(run).steps():
+        if step not in listed:
+            folder = RunDir(run).step(step)
+            print(f"warning: {folder}: its manifest is damaged; `megatrain checkpoint verify {run}`", file=sys.stderr)
     if as_json:
         fields = ("step", "path", "bytes", "files", "world_size", "layout", "saved_at")
         print(json.dumps([{name: getattr(info, name) for name in fields} for info in found], indent=2, default=str))
@@ -182,7 +190,7 @@ def checkpoint_ls(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     for info in found:
         size = f"{info.bytes / 2**20:,.1f} MiB"
         print(f"step {info.step:>9,}  {size:>14}  {info.files:>3} files  {info.saved_at}  {info.layout}")
-    if not found:
+    if not RunDir(run).steps():
         print(f"{run} has no checkpoint yet")
 
 
@@ -194,11 +202,11 @@ def checkpoint_verify(
 
     Example: megatrain checkpoint verify runs/llama-125m
     """
-    from megatrain.checkpoint.manifest import list_checkpoints, verify
+    from megatrain.checkpoint.manifest import verify
     from megatrain.run_dir import RunDir, parse_step
 
     one = parse_step(_existing(run)) is not None
-    folders = [run] if one else [info.path for info in list_checkpoints(RunDir(run))]
+    folders = [run] if one else [RunDir(run).step(step) for step in RunDir(run).steps()]
     found = {str(folder): verify(folder) for folder in folders}
     if as_json:
         print(json.dumps([{"path": path, "problems": problems} for path, problems in found.items()], indent=2))

@@ -89,12 +89,16 @@ class CheckpointStore:
                 f"{folder}: does not fit this model: {first}. The model section must be the one that it was saved with"
             ) from error
 
-    def newest_valid(self) -> Path | None:
-        """The newest checkpoint whose every byte verifies; the ranks share the reading. Names each one passed over."""
-        steps = self._together(self.run.steps)
-        for step in reversed(steps):
-            if not self.problems(self.run.step(step)):
-                return self.run.step(step)
+    def newest_valid(self, run: RunDir | None = None) -> Path | None:
+        """The newest checkpoint whose every byte verifies; the ranks share the reading. Names each one passed over.
+
+        Args:
+            run: another run than the store's own.
+        """
+        run = run or self.run
+        for step in reversed(self._together(run.steps)):
+            if not self.problems(run.step(step)):
+                return run.step(step)
         return None
 
     def problems(self, folder: Path) -> list[str]:

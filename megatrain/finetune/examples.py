@@ -98,7 +98,8 @@ def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> Pack
 
 def _pairs(path: Path, prompt_field: str, response_field: str) -> Iterator[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines: JSON strings may hold U+2028 and other separators as they are
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -118,4 +119,6 @@ def _pairs(path: Path, prompt_field: str, response_field: str) -> Iterator[tuple
                     f"{path}:{number}: {field}: is not there as text. "
                     "finetune.prompt_field and finetune.response_field name the fields to read"
                 )
+        if not example[response_field]:
+            raise DataError(f"{path}:{number}: {response_field}: is empty: nothing to learn; leave the line out")
         yield example[prompt_field], example[response_field]

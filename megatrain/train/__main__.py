@@ -1,25 +1,15 @@
 """One rank of a pretraining run: `python -m megatrain.train RUN`, under torchrun's variables or srun."""
 
-import argparse
-from pathlib import Path
-
 from megatrain.config import PretrainConfig
 from megatrain.config_file import load
 from megatrain.errors import ConfigError
 from megatrain.run_dir import RunDir
-from megatrain.train.process import run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="megatrain.train", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
-    parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
-    arguments = parser.parse_args()
-    run(lambda: pretrain(RunDir(arguments.run), arguments.resume))
+from megatrain.train import process
 
 
 def pretrain(run_dir: RunDir, resume: str) -> None:
     from megatrain.data.loader import EvaluationLoader, TrainLoader
+    from megatrain.parallel.mesh import Mesh
     from megatrain.train.build import build
     from megatrain.train.loop import train
 
@@ -28,33 +18,35 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
         raise ConfigError(f"{run_dir.config}: is a fine-tuning run; start it with `megatrain finetune`")
     micro_batch_size = config.training.micro_batch_size
     assert isinstance(micro_batch_size, int), "a resolved configuration"
-    parts, position = build(
-        config,
-        run_dir,
-        resume=resume,
-        make_loader=lambda mesh: TrainLoader(
-            config.data,
-            global_batch_size=config.training.global_batch_size,
+    data, training = config.data, config.training
+
+    def make_loader(mesh: Mesh) -> TrainLoader:
+        return TrainLoader(
+            data,
+            global_batch_size=training.global_batch_size,
             micro_batch_size=micro_batch_size,
             data_rank=mesh.data_rank,
             data_size=mesh.data_parallel,
             seed=config.run.seed,
-        ),
-        validation=lambda mesh: (
-            (
-                lambda: EvaluationLoader(
-                    config.data.validation,
-                    sequence_length=config.data.sequence_length,
-                    attend_across_documents=config.data.attend_across_documents,
-                    sequences=config.evaluation.sequences,
-                    micro_batch_size=micro_batch_size,
-                    data_rank=mesh.data_rank,
-                    data_size=mesh.data_parallel,
-                )
-            )
-            if config.data.validation
-            else None
-        ),
+        )
+
+    def make_validation(mesh: Mesh) -> EvaluationLoader:
+        return EvaluationLoader(
+            data.validation,
+            sequence_length=data.sequence_length,
+            attend_across_documents=data.attend_across_documents,
+            sequences=config.evaluation.sequences,
+            micro_batch_size=micro_batch_size,
+            data_rank=mesh.data_rank,
+            data_size=mesh.data_parallel,
+        )
+
+    parts, position = build(
+        config,
+        run_dir,
+        resume=resume,
+        make_loader=make_loader,
+        make_validation=make_validation if data.validation else None,
     )
     try:
         train(parts, position.step)
@@ -65,4 +57,4 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.main("megatrain.train", __doc__, pretrain)

@@ -32,14 +32,15 @@ def build(
     *,
     resume: str,
     make_loader: Callable[[Mesh], Loader],
-    validation: Callable[[Mesh], Callable[[], Iterable[Batch]] | None],
+    make_validation: Callable[[Mesh], Iterable[Batch]] | None,
     initial_weights: Path | None = None,
 ) -> tuple[Parts, Position]:
     """Build everything that a run needs, restored to where it starts.
 
     Args:
-        make_loader, validation: what feeds training, and what an evaluation reads, for one rank of a mesh.
-        initial_weights: a checkpoint of the same model that a run without checkpoints of its own starts from.
+        make_loader, make_validation: what feeds training, and what each evaluation reads, for one rank of a mesh.
+        initial_weights: a run of the same model, or one of its checkpoints, that a run without checkpoints of its own
+            starts from.
     """
     stop = StopRequest()  # first: a signal during a long start must not be lost
     device = process.join()
@@ -65,8 +66,7 @@ def build(
     checkpointer = Checkpointer(config, engine, store)
     position = checkpointer.resume(resume)
     if position.checkpoint is None and initial_weights is not None:
-        checkpointer.load_weights(initial_weights)
-        console.line(f"weights: from {initial_weights}")
+        console.line(f"weights: from {checkpointer.load_weights(initial_weights)}")
     if position.checkpoint is not None and position.loader is not None:
         loader.load_state_dict(position.loader)
         console.resumed(
@@ -81,7 +81,7 @@ def build(
         config=config,
         engine=engine,
         loader=loader,
-        validation=validation(mesh),
+        validation=make_validation(mesh) if make_validation else None,
         checkpointer=checkpointer,
         report=report,
         stop=stop,

@@ -10,6 +10,7 @@ from megatrain.checkpoint.manifest import read_manifest, read_state
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config, ModelSection
 from megatrain.errors import CheckpointError
+from megatrain.run_dir import RunDir, parse_step
 from megatrain.train.engine import Engine
 
 
@@ -75,17 +76,26 @@ class Checkpointer:
         self._engine.loaded(optimizer_step=state["step"])
         return Position(state["step"], state["loader"], folder)
 
-    def load_weights(self, folder: Path) -> None:
-        """Start from another run's weights, with a fresh optimizer.
+    def load_weights(self, base: Path) -> Path:
+        """Start from another run's weights, with a fresh optimizer; returns the checkpoint that was read.
+
+        Args:
+            base: a run, for its newest checkpoint that verifies, or one of its checkpoints.
 
         Raises:
-            CheckpointError: damaged, or of another model.
+            CheckpointError: there is none, it is damaged, or of another model.
         """
-        if wrong := self._store.problems(folder):
-            raise CheckpointError("\n".join(wrong))
+        if parse_step(base) is None:
+            newest = self._store.newest_valid(RunDir(base))
+            if newest is None:
+                raise CheckpointError(f"{base}: holds no checkpoint that verifies; train it first, or name another run")
+            folder = newest
+        else:
+            folder = self._verified(base)
         self._check_model(folder, read_state(folder)["model"])
         self._store.load(folder, self._engine.state(weights_only=True))
         self._engine.loaded(optimizer_step=0)
+        return folder
 
     def _choose(self, wanted: str) -> Path | None:
         if wanted == "never":
@@ -102,6 +112,9 @@ class Checkpointer:
         if not folder.is_dir():
             have = ", ".join(map(str, self._store.run.steps())) or "none"
             raise CheckpointError(f"{folder}: there is no such checkpoint; steps saved: {have}")
+        return self._verified(folder)
+
+    def _verified(self, folder: Path) -> Path:
         if wrong := self._store.problems(folder):
             raise CheckpointError("\n".join(wrong))
         return folder

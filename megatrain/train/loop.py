@@ -1,6 +1,6 @@
 """The training loop: load, accumulate, step, report, evaluate, save. It knows no file formats and no layouts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ class Parts:
     config: Config
     engine: Engine
     loader: Loader
-    validation: Callable[[], Iterable[Batch]] | None  # a fresh pass over this rank's share; None: no validation
+    validation: Iterable[Batch] | None  # this rank's share, the same at each pass; None: no validation
     checkpointer: Checkpointer
     report: Reporter
     stop: StopRequest
@@ -81,5 +81,5 @@ def run_validation(parts: Parts, step: int) -> None:
     if parts.validation is None:
         return
     with parts.report.paused():
-        loss, tokens = evaluate(parts.engine, parts.validation())
+        loss, tokens = evaluate(parts.engine, parts.validation)
     parts.report.validation(step, loss, tokens)

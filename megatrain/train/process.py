@@ -1,5 +1,6 @@
 """One rank's process: who it is, its device and groups, and how it ends."""
 
+import argparse
 import os
 import socket
 import sys
@@ -7,11 +8,13 @@ import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from megatrain.errors import ConfigError, ExitCode, MegatrainError
+from megatrain.run_dir import RunDir
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 _TIMEOUT = timedelta(minutes=10)
@@ -50,7 +53,16 @@ def hosts(group: dist.ProcessGroup) -> list[str]:
     return list(dict.fromkeys(gathered))
 
 
-def run(main: Callable[[], None]) -> None:
+def main(module: str, description: str | None, work: Callable[[RunDir, str], None]) -> None:
+    """The command line of one rank: `python -m MODULE RUN [--resume X]`, to `work(RUN, X)`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("run", type=Path, help="a run folder with config.yaml and ds_config.json")
+    parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
+    arguments = parser.parse_args()
+    run(lambda: work(RunDir(arguments.run), arguments.resume))
+
+
+def run(work: Callable[[], None]) -> None:
     """Run one rank's work and end the process with the documented exit code.
 
     A failing rank leaves at once, without a collective: the others may be waiting in one, and who started them ends
@@ -58,7 +70,7 @@ def run(main: Callable[[], None]) -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     try:
-        main()
+        work()
         if dist.is_initialized():
             dist.destroy_process_group()
         code = int(ExitCode.DONE)

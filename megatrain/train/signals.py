@@ -17,11 +17,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal = 0
+        self._interrupts = 0
         for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signal == signal.SIGINT:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             raise KeyboardInterrupt
         self._signal = self._signal or number
 

@@ -174,6 +174,7 @@ def test_config_schema_describes_every_section():
     assert {"run", "model", "data", "training", "slurm"} <= set(schema["properties"])
     assert schema["additionalProperties"] is False
     tuned = json.loads(command("config", "schema", "finetune", cwd=ROOT).stdout)
+    assert tuned == json.loads(command("config", "schema", "configs/quickstart-finetune.yaml", cwd=ROOT).stdout)
     assert "finetune" in tuned["properties"]
 
 
@@ -203,6 +204,19 @@ def test_checkpoints_are_listed_as_json(folder):
     (folder / "runs/tiny").mkdir(parents=True)
     assert json.loads(command("checkpoint", "ls", "runs/tiny", "--json", cwd=folder).stdout) == []
     assert json.loads(command("checkpoint", "verify", "runs/tiny", "--json", cwd=folder).stdout) == []
+
+
+def test_a_checkpoint_with_a_damaged_manifest_is_not_passed_over(folder):
+    step = folder / "runs/damaged/checkpoints/step-00000007"
+    step.mkdir(parents=True)
+    (step / "MANIFEST.json").write_text("{")
+    assert (
+        str(Path("runs/damaged/checkpoints/step-00000007"))
+        in command("checkpoint", "ls", "runs/damaged", cwd=folder).stderr
+    )
+    verified = command("checkpoint", "verify", "runs/damaged", cwd=folder)
+    assert verified.returncode == ExitCode.CHECKPOINT
+    assert "step-00000007" in verified.stdout
 
 
 def test_doctor(folder):

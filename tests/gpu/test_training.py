@@ -1,0 +1,92 @@
+"""A compiled block, and one rank of a training run over NCCL, against plain PyTorch on the CPU."""
+
+import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatrain.data.batch import Batch
+from megatrain.model.initialization import initial_weight, materialize
+from megatrain.model.transformer import Transformer
+from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
+from megatrain.parallel.apply import build_parallel_model
+from megatrain.parallel.compile import compile_blocks
+from megatrain.parallel.mesh import Mesh
+from megatrain.topology import Topology
+from tests.distributed import layouts
+from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout
+
+DEVICE, BACKEND = "cuda", "nccl"
+STEPS = 10
+
+
+def model_on_device(*, dtype: torch.dtype, compiled: bool, checkpointing: str) -> Transformer:
+    section = layouts.model_section()
+    with torch.device("meta"):
+        model = Transformer(section)
+    materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5), DEVICE, dtype)
+    apply_activation_checkpointing(model, checkpointing)
+    if compiled:
+        compile_blocks(model)
+    return model
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_compiled_blocks_are_the_eager_ones(dtype, tolerance, packed, checkpointing) -> None:
+    ids, labels = (x.to(DEVICE) for x in layouts.global_batch(0))
+    documents = layouts.documents().to(DEVICE) if packed else None
+    outcomes = []
+    for compiled in (False, True):
+        model = model_on_device(dtype=dtype, compiled=compiled, checkpointing=checkpointing if compiled else "none")
+        loss = model(ids, labels, document_ids_BS=documents)
+        loss.backward()
+        outcomes.append((loss, [p.grad for p in model.parameters()]))
+    (loss, gradients), (compiled_loss, compiled_gradients) = outcomes
+    assert math.isclose(loss.item(), compiled_loss.item(), rel_tol=tolerance)
+    for got, expected in zip(compiled_gradients, gradients, strict=True):
+        assert (got - expected).norm() <= tolerance * expected.norm()
+
+
+def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
+    """Of a run of one rank; in a process of its own, for DeepSpeed keeps its view of the world in globals."""
+    from launcher.deepspeed_config import deepspeed_config
+    from megatrain.train.engine import Engine
+    from megatrain.train.optimizer import build_optimizer
+
+    os.environ["LOCAL_RANK"] = "0"
+    dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=1)
+    config = layouts.config_of(layout)
+    mesh = Mesh(Topology(world_size=1))
+    model = build_parallel_model(config.model, config.parallel, mesh, seed=config.run.seed, device=DEVICE)
+    optimizer = build_optimizer(model, config.optimizer)
+    ds_config = deepspeed_config(config, world_size=1)
+    engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
+    positions = torch.arange(SEQUENCE).expand(GLOBAL_BATCH, -1)
+    measured = []
+    for step in range(STEPS):
+        ids, labels = layouts.global_batch(step)
+        loss = 0.0
+        for rows in torch.arange(GLOBAL_BATCH).split(layout.micro_batch):
+            batch = Batch(ids[rows], labels[rows], positions[rows], layouts.documents()[rows])
+            loss += engine.accumulate(batch, labels.numel()).item()
+            norm = engine.step(layouts.rate_at(step))
+        measured.append((loss / labels.numel(), norm))
+    return measured
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 1e-2)])
+def test_a_rank_trains_as_the_plain_process_on_the_cpu(zero, precision, tolerance) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        measured = process.submit(losses_and_norms, Layout(zero, 1, 1, precision)).result()
+    expected = layouts.plain_run(precision)[:STEPS]
+    for step, ((loss, norm), (want_loss, want_norm)) in enumerate(zip(measured, expected, strict=True)):
+        assert math.isclose(loss, want_loss, rel_tol=tolerance), f"loss at step {step}"
+        assert math.isclose(norm, want_norm, rel_tol=5 * tolerance), f"gradient norm at step {step}"

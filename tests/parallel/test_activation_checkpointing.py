@@ -1,0 +1,69 @@
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
+
+MODES = ["none", "selective", "full"]
+MATMUL = torch.ops.aten.mm.default
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+SILU = torch.ops.aten.silu.default
+
+
+class CountOps(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def step(model, documents=None) -> tuple[torch.Tensor, dict[str, torch.Tensor], Counter]:
+    """Loss, gradients, and how often each op ran."""
+    ids = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+    with CountOps() as counted:
+        loss = model(ids, ids.roll(-1, 1), document_ids_BS=documents)
+        loss.backward()
+    return loss, {name: p.grad for name, p in model.named_parameters()}, counted.counts
+
+
+@pytest.fixture
+def stepped(make_model):
+    def make(mode, documents=None):
+        model = make_model()
+        apply_activation_checkpointing(model, mode)
+        return step(model, documents)
+
+    return make
+
+
+@pytest.mark.parametrize("documents", [None, (torch.arange(16) >= 5).int().expand(2, -1)], ids=["plain", "packed"])
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputing_changes_no_bit(stepped, mode, documents) -> None:
+    loss, gradients, _ = stepped(mode, documents)
+    expected_loss, expected, _ = stepped("none", documents)
+    assert torch.equal(loss, expected_loss)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
+
+
+def test_what_each_mode_computes_again(stepped) -> None:
+    none, selective, full = (stepped(mode)[2] for mode in MODES)
+    layers = 2
+    # the cheap ops again in both; the dear ones only under "full" (torch stops early: the last product is not needed)
+    assert none[SILU] == layers
+    assert selective[SILU] == full[SILU] == 2 * layers
+    assert (none[ATTENTION], selective[ATTENTION], full[ATTENTION]) == (layers, layers, 2 * layers)
+    assert selective[MATMUL] == none[MATMUL]
+    assert none[MATMUL] + 6 * layers <= full[MATMUL] <= none[MATMUL] + 7 * layers
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_names_of_parameters_stay(make_model, mode) -> None:
+    model = make_model()
+    before = list(model.state_dict())
+    apply_activation_checkpointing(model, mode)
+    assert list(model.state_dict()) == before

@@ -1,0 +1,168 @@
+"""What `sample` draws, and `generate` from a run folder to text."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
+from megatrain.checkpoint.storage import HashingWriter
+from megatrain.config import ModelSection, PretrainConfig
+from megatrain.config_file import dump
+from megatrain.data.tokenizer import train_tokenizer
+from megatrain.errors import CheckpointError
+from megatrain.generate import generate, sample
+from megatrain.model.initialization import initial_weight, materialize
+from megatrain.model.transformer import Transformer
+from megatrain.run_dir import RunDir
+
+VOCABULARY, PADDED, EOS = 20, 32, 7
+
+
+def logits_of(chances: dict[int, float]) -> Callable[[Tensor], Tensor]:
+    """Stands for a model that wants the same at every position: log chances, and padded rows above all."""
+    row = torch.full((PADDED,), -50.0)
+    row[VOCABULARY:] = 1e4
+    for token, logit in chances.items():
+        row[token] = logit
+    return lambda ids: row.expand(*ids.shape, PADDED)
+
+
+def draw(model: Callable[[Tensor], Tensor], seed: int = 0, **options) -> list[int]:
+    settings = {"max_new_tokens": 40, "temperature": 1.0, "top_k": 50, "eos_id": EOS, "vocab_size": VOCABULARY}
+    start = torch.tensor([[3, 4]])
+    tokens = sample(model, start, generator=torch.Generator().manual_seed(seed), **(settings | options))
+    assert tokens[0, :2].tolist() == [3, 4]
+    return tokens[0, 2:].tolist()
+
+
+FLAT = logits_of({token: 0.0 for token in range(VOCABULARY) if token != EOS})
+
+
+def test_a_seed_decides_what_is_drawn() -> None:
+    assert draw(FLAT, seed=1) == draw(FLAT, seed=1) != draw(FLAT, seed=2)
+
+
+def test_the_global_generator_has_no_say() -> None:
+    torch.manual_seed(1)
+    first = draw(FLAT)
+    torch.manual_seed(2)
+    assert draw(FLAT) == first
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0, 100.0])
+def test_a_padded_id_is_never_drawn(temperature) -> None:
+    assert all(token < VOCABULARY for token in draw(FLAT, temperature=temperature, max_new_tokens=200))
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    model = logits_of({5: 2.0, 6: 1.99})
+    assert draw(model, temperature=0.0) == [5] * 40
+    assert set(draw(model, temperature=1.0)) == {5, 6}
+
+
+def test_a_lower_temperature_is_surer() -> None:
+    model = logits_of({5: 1.0, 6: 0.0})
+    cold, hot = (draw(model, temperature=t, max_new_tokens=400).count(5) / 400 for t in (0.2, 5.0))
+    assert cold > 0.95
+    assert 0.45 < hot < 0.65
+
+
+def test_top_k_cuts_the_tail() -> None:
+    model = logits_of({1: 3.0, 2: 2.9, 5: 2.8, 6: 2.7})
+    assert set(draw(model, top_k=2, max_new_tokens=100)) == {1, 2}
+    assert set(draw(model, top_k=1)) == {1}
+
+
+def test_it_stops_after_the_end_of_text() -> None:
+    assert draw(logits_of({EOS: 0.0})) == [EOS]
+
+
+def test_no_more_than_asked_for() -> None:
+    assert len(draw(FLAT, max_new_tokens=5)) == 5
+    assert draw(FLAT, max_new_tokens=0) == []
+
+
+def test_greedy_is_the_argmax_of_the_model_at_every_step() -> None:
+    model = tiny_model(256)
+    tokens = draw(model, temperature=0.0, vocab_size=256, eos_id=-1, max_new_tokens=6)
+    ids = torch.tensor([[3, 4, *tokens]])
+    assert model(ids)[0, 1:-1].argmax(-1).tolist() == tokens
+    assert len(set(tokens)) > 1
+
+
+def section(vocab_size: int) -> ModelSection:
+    return ModelSection(
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=vocab_size,
+        initializer_range=0.3,
+    )
+
+
+def tiny_model(vocab_size: int) -> Transformer:
+    with torch.device("meta"):
+        model = Transformer(section(vocab_size))
+    materialize(model, lambda name, p: initial_weight(name, p.shape, section(vocab_size), 0))
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with one checkpoint, as a training leaves it."""
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "once upon a time there was a model " * 9}))
+    vocabulary = 384
+    train_tokenizer([str(tmp_path / "text.jsonl")], tmp_path / "tokenizer", 300)
+    config = PretrainConfig.model_validate(
+        {
+            "run": {"name": "tiny"},
+            "model": section(vocabulary).model_dump(),
+            "tokenizer": {"path": str(tmp_path / "tokenizer")},
+            "data": {"sequence_length": 16, "train": [{"path": "none"}]},
+            "training": {"steps": 1, "global_batch_size": 1},
+        }
+    )
+    run = RunDir(tmp_path / "runs" / "tiny")
+    folder = run.step(10)
+    folder.mkdir(parents=True)
+    run.config.write_text(dump(config), encoding="utf-8")
+    writer = HashingWriter(folder)
+    weights = {f"weight.{name}": p.detach() for name, p in tiny_model(vocabulary).named_parameters()}
+    dcp.save(weights, storage_writer=writer, no_dist=True)
+    (folder / "state.json").write_text(json.dumps({"step": 10, "model": section(vocabulary).model_dump()}))
+    state = FileRecord(bytes=(folder / "state.json").stat().st_size, sha256=sha256_of(folder / "state.json"))
+    manifest = Manifest(
+        step=10, saved_at="", world_size=1, layout="", version="", files=writer.records | {"state.json": state}
+    )
+    write_manifest(folder, manifest)
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:.*intent is to save in a single process")
+class TestGenerate:
+    def test_text_follows_the_prompt(self, run) -> None:
+        text = generate(run.path, "once upon", max_new_tokens=8)
+        assert text.startswith("once upon")
+        assert len(text) > len("once upon")
+        assert generate(run.path, "once upon", max_new_tokens=8) == text
+        assert generate(run.path, "once upon", max_new_tokens=8, seed=1) != text
+
+    def test_a_checkpoint_can_be_named(self, run) -> None:
+        assert generate(run.step(10), "once", temperature=0) == generate(run.path, "once", temperature=0)
+
+    def test_an_empty_prompt_begins_a_document(self, run) -> None:
+        assert isinstance(generate(run.path, "", max_new_tokens=3), str)
+
+    def test_a_damaged_checkpoint_is_refused(self, run) -> None:
+        shard = next(run.step(10).glob("*.distcp"))
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+        with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
+            generate(run.path, "once")

@@ -1,0 +1,46 @@
+"""In processes of their own: a handler is a fact of a whole process."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# One gloo rank; what it is sent, it sends itself, and `agreed` is asked where "?" stands.
+PROGRAM = """
+import os, signal, sys
+import torch.distributed as dist
+from megatrain.train.signals import StopRequest
+stop = StopRequest()
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+for word in sys.argv[1:]:
+    if word == "?":
+        print(stop.agreed(dist.group.WORLD), flush=True)
+    else:
+        os.kill(os.getpid(), getattr(signal, word))
+print("end", flush=True)
+dist.destroy_process_group()
+"""
+
+
+def answers(*words: str) -> tuple[list[str], int, str]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=60)
+    return done.stdout.split(), done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2", "SIGCONT"])
+def test_a_stopping_signal_is_remembered(name) -> None:
+    assert answers("?", name, "?", "?")[:2] == (["None", name, name, "end"], 0)
+
+
+def test_the_first_signal_is_the_reason() -> None:
+    """Slurm's announcement, SIGTERM some seconds later, SIGCONT between them: one reason."""
+    assert answers("SIGUSR2", "SIGCONT", "SIGTERM", "SIGTERM", "?")[:2] == (["SIGUSR2", "end"], 0)
+
+
+@pytest.mark.parametrize("words", [("SIGINT", "?", "SIGINT", "?"), ("SIGTERM", "?", "SIGINT", "SIGINT", "?")])
+def test_a_second_interrupt_ends_at_once(words: tuple[str, ...]) -> None:
+    said, code, error = answers(*words)
+    assert said == [words[0]]
+    assert "KeyboardInterrupt" in error
+    assert code in (-signal.SIGINT, 130)
