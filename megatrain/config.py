@@ -164,6 +164,8 @@ class ClusterSection(Section):
     nodes: Count = 1
     gpus_per_node: Count = Field(1, description="ranks on each node")
     peak_tflops: Positive | Literal["auto"] = Field(AUTO, description="dense bf16 peak of a GPU; auto: the profile's")
+    node_mtbf_hours: Positive = Field(6000.0, description="mean time between failures of a node; Llama 3 saw 6,100")
+    storage_gbps: Positive = Field(2.0, description="GB/s that a node writes checkpoints with")
 
 
 class SlurmSection(Section):

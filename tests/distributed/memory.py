@@ -74,6 +74,10 @@ class Measured:
     def peak(self) -> int:
         return max(self.forward, self.backward, self.step)
 
+    @property
+    def moment(self) -> str:
+        return max(("forward", "backward", "step"), key=lambda moment: getattr(self, moment))
+
 
 def _model(layers: int, hidden: int, heads: int, kv: int, intermediate: int, vocabulary: int) -> ModelSection:
     return ModelSection(
