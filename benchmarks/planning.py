@@ -70,13 +70,15 @@ def _memory(pairs: Sequence[Pair]) -> list[str]:
     held = sum(predicted.total - predicted.process >= found.peak for _, predicted, found in pairs)
     lines = [
         f"## Memory: {len(pairs)} pairs of model and layout",
-        "Live tensor bytes of rank 0 at the peak of its second step, MiB, against the prediction without the process's own "
-        "memory and without the margin.",
+        "Live tensor bytes of rank 0 at the peak of its second step, MiB, against the prediction without the process's "
+        "own memory and without the margin.",
         "",
-        f"- within 5%: {within:.0%} of the pairs; median error {errors[len(errors) // 2]:.1%}, largest {errors[-1]:.1%}",
+        f"- within 5%: {within:.0%} of the pairs; "
+        f"median error {errors[len(errors) // 2]:.1%}, largest {errors[-1]:.1%}",
         f"- with the margin, the prediction holds what was allocated in {held} of {len(pairs)}",
         "",
-        "| model, layout | predicted | measured | error | parameters | gradients, optimizer between steps | kept by a forward pass |",
+        "| model, layout | predicted | measured | error | parameters | gradients, optimizer between steps | "
+        "kept by a forward pass |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for pair in pairs:

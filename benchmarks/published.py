@@ -4,6 +4,7 @@ Models without a gated MLP are given the intermediate size that makes the same n
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from launcher.cost import block_time, estimate_step, model_flops_utilization
 from launcher.hardware import load_hardware
@@ -113,7 +114,7 @@ def _rate(model: ModelSection, length: int, mfu: float, *, full_attention: bool)
 
 
 # Every second matmul is made again in torchtitan's selective checkpointing of that time.
-TITAN = {
+TITAN: dict[str, Any] = {
     "hardware": "h100-96gb-500w",
     "ranks_per_node": 8,
     "model": LLAMA_8B,
@@ -121,19 +122,25 @@ TITAN = {
     "recomputed_matmuls": 0.5,
 }
 TITAN_SOURCE = "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, table"
-FOUNDRY = {
+FOUNDRY: dict[str, Any] = {
     "hardware": "h100-sxm",
     "ranks_per_node": 8,
     "compiled": False,
     "source": "llm-foundry, scripts/train/benchmarking/README.md, H100 BF16",
 }
-KEMPNER = {
+KEMPNER: dict[str, Any] = {
     "hardware": "h200",
     "ranks_per_node": 4,
     "sequence_length": 4096,
     "source": "KempnerForge, benchmarks/mfu_scaling/mfu_scaling_2026-04-05.md",
 }
-GPT3_96 = {"hardware": "h100-sxm", "ranks_per_node": 8, "model": GPT3, "sequence_length": 4096, "compiled": True}
+GPT3_96: dict[str, Any] = {
+    "hardware": "h100-sxm",
+    "ranks_per_node": 8,
+    "model": GPT3,
+    "sequence_length": 4096,
+    "compiled": True,
+}
 
 
 def _titan(name: str, data: int, compiled: bool, rate: float, table: int, fitted: bool = True) -> Published:

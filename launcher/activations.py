@@ -38,7 +38,7 @@ class _Widths:
 
     @property
     def everything(self) -> float:
-        """No recomputation: the norms and their outputs, q, k, v and attention's output, gate, up, silu(gate), product."""
+        """Without recomputation: norms, their outputs; q, k, v, attention's output; gate, up, silu(gate), product."""
         attention = 2 * self.queries + 2 * self.keys + self.statistics
         return 2 * (self.norm + self.whole) + attention + 4 * self.mlp
 

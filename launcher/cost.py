@@ -19,7 +19,7 @@ ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 ZERO3_OVERLAP = 0.6  # the share of ZeRO-3's traffic that prefetching hides, at most
 ADAM_BYTES = 30  # a parameter: reads a gradient, reads and writes weight and both moments in fp32, writes in bf16
-READ_TOKENS_A_SECOND = 136e6  # the loader's one thread (FACTS: pread of tar blocks), behind the step
+READ_TOKENS_A_SECOND = 136e6  # the loader's one thread, measured; it works behind the step
 # Host work a parameter tensor and step, over a plain loop, in seconds: 75 tensors, measured (ms 51, 60, 66, 102 of 49).
 HOST_SECONDS = {0: 0.03e-3, 1: 0.15e-3, 2: 0.23e-3, 3: 0.7e-3}
 TENSORS_A_LAYER = 9
@@ -121,10 +121,7 @@ def block_time(
     shapes = [(h, queries), (h, keys), (h, keys), (queries, h), (h, f), (h, f), (f, h)]
     rate = hardware.tflops(precision) * 1e12 * hardware.training_efficiency
     # elements that elementwise ops read and write a token: norms and residuals, rotation (in fp32), gated activation
-    if compiled:
-        moved = 6 * h + 2 * (queries + keys) + 3 * f
-    else:
-        moved = 12 * h + 20 * (queries + keys) + 5 * f
+    moved = 6 * h + 2 * (queries + keys) + 3 * f if compiled else 12 * h + 20 * (queries + keys) + 5 * f
     return BlockTime(
         matmuls=sum(_matmul(T, k, n, precision, hardware) for k, n in shapes),
         last_matmul=_matmul(T, f, h, precision, hardware),

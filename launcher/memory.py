@@ -1,5 +1,5 @@
-"""Bytes on one rank at the peak of a step: DeepSpeed's share (zero.py) and the model's (activations.py), put together at
-each moment that can be the peak."""
+"""Bytes on one rank at the peak of a step: DeepSpeed's share (zero.py) and the model's (activations.py), put together
+at each moment that can be the peak."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from launcher.layout import Layout
 from launcher.zero import first_and_embedding, local_parameters, zero_bytes
 from megatrain.config import ModelSection
 
-FRAGMENTATION = 0.05  # of what comes and goes within a step
+FRAGMENTATION = 0.05  # of all but parameters and optimizer state, which are allocated once
 USABLE = 0.94  # of the device's memory: a plan that needs more does not fit
 _PROCESS = {"cuda": 2.0 * GIB, "rocm": 2.0 * GIB, "cpu": 0.7 * GIB}  # context and NCCL buffers; or Python and torch
 
@@ -97,7 +97,7 @@ def estimate_memory(
         logits=round(logits),
         buffers=round(zero.buckets + buffers),
         process=round(_PROCESS[hardware.device]),
-        margin=round(FRAGMENTATION * (activations + logits + buffers)),
+        margin=round(FRAGMENTATION * (zero.gradients + gradients + activations + logits + zero.buckets + buffers)),
     )
 
 

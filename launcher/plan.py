@@ -19,11 +19,12 @@ from megatrain.errors import ConfigError, PreflightError
 
 # Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
 # hooks; 2 and 3 pay a hook for each tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
-_ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.05, 3: 1.07}
+_ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.10, 3: 1.12}
 _RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
 _TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
 _WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory
 _TIGHT, _TIGHT_HANDICAP = 0.80, 1.02  # of 454 runs planned below 80% of memory none ran out (arXiv 2411.06465)
+MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -235,7 +236,8 @@ class _Planner:
         fixed = self.config.parallel.tensor_parallel
         if fixed != AUTO:
             return [fixed]
-        return [size for size in range(1, self.ranks_per_node + 1) if self.ranks_per_node % size == 0]
+        most = min(self.ranks_per_node, MOST_TENSOR_PARALLEL)
+        return [size for size in range(1, most + 1) if self.ranks_per_node % size == 0]
 
     def _sequence_choices(self, known: dict[str, Any]) -> list[bool]:
         fixed = self.config.parallel.sequence_parallel

@@ -89,7 +89,8 @@ def sweep(config: Config, nodes: Iterable[int]) -> list[Row]:
 
 def plan_on(config: Config, nodes: int, gpus_per_node: int | None = None) -> Row:
     """The run on a number of nodes. `config` has its inputs resolved."""
-    assert config.model is not None, "resolve_inputs completes it"
+    model = config.model
+    assert model is not None, "resolve_inputs completes it"
     per_node = gpus_per_node or config.cluster.gpus_per_node
     cluster = config.cluster.model_copy(update={"nodes": nodes, "gpus_per_node": per_node})
     config = config.model_copy(update={"cluster": cluster})
@@ -100,7 +101,7 @@ def plan_on(config: Config, nodes: int, gpus_per_node: int | None = None) -> Row
         lines = str(error).splitlines()
         reason = next((line for line in lines if line.startswith("nearest miss")), lines[0])
         return Row(nodes=nodes, gpus=gpus, plan=None, reason=reason)
-    found = reliability(config.model, cluster, nodes)
+    found = reliability(model, cluster, nodes)
     hours = config.total_steps * plan.step_seconds / found.goodput / 3600
     return Row(nodes=nodes, gpus=gpus, plan=plan, reliability=found, hours=hours)
 
@@ -110,7 +111,8 @@ def sweep_text(config: Config, rows: Sequence[Row]) -> str:
     lines = [
         f"{config.run.name} on {config.cluster.gpus_per_node} {hardware.name} a node, global batch "
         f"{config.training.global_batch_size}; a node fails every {config.cluster.node_mtbf_hours:,.0f} h",
-        f"{'nodes':>6} {'GPUs':>7} {'tokens/s':>9} {'MFU':>6} {'good':>6} {'save every':>10} {'time':>8} {'GPU-hours':>10}  layout",
+        f"{'nodes':>6} {'GPUs':>7} {'tokens/s':>9} {'MFU':>6} {'good':>6} {'save every':>10} {'time':>8} "
+        f"{'GPU-hours':>10}  layout",
     ]
     for row in rows:
         if row.plan is None or row.reliability is None:

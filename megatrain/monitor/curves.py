@@ -89,7 +89,7 @@ def _collectives(ranks: int, device: str) -> list[list[float]]:
         return []
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    mp.spawn(_rank, (ranks, _port(), device, queue), nprocs=ranks)  # type: ignore[no-untyped-call]
+    mp.spawn(_rank, (ranks, _port(), device, queue), nprocs=ranks)
     measured: list[list[float]] = queue.get()
     return measured
 

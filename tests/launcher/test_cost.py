@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.published import ROWS
 from launcher.cost import estimate_step, model_flops_utilization
 from launcher.hardware import load_hardware
 from launcher.layout import Layout
@@ -31,6 +32,14 @@ def step(model=MPT_7B, hardware="h100-sxm", ranks_per_node=8, length=2048, **cha
         ranks_per_node=ranks_per_node,
         hardware=load_hardware(hardware, ranks_per_node),
     )
+
+
+def test_published_runs():
+    """benchmarks/published.py: none of them by more than 20%, half of them by no more than 10%."""
+    for rows in ([row for row in ROWS if row.fitted], ROWS):
+        errors = sorted(abs(row.error) for row in rows)
+        assert errors[len(errors) // 2] <= 0.10
+        assert errors[-1] <= 0.20, max(rows, key=lambda row: abs(row.error)).name
 
 
 def test_the_parts_add_up_and_none_is_negative():

@@ -1,4 +1,4 @@
-"""Bytes at the peak: the parts add up, and the peak is where it should be. tests/distributed/test_memory.py measures."""
+"""Bytes at the peak: the parts add up, the peak is where it should be. tests/distributed/test_memory.py measures."""
 
 import pytest
 
@@ -28,11 +28,10 @@ def test_long_sequences_peak_in_the_passes_and_short_ones_in_the_step():
     assert memory(micro_batch_size=1, length=16, zero_stage=0).peak == "step"
 
 
-def test_the_margin_is_a_share_of_what_comes_and_goes():
+def test_the_margin_is_a_share_of_what_is_not_allocated_once():
     found = memory()
-    assert found.margin == pytest.approx(
-        FRAGMENTATION * (found.activations + found.logits + found.buffers), abs=1, rel=1e-6
-    )
+    moving = found.gradients + found.activations + found.logits + found.buffers
+    assert found.margin == pytest.approx(FRAGMENTATION * moving, abs=1)
 
 
 @pytest.mark.parametrize("change", [{"zero_stage": 2}, {"tensor_parallel": 2}, {"activation_checkpointing": "full"}])
