@@ -8,7 +8,7 @@ import pytest
 
 # One gloo rank; what it is sent, it sends itself, and `agreed` is asked where "?" stands.
 PROGRAM = """
-import os, signal, sys
+import signal, sys
 import torch.distributed as dist
 from megatrain.train.signals import StopRequest
 stop = StopRequest()
@@ -17,7 +17,7 @@ for word in sys.argv[1:]:
     if word == "?":
         print(stop.agreed(dist.group.WORLD), flush=True)
     else:
-        os.kill(os.getpid(), getattr(signal, word))
+        signal.raise_signal(getattr(signal, word))  # to this very thread: os.kill may choose another
 print("end", flush=True)
 dist.destroy_process_group()
 """
