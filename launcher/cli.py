@@ -103,19 +103,44 @@ def config_schema(
 
 
 @app.command()
-def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Choose the layout of a run and say why, without a GPU.
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="plan for so many GPUs instead of the cluster's")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help="plan on each number of nodes: nodes=1,2,4,…,1024", metavar="nodes=…")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="draw the sweep", metavar="FILE")] = None,
+    days: Annotated[float | None, typer.Option(min=0.001, help="how many GPUs end the run in so many days?")] = None,
+    largest: Annotated[bool, typer.Option("--largest", help="the largest batch and model that fit")] = False,
+    double: Annotated[bool, typer.Option("--double", help="what twice the nodes would change")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="measure this machine, and write FILE as a profile for cluster.hardware")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the layout of a run and say why, without a GPU; or answer one of the questions below.
 
     Example: megatrain plan configs/llama-7b.yaml cluster.nodes=16
     """
-    config, report = _plan(file, overrides)
-    if as_json:
-        print(json.dumps(report.to_json(), indent=2))
-        return
-    from launcher.plan import resolve
-    from launcher.report import plan_text
+    if calibrate:
+        from launcher.calibrate import calibrate as measure
 
-    print(plan_text(resolve(config, report.chosen), report))
+        print(measure(file, gpus))
+        return
+    from launcher import plan_cli
+
+    config = _load(file, overrides)
+    if gpus is not None:
+        config = plan_cli.on_gpus(config, gpus)
+    if sweep is not None:
+        plan_cli.show_sweep(config, sweep, png, as_json)
+    elif png is not None:
+        raise ConfigError("--png: draws a sweep; give --sweep nodes=1,2,4 as well.")
+    elif days is not None or largest or double:
+        plan_cli.answer(config, days=days, largest=largest, double=double)
+    else:
+        plan_cli.show_plan(config, as_json)
 
 
 @app.command()

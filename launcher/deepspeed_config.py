@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from launcher.zero import prefetch_bucket, reduce_bucket
 from megatrain.config import Config
 
 
@@ -30,11 +31,22 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         # without ZeRO the trainer clips: DeepSpeed's norm is wrong there under tensor parallelism (train/engine.py)
         "gradient_clipping": config.optimizer.gradient_clipping if parallel.zero_stage else 0.0,
-        "zero_optimization": {"stage": parallel.zero_stage},
+        "zero_optimization": _zero(config, parallel.tensor_parallel),
         "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
     }
     if training.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         if parallel.zero_stage != 0:  # DeepSpeed has no fp32 accumulation without ZeRO
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def _zero(config: Config, tensor_parallel: int) -> dict[str, Any]:
+    assert config.model is not None, "resolved"
+    stage = config.parallel.zero_stage
+    settings: dict[str, Any] = {"stage": stage}
+    if stage != 0:
+        settings["reduce_bucket_size"] = reduce_bucket(config.model, tensor_parallel)
+    if stage == 3:
+        settings["stage3_prefetch_bucket_size"] = prefetch_bucket(config.model, tensor_parallel)
     return settings

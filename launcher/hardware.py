@@ -26,6 +26,9 @@ class Link(_Strict):
     latency: Positive = Field(description="microseconds of one collective's hop")
 
 
+Efficiency = Annotated[float, Field(gt=0, le=1)]
+
+
 class Accelerator(_Strict):
     """One rank's device. A profile states these numbers for one GPU."""
 
@@ -34,9 +37,12 @@ class Accelerator(_Strict):
     bf16_tflops: Positive = Field(description="dense peak on paper: the divisor of MFU")
     bf16_reachable_tflops: Positive = Field(description="the most that a large matmul reaches")
     fp32_tflops: Positive = Field(description="the most that fp32 matmuls reach (TF32 off)")
-    training_efficiency: Annotated[float, Field(gt=0, le=1)] = Field(
+    fp8_tflops: Positive | None = Field(None, description="dense peak on paper; absent: no fp8")
+    fp8_reachable_tflops: Positive | None = None
+    training_efficiency: Efficiency = Field(
         description="what a training loop keeps of the reachable rate: clocks under load, gaps between kernels"
     )
+    matmul_half_size: Positive = Field(100.0, description="a matmul dimension of this size alone halves the rate")
     memory_bandwidth: Positive = Field(description="GB/s")
     link: Link = Field(description="inside a node")
     network: Link = Field(description="between nodes")
@@ -51,7 +57,8 @@ class Processor(_Strict):
     memory_gib: Positive | Literal["auto"] = Field(description="of a node; auto: of this machine")
     bf16_tflops_per_core: Positive
     fp32_tflops_per_core: Positive
-    training_efficiency: Annotated[float, Field(gt=0, le=1)]
+    training_efficiency: Efficiency
+    matmul_half_size: Positive = 100.0
     memory_bandwidth: Positive = Field(description="GB/s of a node")
     link: Link
     network: Link
@@ -67,6 +74,7 @@ class Hardware(_Strict):
     bf16_tflops: float  # reachable
     fp32_tflops: float
     training_efficiency: float
+    matmul_half_size: float
     memory_bandwidth: float  # GB/s
     link: Link
     network: Link
@@ -125,6 +133,7 @@ def _gpu(name: str, profile: Accelerator) -> Hardware:
         bf16_tflops=profile.bf16_reachable_tflops,
         fp32_tflops=profile.fp32_tflops,
         training_efficiency=profile.training_efficiency,
+        matmul_half_size=profile.matmul_half_size,
         memory_bandwidth=profile.memory_bandwidth,
         link=profile.link,
         network=profile.network,
@@ -144,6 +153,7 @@ def _share(name: str, profile: Processor, ranks_per_node: int) -> Hardware:
         bf16_tflops=profile.bf16_tflops_per_core * share,
         fp32_tflops=profile.fp32_tflops_per_core * share,
         training_efficiency=profile.training_efficiency,
+        matmul_half_size=profile.matmul_half_size,
         memory_bandwidth=profile.memory_bandwidth / ranks_per_node,
         link=profile.link,
         network=profile.network,

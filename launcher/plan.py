@@ -4,7 +4,7 @@ Whatever the configuration fixes is a constraint; every `auto` is tried. Layouts
 with a preference where the prediction cannot see the whole cost (the handicaps).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from launcher.cost import StepTime, estimate_step, model_flops_utilization
 from launcher.hardware import GIB, Hardware, load_hardware
 from launcher.inputs import resolve_inputs
 from launcher.layout import ActivationCheckpointing, Layout
+from launcher.legality import Run, problem
 from launcher.memory import USABLE, MemoryEstimate, estimate_memory, fits
 from megatrain.config import AUTO, Config, ModelSection
 from megatrain.errors import ConfigError, PreflightError
@@ -23,7 +24,8 @@ _RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
 _TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
 _WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory
 _TIGHT, _TIGHT_HANDICAP = 0.80, 1.02  # of 454 runs planned below 80% of memory none ran out (arXiv 2411.06465)
-_MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
+MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ class Plan:
         return {
             **self.layout.to_json(),
             "memory_bytes": self.memory.to_json(),
+            "memory_other_bytes": self.memory.other_to_json(),
+            "memory_peak": self.memory.peak,
             "step_seconds": self.step_seconds,
             "seconds": self.time.to_json(),
             "tokens_per_second_per_gpu": self.tokens_per_second_per_gpu,
@@ -110,6 +114,24 @@ class PlanReport:
         }
 
 
+class NothingFitsError(PreflightError):
+    """No layout is legal and fits; the text tells the three nearest misses."""
+
+    def __init__(self, text: str, rejected: list[Rejected]) -> None:
+        super().__init__(text)
+        self.rejected = rejected
+
+    def to_json(self) -> dict[str, Any]:
+        rejected = [miss.to_json() for miss in self.rejected]
+        nearest = [miss.to_json() for miss in nearest_misses(self.rejected)]
+        return {"chosen": None, "candidates": [], "rejected": rejected, "nearest": nearest}
+
+
+def nearest_misses(rejected: list[Rejected]) -> list[Rejected]:
+    """The three that lack the least memory; where none is a question of memory, the first that were refused."""
+    return sorted(rejected, key=lambda miss: miss.overshoot)[:3]
+
+
 def make_plan(config: Config, *, world_size: int | None = None) -> PlanReport:
     """Try every layout that the configuration leaves open.
 
@@ -117,7 +139,7 @@ def make_plan(config: Config, *, world_size: int | None = None) -> PlanReport:
         world_size: ranks, on one machine; default: the cluster's nodes × gpus_per_node.
 
     Raises:
-        PreflightError: none is legal and fits; tells the three nearest misses.
+        NothingFitsError: none is legal and fits; a PreflightError.
         ConfigError, DataError: the model cannot be completed; see `inputs.resolve_inputs`.
     """
     return _Planner(resolve_inputs(config), world_size).report()
@@ -157,6 +179,13 @@ class _Planner:
         one_machine = world_size is not None or cluster.nodes == 1
         self.ranks_per_node = self.world_size if one_machine else cluster.gpus_per_node
         self.hardware = load_hardware(cluster.hardware, self.ranks_per_node)
+        self.run = Run(
+            model=self.model,
+            world_size=self.world_size,
+            ranks_per_node=self.ranks_per_node,
+            global_batch_size=config.training.global_batch_size,
+            sequence_length=config.sequence_length,
+        )
         self.rejected: list[Rejected] = []
         self._check_cluster()
 
@@ -164,7 +193,7 @@ class _Planner:
         plans = [self._evaluate(layout) for layout in self._layouts()]
         candidates = [plan for plan in plans if plan is not None]
         if not candidates:
-            raise PreflightError(self._nothing_fits())
+            raise NothingFitsError(self._nothing_fits(), self.rejected)
         candidates.sort(key=lambda plan: _rank(plan, self.hardware))
         return PlanReport(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
 
@@ -178,89 +207,62 @@ class _Planner:
 
     def _layouts(self) -> Iterator[Layout]:
         """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
-        parallel = self.config.parallel
-        for tensor in self._tensor_sizes():
-            if reason := self._tensor_problem(tensor):
-                self._reject({"tensor_parallel": tensor}, reason)
-                continue
-            data = self.world_size // tensor
-            batch = self.config.training.global_batch_size
-            if batch % data:
-                reason = f"{data} data-parallel ranks do not divide training.global_batch_size ({batch})"
-                self._reject({"tensor_parallel": tensor, "data_parallel": data}, reason)
-                continue
-            for sequence in self._sequence_choices(tensor):
-                for stage in (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,):
-                    for recompute in self._recompute_choices():
-                        for micro in self._micro_batches(tensor, data):
-                            yield Layout(
-                                tensor_parallel=tensor,
-                                data_parallel=data,
-                                zero_stage=stage,
-                                sequence_parallel=sequence,
-                                micro_batch_size=micro,
-                                gradient_accumulation_steps=batch // data // micro,
-                                activation_checkpointing=recompute,
-                            )
+        parallel, batch = self.config.parallel, self.config.training.global_batch_size
+        stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
+        for tensor in self._legal({}, "tensor_parallel", self._tensor_sizes()):
+            for data in self._legal(tensor, "data_parallel", [self.world_size // tensor["tensor_parallel"]]):
+                for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
+                    for stage in self._legal(sequence, "zero_stage", stages):
+                        for micro in self._legal(stage, "micro_batch_size", self._micro_batches(data)):
+                            for recompute in self._recompute_choices():
+                                yield Layout(
+                                    **micro,
+                                    gradient_accumulation_steps=batch
+                                    // (micro["data_parallel"] * micro["micro_batch_size"]),
+                                    activation_checkpointing=recompute,
+                                )
+
+    def _legal(self, known: dict[str, Any], field: str, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """`known` with each value of one more field that breaks no rule; the others are told once."""
+        for value in values:
+            choice = {**known, field: value}
+            if found := problem(self.run, choice, known=known):
+                if not any(rejected.fields == found[0] for rejected in self.rejected):
+                    self._reject(*found)
+            else:
+                yield choice
 
     def _tensor_sizes(self) -> list[int]:
         fixed = self.config.parallel.tensor_parallel
         if fixed != AUTO:
             return [fixed]
-        return [size for size in range(1, self.ranks_per_node + 1) if self.ranks_per_node % size == 0]
+        most = min(self.ranks_per_node, MOST_TENSOR_PARALLEL)
+        return [size for size in range(1, most + 1) if self.ranks_per_node % size == 0]
 
-    def _tensor_problem(self, tensor: int) -> str | None:
-        model = self.model
-        divided = {
-            f"{self.world_size} ranks": self.world_size,
-            f"{model.key_value_heads} key-value heads": model.key_value_heads,
-            f"{model.num_attention_heads} attention heads": model.num_attention_heads,
-            f"model.intermediate_size ({model.intermediate_size})": model.intermediate_size,
-            f"model.vocab_size ({model.vocab_size})": model.padded_vocab_size,
-        }
-        for what, number in divided.items():
-            if number % tensor:
-                return f"tensor_parallel={tensor} does not divide {what}"
-        if tensor > self.ranks_per_node:
-            return f"tensor_parallel={tensor} reaches beyond a node of {self.ranks_per_node} ranks"
-        return None
-
-    def _sequence_choices(self, tensor: int) -> list[bool]:
-        fixed, length = self.config.parallel.sequence_parallel, self.config.sequence_length
-        choices = [False, True] if fixed == AUTO else [fixed]
-        reason = None
-        if tensor == 1:
-            reason = "sequence_parallel needs tensor_parallel > 1"
-        elif length % tensor:
-            reason = (
-                f"tensor_parallel={tensor} does not divide the sequence length ({length}), as sequence_parallel asks"
-            )
-        if reason is None or True not in choices:
-            return choices
-        if fixed is True or tensor > 1:
-            self._reject({"tensor_parallel": tensor, "sequence_parallel": True}, reason)
-        return [choice for choice in choices if not choice]
+    def _sequence_choices(self, known: dict[str, Any]) -> list[bool]:
+        fixed = self.config.parallel.sequence_parallel
+        if fixed != AUTO:
+            return [fixed]
+        return [False, True] if known["tensor_parallel"] > 1 else [False]
 
     def _recompute_choices(self) -> tuple[ActivationCheckpointing, ...]:
         fixed = self.config.parallel.activation_checkpointing
         return get_args(ActivationCheckpointing) if fixed == AUTO else (fixed,)
 
-    def _micro_batches(self, tensor: int, data: int) -> list[int]:
-        fixed, each = self.config.training.micro_batch_size, self.config.training.global_batch_size // data
-        if fixed == AUTO:
-            return [size for size in _MICRO_BATCHES if each % size == 0]
-        if each % fixed == 0:
-            return [fixed]
-        reason = f"micro_batch_size={fixed} does not divide the {each} sequences of each of {data} data-parallel ranks"
-        fields = {"tensor_parallel": tensor, "data_parallel": data, "micro_batch_size": fixed}
-        if not any(rejected.fields == fields for rejected in self.rejected):
-            self._reject(fields, reason)
-        return []
+    def _micro_batches(self, known: dict[str, Any]) -> list[int]:
+        fixed, each = self.config.training.micro_batch_size, self.config.training.global_batch_size
+        each //= known["data_parallel"]
+        return [size for size in MICRO_BATCHES if each % size == 0] if fixed == AUTO else [fixed]
 
     def _evaluate(self, layout: Layout) -> Plan | None:
         precision, length = self.config.training.precision, self.config.sequence_length
         memory = estimate_memory(
-            self.model, layout, sequence_length=length, precision=precision, hardware=self.hardware
+            self.model,
+            layout,
+            sequence_length=length,
+            precision=precision,
+            hardware=self.hardware,
+            compiled=self.config.parallel.compile,
         )
         if not fits(memory, self.hardware):
             over = memory.total - USABLE * self.hardware.memory_bytes
@@ -273,6 +275,7 @@ class _Planner:
             precision=precision,
             ranks_per_node=self.ranks_per_node,
             hardware=self.hardware,
+            compiled=self.config.parallel.compile,
         )
         rate = self.config.tokens_per_step / time.total / self.world_size
         mfu = model_flops_utilization(
@@ -293,10 +296,10 @@ class _Planner:
 
     def _nothing_fits(self) -> str:
         run, hardware = f"{self.world_size} × {self.hardware.name}", self.hardware
-        by_size = sorted(self.rejected, key=lambda rejected: rejected.overshoot)
-        misses = "\n".join(f"nearest miss: {_describe(miss.fields)}: {miss.reason}" for miss in by_size[:3])
+        nearest = nearest_misses(self.rejected)
+        misses = "\n".join(f"nearest miss: {_describe(miss.fields)}: {miss.reason}" for miss in nearest)
         fix = "Free a fixed field (set it to auto)"
-        if by_size and by_size[0].overshoot < float("inf"):
+        if nearest and nearest[0].overshoot < float("inf"):
             fix += f", use more than {self.world_size} ranks, shorten the sequence, or take hardware with more than "
             fix += f"{hardware.memory_bytes / GIB:.0f} GiB"
         return f"no layout of this run on {run} is legal and fits. {fix}.\n{misses}"

@@ -4,6 +4,7 @@ from collections import Counter
 
 from launcher.hardware import GIB
 from launcher.plan import Plan, PlanReport
+from launcher.reliability import reliability
 from megatrain.config import Config
 from megatrain.monitor.formatting import duration, gib, quantity
 
@@ -28,15 +29,21 @@ def plan_text(config: Config, report: PlanReport) -> str:
     """The chosen plan by its parts, the runners-up, and why the others cannot be."""
     chosen = report.chosen
     memory = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.to_json().items() if name != "total"}
+    other = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.other_to_json().items()}
     seconds = {name: f"{value * 1e3:.1f}" for name, value in chosen.time.to_json().items() if name != "total"}
+    assert config.model is not None, "resolved"
+    safety = reliability(config.model, config.cluster, config.cluster.nodes)
     capacity = report.hardware.memory_bytes / GIB
     lines = [
         headline(config, chosen),
         "",
-        f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB a rank: {_parts(memory)}",
+        f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB a rank, at the peak ({chosen.memory.peak}): "
+        f"{_parts(memory)} ({_parts(other)})",
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
         f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s a rank, MFU {chosen.mfu:.1%} "
         "(6·N + 6·L·H·S a token, over the dense bf16 peak)",
+        f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
+        f"{safety.lost:.1%} of the time",
         "",
         f"{len(report.candidates)} layouts fit; the best:",
     ]

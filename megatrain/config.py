@@ -17,11 +17,18 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-AutoCount = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(_whole)]
+def _no_flag(value: Any) -> Any:
+    """True equals 1, and would pass for it among literals."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+_MOST = 10**15  # of anything that is counted: no run is larger, and arithmetic stays quick
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
+NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
+AutoCount = Annotated[Annotated[int, Field(ge=1, le=_MOST)] | Literal["auto"], BeforeValidator(_whole)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Path = Annotated[str, Field(min_length=1)]
 # Minutes alone are a number to YAML.
@@ -179,7 +186,7 @@ class DataSection(Section):
 class OptimizerSection(Section):
     name: Literal["adamw"] = "adamw"
     learning_rate: Positive = 6e-4
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="applied to matrices, not to norms")
     gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0 turns it off")
@@ -201,7 +208,7 @@ class TrainingSection(Section):
 
 class ParallelSection(Section):
     tensor_parallel: AutoCount = AUTO
-    zero_stage: Literal["auto", 0, 1, 2, 3] = AUTO
+    zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(_no_flag)] = AUTO
     sequence_parallel: bool | Literal["auto"] = Field(AUTO, description="split norms over the tensor-parallel ranks")
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = AUTO
     compile: bool = Field(True, description="torch.compile each block")
@@ -229,6 +236,8 @@ class ClusterSection(Section):
     nodes: Count = 1
     gpus_per_node: Count = Field(1, description="ranks on each node")
     peak_tflops: Positive | Literal["auto"] = Field(AUTO, description="dense bf16 peak of a GPU; auto: the profile's")
+    node_mtbf_hours: Positive = Field(6000.0, description="mean time between failures of a node; Llama 3 saw 6,100")
+    storage_gbps: Positive = Field(2.0, description="GB/s that a node writes checkpoints with")
 
 
 class SlurmSection(Section):
@@ -429,4 +438,6 @@ def _format_problems(data: DataSection) -> Iterator[Problem]:
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))
+    """Near the wanted one, as far as is worth looking; else 1."""
+    near = range(max(1, wanted - 10_000), min(number, wanted + 10_000) + 1)
+    return min((d for d in near if number % d == 0), key=lambda d: (abs(d - wanted), d), default=1)

@@ -218,7 +218,8 @@ def _structural(error: ValidationError, kind: type[BaseModel], data: Any) -> lis
             fix = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}." if known else ""
             problem = Problem(field, value, "unknown key", fix)
         elif item["type"] == "missing":
-            problem = Problem(field, None, "is required")
+            short = isinstance(value, list | tuple)  # a pair with one element
+            problem = Problem(field, None, "has too few elements" if short else "is required")
         elif item["type"] == "literal_error":
             problem = Problem(field, value, _literal_rule(item, found.get(path)), _nearest_literal(item, value))
         else:
@@ -258,7 +259,8 @@ def _within(data: Any, location: Sequence[str | int], *, missing: bool) -> KeyPa
     """The part of a pydantic location that is a path into `data`; the rest names arms of a union."""
     path: list[str | int] = []
     for part in location:
-        inside = (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int))
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        inside = in_list or (isinstance(data, dict) and part in data)
         if not inside:
             if missing and isinstance(data, dict):
                 path.append(part)

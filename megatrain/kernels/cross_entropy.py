@@ -74,6 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_hidden[at : at + chunk] = grad_logits @ weight_VD
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden
+            del grad_logits  # or it would stand beside the next chunk's logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
         return loss

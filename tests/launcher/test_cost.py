@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.published import ROWS
 from launcher.cost import estimate_step, model_flops_utilization
 from launcher.hardware import load_hardware
 from launcher.layout import Layout
@@ -33,17 +34,19 @@ def step(model=MPT_7B, hardware="h100-sxm", ranks_per_node=8, length=2048, **cha
     )
 
 
-def test_a_published_run():
-    """MPT-7B, 2,048 tokens, 8 H100 (llm-foundry's throughput table): 10,643 tokens/s a GPU."""
-    rate = 8 * 2048 / step().total
-    assert rate == pytest.approx(10_643, rel=0.2)
+def test_published_runs():
+    """benchmarks/published.py: none of them by more than 20%, half of them by no more than 10%."""
+    for rows in ([row for row in ROWS if row.fitted], ROWS):
+        errors = sorted(abs(row.error) for row in rows)
+        assert errors[len(errors) // 2] <= 0.10
+        assert errors[-1] <= 0.20, max(rows, key=lambda row: abs(row.error)).name
 
 
 def test_the_parts_add_up_and_none_is_negative():
     time = step(tensor_parallel=2, data_parallel=4)
-    parts = (time.compute, time.tensor_parallel, time.data_parallel, time.optimizer)
+    parts = (time.compute, time.tensor_parallel, time.data_parallel, time.data, time.optimizer)
     assert time.total == sum(parts)
-    assert min(parts) > 0
+    assert min(parts) >= 0
 
 
 def test_one_rank_communicates_nothing():

@@ -21,6 +21,14 @@ GOLDEN = {
     ("fp32", 1, 2): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4},
     ("fp32", 3, 1): {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2},
 }
+# a quarter of the parameters of a rank: buckets are allocated whole
+ZERO = {
+    (0, 1): {"stage": 0},
+    (1, 1): {"stage": 1, "reduce_bucket_size": 34896},
+    (1, 2): {"stage": 1, "reduce_bucket_size": 17488},
+    (2, 2): {"stage": 2, "reduce_bucket_size": 17488},
+    (3, 1): {"stage": 3, "reduce_bucket_size": 34896, "stage3_prefetch_bucket_size": 34896},
+}
 
 
 def settings(tiny, precision, stage, tensor, ranks=2):
@@ -37,7 +45,7 @@ def settings(tiny, precision, stage, tensor, ranks=2):
 @pytest.mark.parametrize("layout", GOLDEN, ids=lambda layout: "-".join(map(str, layout)))
 def test_golden(tiny, layout):
     precision, stage, tensor = layout
-    expected = COMMON | GOLDEN[layout] | {"zero_optimization": {"stage": stage}}
+    expected = COMMON | GOLDEN[layout] | {"zero_optimization": ZERO[stage, tensor]}
     expected["gradient_clipping"] = 1.0 if stage else 0.0  # without ZeRO the trainer clips
     assert settings(tiny, precision, stage, tensor) == expected
 
@@ -60,7 +68,31 @@ def test_deepspeed_takes_every_key(tiny, layout, tmp_path, monkeypatch):
     assert read.gradient_clipping == written["gradient_clipping"]
     assert read.bfloat16_config.enabled == (precision == "bf16")
     assert read.grad_accum_dtype == ("fp32" if precision == "bf16" and stage else None)
-    assert set(written["zero_optimization"]) <= set(DeepSpeedZeroConfig.model_fields)
+    accepted = {name for field, info in DeepSpeedZeroConfig.model_fields.items() for name in (field, info.alias)}
+    assert set(written["zero_optimization"]) <= accepted
+    zero = read.zero_config.model_dump(by_alias=True)
+    assert {key: zero[key] for key in written["zero_optimization"]} == written["zero_optimization"]
+
+
+@pytest.mark.parametrize("layout", GOLDEN, ids=lambda layout: "-".join(map(str, layout)))
+def test_deepspeed_looks_at_every_key(tiny, layout, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    class Watched(dict):
+        def __getitem__(self, key):
+            seen.add(key)
+            return super().__getitem__(key)
+
+        def get(self, key, default=None):
+            seen.add(key)
+            return super().get(key, default)
+
+    seen = set()
+    precision, stage, tensor = layout
+    written = settings(tiny, precision, stage, tensor, ranks=tensor)
+    DeepSpeedConfig(Watched(written))
+    assert set(written) <= seen
 
 
 def test_what_is_not_resolved_or_does_not_divide_is_a_defect(tiny):

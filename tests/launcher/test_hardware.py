@@ -5,7 +5,7 @@ import pytest
 from launcher.hardware import GIB, known_profiles, load_hardware
 from megatrain.errors import ConfigError
 
-SHIPPED = {"a100-40gb", "a100-80gb", "b200", "cpu", "h100-sxm", "h200", "l40s", "mi300x"}
+SHIPPED = {"a100-40gb", "a100-80gb", "b200", "cpu", "h100-96gb-500w", "h100-sxm", "h200", "l40s", "mi300x"}
 
 
 def test_all_that_are_promised_ship():

@@ -1,0 +1,145 @@
+"""Which layouts can be: a table of rules, each with the fields that it needs and a sentence for who breaks it.
+
+A rule is asked as soon as its fields are known, so that a layout is refused by as few of them as say why. Where a rule
+is DeepSpeed's, the pinned version's own code is named; tests/launcher/test_legality.py shows that it, or the trainer,
+does refuse what the rule refuses.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatrain.config import ModelSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a layout is for."""
+
+    model: ModelSection
+    world_size: int
+    ranks_per_node: int
+    global_batch_size: int
+    sequence_length: int
+
+
+Choice = Mapping[str, Any]  # fields of a Layout, as far as they are decided
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    fields: tuple[str, ...]
+    broken: Callable[[Run, Choice], str | None]  # the reason, or None
+    source: str
+
+
+def problem(run: Run, choice: Choice, *, known: Choice | None = None) -> tuple[dict[str, Any], str] | None:
+    """The first rule that a choice breaks: the fields that it is about, and why.
+
+    Args:
+        known: what of the choice was found legal before; rules about nothing else are not asked again.
+    """
+    for rule in RULES:
+        if not all(field in choice for field in rule.fields):
+            continue
+        if known is not None and all(field in known for field in rule.fields):
+            continue
+        if reason := rule.broken(run, choice):
+            return {field: choice[field] for field in rule.fields}, reason
+    return None
+
+
+def _divides(what: str, number: Callable[[Run], int]) -> Callable[[Run, Choice], str | None]:
+    def broken(run: Run, choice: Choice) -> str | None:
+        tensor = choice["tensor_parallel"]
+        return f"tensor_parallel={tensor} does not divide {number(run)} {what}" if number(run) % tensor else None
+
+    return broken
+
+
+def _divides_field(field: str) -> Callable[[Run, Choice], str | None]:
+    def broken(run: Run, choice: Choice) -> str | None:
+        tensor, number = choice["tensor_parallel"], getattr(run.model, field)
+        return f"tensor_parallel={tensor} does not divide model.{field} ({number})" if number % tensor else None
+
+    return broken
+
+
+def _within_a_node(run: Run, choice: Choice) -> str | None:
+    tensor = choice["tensor_parallel"]
+    if tensor <= run.ranks_per_node:
+        return None
+    return f"tensor_parallel={tensor} reaches beyond a node of {run.ranks_per_node} ranks"
+
+
+def _whole_batches(run: Run, choice: Choice) -> str | None:
+    data = choice["data_parallel"]
+    if run.global_batch_size % data == 0:
+        return None
+    return f"{data} data-parallel ranks do not divide training.global_batch_size ({run.global_batch_size})"
+
+
+def _whole_micro_batches(run: Run, choice: Choice) -> str | None:
+    data, micro = choice["data_parallel"], choice["micro_batch_size"]
+    each = run.global_batch_size // data
+    if each % micro == 0:
+        return None
+    return f"micro_batch_size={micro} does not divide the {each} sequences of each of {data} data-parallel ranks"
+
+
+def _sequence_needs_tensor(run: Run, choice: Choice) -> str | None:
+    if choice["sequence_parallel"] and choice["tensor_parallel"] == 1:
+        return "sequence_parallel needs tensor_parallel > 1"
+    return None
+
+
+def _sequence_divides(run: Run, choice: Choice) -> str | None:
+    tensor, length = choice["tensor_parallel"], run.sequence_length
+    if choice["sequence_parallel"] and length % tensor:
+        return f"tensor_parallel={tensor} does not divide the sequence length ({length}), as sequence_parallel asks"
+    return None
+
+
+def _known_stage(run: Run, choice: Choice) -> str | None:
+    stage = choice["zero_stage"]
+    return None if stage in (0, 1, 2, 3) else f"zero_stage={stage}: DeepSpeed has stages 0 to 3"
+
+
+RULES = (
+    Rule("ranks", ("tensor_parallel",), _divides("ranks", lambda run: run.world_size), "megatrain/topology.py"),
+    Rule(
+        "key-value heads",
+        ("tensor_parallel",),
+        _divides("key-value heads", lambda run: run.model.key_value_heads),
+        "a column-split key and value projection keeps whole heads; megatrain/parallel/tensor_parallel.py",
+    ),
+    Rule(
+        "attention heads",
+        ("tensor_parallel",),
+        _divides("attention heads", lambda run: run.model.num_attention_heads),
+        "a column-split query projection keeps whole heads; megatrain/parallel/tensor_parallel.py",
+    ),
+    Rule("MLP", ("tensor_parallel",), _divides_field("intermediate_size"), "megatrain/parallel/tensor_parallel.py"),
+    Rule("vocabulary", ("tensor_parallel",), _divides_field("vocab_size"), "megatrain/parallel/vocab_parallel.py"),
+    Rule("node", ("tensor_parallel",), _within_a_node, "collectives at every layer: the network is too slow for them"),
+    Rule(
+        "batch", ("tensor_parallel", "data_parallel"), _whole_batches, "deepspeed/runtime/config.py, _batch_assertion"
+    ),
+    Rule(
+        "sequence needs tensor", ("tensor_parallel", "sequence_parallel"), _sequence_needs_tensor, "megatrain/parallel"
+    ),
+    Rule(
+        "sequence length",
+        ("tensor_parallel", "sequence_parallel"),
+        _sequence_divides,
+        "reduce-scatter splits the sequence evenly; megatrain/parallel/collectives.py",
+    ),
+    Rule("stage", ("zero_stage",), _known_stage, "deepspeed/runtime/zero/config.py, ZeroStageEnum"),
+    Rule(
+        "micro-batch",
+        ("tensor_parallel", "data_parallel", "micro_batch_size"),
+        _whole_micro_batches,
+        "deepspeed/runtime/config.py, _batch_assertion",
+    ),
+)

@@ -1,0 +1,271 @@
+"""What a rank of a real run holds in memory, by part: the bytes of every live tensor, from before the model is built to
+the end of the second step."""
+
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from launcher.layout import Layout
+from megatrain.config import ModelSection, PretrainConfig
+
+STEPS = 2  # the first step makes what later ones keep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model under a layout, small enough to run on this machine."""
+
+    name: str
+    model: ModelSection
+    layout: Layout
+    sequence_length: int
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.sequence_length} tokens, {self.precision}, {self.layout}"
+
+    @property
+    def config(self) -> PretrainConfig:
+        layout = self.layout
+        return PretrainConfig.model_validate(
+            {
+                "run": {"name": "memory"},
+                "model": self.model.model_dump(),
+                "data": {"sequence_length": self.sequence_length, "train": [{"path": "none"}]},
+                "training": {
+                    "steps": STEPS,
+                    "global_batch_size": layout.micro_batch_size
+                    * layout.gradient_accumulation_steps
+                    * layout.data_parallel,
+                    "micro_batch_size": layout.micro_batch_size,
+                    "precision": self.precision,
+                },
+                "parallel": {
+                    "tensor_parallel": layout.tensor_parallel,
+                    "zero_stage": layout.zero_stage,
+                    "sequence_parallel": layout.sequence_parallel,
+                    "activation_checkpointing": layout.activation_checkpointing,
+                    "compile": False,
+                },
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Bytes on one rank. The parts are what stands between two steps; the peaks are of everything."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    resting: int  # all that is allocated between two steps
+    saved: int  # what a forward pass leaves for the backward pass
+    forward: int  # peak while it runs
+    backward: int
+    step: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.forward, self.backward, self.step)
+
+    @property
+    def moment(self) -> str:
+        return max(("forward", "backward", "step"), key=lambda moment: getattr(self, moment))
+
+
+def _model(layers: int, hidden: int, heads: int, kv: int, intermediate: int, vocabulary: int) -> ModelSection:
+    return ModelSection(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+    )
+
+
+MODELS = {
+    "narrow": _model(6, 256, 8, 4, 704, 1024),
+    "wide": _model(2, 512, 8, 8, 1408, 4096),
+    "vocabulary": _model(2, 256, 4, 2, 512, 16384),
+    "deep": _model(12, 128, 4, 2, 384, 512),
+}
+
+
+def _cases() -> list[Case]:
+    """Every ZeRO stage and way to recompute with every model; the rest takes turns."""
+    cases = []
+    turns = itertools.cycle(
+        [  # tensor, data, sequence parallel, micro-batch, accumulation, length, precision
+            (1, 2, False, 4, 1, 256, "bf16"),
+            (2, 2, True, 2, 2, 512, "bf16"),
+            (1, 2, False, 2, 2, 512, "fp32"),
+            (2, 2, False, 4, 1, 256, "bf16"),
+            (1, 4, False, 1, 1, 512, "bf16"),
+            (2, 2, True, 4, 1, 256, "fp32"),
+            (1, 2, False, 1, 4, 256, "bf16"),
+        ]
+    )
+    for name, model in MODELS.items():
+        for stage in (0, 1, 2, 3):
+            for recompute in ("none", "selective", "full"):
+                tensor, data, sequence, micro, steps, length, precision = next(turns)
+                layout = Layout(
+                    tensor_parallel=tensor,
+                    data_parallel=data,
+                    zero_stage=stage,
+                    sequence_parallel=sequence,
+                    micro_batch_size=micro,
+                    gradient_accumulation_steps=steps,
+                    activation_checkpointing=recompute,  # type: ignore[arg-type]
+                )
+                cases.append(Case(name=name, model=model, layout=layout, sequence_length=length, precision=precision))
+    return cases
+
+
+CASES = _cases()
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, each storage once.
+
+    What an op allocates and releases within itself is not seen: the workspaces of gloo and of CPU kernels, which a GPU
+    does not have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._sizes: dict[int, int] = {}  # by the storage's identity
+        self._peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            self._see(tensor)
+        return out
+
+    def peak(self) -> int:
+        """Since the last call."""
+        peak, self._peak = self._peak, self.bytes
+        return peak
+
+    def _see(self, tensor: Tensor) -> None:
+        if tensor.device.type != "cpu":
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            self.bytes -= self._sizes[key]  # ZeRO-3 resizes what it has gathered
+        else:
+            weakref.finalize(storage, self._forget, key)
+        self._sizes[key] = storage.nbytes()
+        self.bytes += storage.nbytes()
+        self._peak = max(self._peak, self.bytes)
+
+    def _forget(self, key: int) -> None:
+        self.bytes -= self._sizes.pop(key)
+
+
+def measure(case: Case) -> Measured:
+    """On every rank of a group, as `RankPool.run` calls it."""
+    with LiveTensors() as live:
+        engine, batch = _build(case)
+        marks: dict[str, int] = {}
+        engine._forward = _marked(engine._forward, live, marks)
+        tokens = case.config.training.global_batch_size * case.sequence_length
+        for _ in range(STEPS):
+            for _ in range(case.layout.gradient_accumulation_steps):
+                engine.accumulate(batch, tokens)
+                marks["backward"] = live.peak()
+                engine.step(1e-4)
+                marks["step"] = live.peak()
+        return Measured(**_parts(engine), resting=live.bytes, **marks)
+
+
+def _marked(forward: Any, live: LiveTensors, marks: dict[str, int]) -> Any:
+    def marked(batch: Any) -> Any:
+        live.peak()
+        before = live.bytes
+        loss = forward(batch)
+        marks.update(saved=live.bytes - before, forward=live.peak())
+        return loss
+
+    return marked
+
+
+def _build(case: Case) -> tuple[Any, Any]:
+    from launcher.deepspeed_config import deepspeed_config
+    from megatrain.data.batch import Batch
+    from megatrain.parallel.apply import build_parallel_model
+    from megatrain.parallel.mesh import Mesh
+    from megatrain.topology import Topology
+    from megatrain.train.engine import Engine
+    from megatrain.train.optimizer import build_optimizer
+
+    config, layout = case.config, case.layout
+    mesh = Mesh(Topology(world_size=layout.world_size, tensor_parallel=layout.tensor_parallel))
+    model = build_parallel_model(config.model, config.parallel, mesh, seed=1)
+    engine = Engine(
+        model,
+        build_optimizer(model, config.optimizer),
+        mesh,
+        deepspeed_config(config, layout.world_size),
+        gradient_clipping=config.optimizer.gradient_clipping,
+    )
+    shape = (layout.micro_batch_size, case.sequence_length)
+    ids = torch.arange(shape[0] * shape[1]).reshape(shape) % case.model.padded_vocab_size
+    # causal attention without a mask: on a GPU the mask of documents takes next to nothing, on a CPU S × S
+    batch = Batch(ids, ids, torch.arange(shape[1]).expand(shape), None)
+    return engine, batch
+
+
+def _parts(engine: Any) -> dict[str, int]:
+    """Bytes of parameters, gradients and optimizer state that DeepSpeed holds between two steps."""
+    ds, optimizer = engine._engine, engine._engine.optimizer
+    parameters = [getattr(p, "ds_tensor", p) for p in ds.module.parameters()]
+    inner = getattr(optimizer, "optimizer", optimizer)
+    masters = [p for group in inner.param_groups for p in group["params"]]
+    states = [v for state in inner.state.values() for v in state.values() if isinstance(v, Tensor)]
+    weights = _storages(parameters)
+    optimizer_bytes = {k: v for k, v in _storages(masters + states).items() if k not in weights}
+    known = weights | optimizer_bytes
+    gradients = [getattr(p, "grad", None) for p in ds.module.parameters()]
+    for name in _GRADIENTS:
+        gradients += list(_tensors(getattr(optimizer, name, None)))
+    gradient_bytes = {k: v for k, v in _storages(gradients).items() if k not in known}
+    return {
+        "parameters": sum(weights.values()),
+        "gradients": sum(gradient_bytes.values()),
+        "optimizer": sum(optimizer_bytes.values()),
+    }
+
+
+_GRADIENTS = ("fp32_groups_gradients_flat", "averaged_gradients", "all_grad_tensors", "grad_partitions_flat_buffer")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for below in value.values():
+            yield from _tensors(below)
+    elif isinstance(value, list | tuple):
+        for below in value:
+            yield from _tensors(below)
+
+
+def _storages(tensors: Iterable[Tensor | None]) -> dict[int, int]:
+    """Address -> bytes, each storage once."""
+    found = {}
+    for tensor in tensors:
+        if tensor is not None:
+            storage = tensor.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return found
