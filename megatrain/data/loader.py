@@ -50,8 +50,8 @@ def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: in
 class TrainLoader:
     """Reads one data-parallel rank's batches ahead, in threads, and counts those that were consumed.
 
-    Under tensor parallelism every rank of a group has a loader of the same data rank and reads the same: that costs no
-    more than sending it around (benchmarks/results/data.md), happens ahead of time, and needs no collective.
+    Under tensor parallelism every rank of a group has a loader of the same data rank and reads the same: that takes
+    about as long as sending it around (benchmarks/results/data.md), happens ahead of time, and needs no collective.
 
     Args:
         data: the configuration's section.
