@@ -72,6 +72,7 @@ def begin(run: RunDir, *, ranks: int, nodes: list[str], job: str | None = None) 
             started=time.time(),
             start_step=newest_step(run),
         )
+        (run.outcomes / f"{len(attempts)}.json").unlink(missing_ok=True)  # of a history that somebody deleted
         write_attempts(run, [*attempts, start])
         return len(attempts)
 
@@ -128,7 +129,7 @@ def end(run: RunDir, index: int, code: int, job: str) -> int:
     if any(state.state.startswith("CANCELLED") for state in slurm_clients.job_states([job]).values()):
         print("megatrain: cancelled; not queued again", flush=True)
         return ending.exit_code
-    excluded = unreliable_nodes(attempts)
+    excluded = unreliable_nodes(attempts, book.submitted)
     without = f", without {', '.join(excluded)}" if excluded else ""
     print(f"megatrain: {words}{without}", flush=True)
     slurm_clients.requeue(job, exclude=excluded)
@@ -163,7 +164,7 @@ def living_owner(run: RunDir, attempt: Attempt, job: str | None = None) -> str |
             states = slurm_clients.active_jobs([attempt.job])
             return f"job {attempt.job} ({states[0].state})" if states and states[0].state != "PENDING" else None
         except PreflightError:
-            return f"job {attempt.job}" if _heartbeat_age(run) < _FRESH_SECONDS else None
+            return f"job {attempt.job} (Slurm does not answer)" if _heartbeat_age(run) < _FRESH_SECONDS else None
     name = f"process {attempt.pid} on {attempt.host}"
     if attempt.host == socket.gethostname():
         return name if _started_before(attempt.pid, attempt.started) else None
@@ -242,10 +243,11 @@ def _begin_job(run: RunDir) -> int:
     except PreflightError:
         write_attempts(run, attempts[:-1])
         raise
-    if bad := sorted(set(unreliable_nodes(attempts)) & set(nodes)):
+    excluded = unreliable_nodes(attempts, read_job(run).submitted)
+    if bad := sorted(set(excluded) & set(nodes)):
         write_attempts(run, attempts[:-1])
         print(f"megatrain: {', '.join(bad)} failed twice; queued again without", file=sys.stderr, flush=True)
-        slurm_clients.requeue(job, exclude=unreliable_nodes(attempts))
+        slurm_clients.requeue(job, exclude=excluded)
         return ExitCode.STOPPED
     print(index)
     return ExitCode.DONE

@@ -39,7 +39,7 @@ def submit(
 
     Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
     """
-    from launcher import jobs, preflight, slurm
+    from launcher import jobs, preflight, slurm, slurm_clients
     from launcher.plan import resolve
     from launcher.report import headline
     from launcher.run_files import prepare_run, run_folder
@@ -50,10 +50,10 @@ def submit(
     if found.report:
         resolved, plan = resolve(found.config, found.report.chosen), found.report.chosen
         script = slurm.render(resolved, run_folder(resolved), plan, profile=profile)
-        if not dry_run:
+        if not dry_run or slurm_clients.answers():
             found.findings.extend(jobs.findings(script, run_folder(resolved)))
-    if as_json:
-        print(json.dumps(found.to_json() | {"script": script}, indent=2), flush=True)
+    if as_json and (dry_run or found.errors):
+        print(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
     elif dry_run and script:
         print(script, end="", flush=True)
     _warn([] if as_json else [finding.text for finding in found.warnings])
@@ -64,6 +64,7 @@ def submit(
     run = prepare_run(found.config, report.chosen)
     handed_in = jobs.submit(script, run, chain=chain)
     if as_json:
+        print(json.dumps(found.to_json() | {"script": script, "jobs": handed_in}, indent=2))
         return
     print(headline(resolved, report.chosen))
     needed = preflight.jobs_needed(resolved, report.chosen)

@@ -31,11 +31,11 @@ def findings(script: str, run: RunDir) -> list[Finding]:
 def busy_with(run: RunDir) -> str | None:
     """The job that waits or runs, or the process that trains it, in words.
 
-    Raises:
-        PreflightError: Slurm does not answer.
+    Where no Slurm answers, the run's own files say.
     """
-    for job in slurm_clients.active_jobs(read_job(run).jobs):
-        return f"job {job.id} ({job.state})"
+    with suppress(PreflightError):
+        for job in slurm_clients.active_jobs(read_job(run).jobs):
+            return f"job {job.id} ({job.state})"
     attempts = read_attempts(run)
     return living_owner(run, attempts[-1]) if attempts else None
 

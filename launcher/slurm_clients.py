@@ -68,6 +68,14 @@ def present() -> bool:
     return shutil.which("squeue") is not None
 
 
+def answers() -> bool:
+    """Whether there is a Slurm here that could take a job."""
+    try:
+        return " UP" in client("scontrol", "ping")
+    except PreflightError:
+        return False
+
+
 def submit(script: str, run: RunDir, *, after: str | None = None) -> str:
     """Write RUN/job.sbatch and hand it to sbatch; the job's id.
 

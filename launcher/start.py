@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.attempt import attempted
 from launcher.hosts import Host, parse_hosts, read_hostfile, run_hosts
+from launcher.jobs import busy_with
 from launcher.local import Place, run_ranks
 from launcher.plan import PlanReport, resolve
 from launcher.run_files import is_finetune, prepare_run, run_folder
@@ -80,6 +81,10 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
         _wait_for_folder(run.config, config_file.dump(resolve(config, report.chosen)))
         return run_ranks(
             run, ranks // where.nodes, module=module, resume=resume, device=device, place=_place(where, ranks)
+        )
+    if busy := busy_with(run_folder(config)):  # before a file of the run that it has is changed
+        raise PreflightError(
+            f"{run_folder(config)}: {busy} has it already. Stop it: megatrain stop {run_folder(config)}"
         )
     run = prepare_run(config, report.chosen, resume=resume)
     if where.hosts is not None:

@@ -152,6 +152,8 @@ def _state(run: RunDir, attempts: list[Attempt], jobs: list[JobState], total_ste
         return "finished", ""
     if last is None:
         return "prepared", "not started yet"
+    if last.ended is None and read_job(run).stop:
+        return "stopped", f"as asked; megatrain resubmit {run} goes on"
     if last.ended is None:
         return "lost", f"it ended without a word; megatrain resubmit {run}, or train it again"
     if last.exit_code in (ExitCode.STOPPED, ExitCode.DONE):

@@ -100,9 +100,9 @@ def fruitless(attempts: list[Attempt], since: float = 0.0) -> int:
     return count
 
 
-def unreliable_nodes(attempts: list[Attempt]) -> list[str]:
+def unreliable_nodes(attempts: list[Attempt], since: float = 0.0) -> list[str]:
     """Nodes that were named in two failures or more."""
-    failures = [node for attempt in attempts for node in attempt.failed_nodes]
+    failures = [node for attempt in attempts if attempt.started >= since for node in attempt.failed_nodes]
     return sorted({node for node in failures if failures.count(node) >= 2})
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 SLOW = {"cuda": 1.5, "cpu": 5.0}  # times the median: equal GPUs differ by a few percent, CPUs that others use by much
+_NOISE_SECONDS = {"cuda": 2e-4, "cpu": 0.05}  # and by so much: a moment on a shared core is no fault
 _MATMUL = {"cuda": 8192, "cpu": 384}  # rows and columns
 _MESSAGE_BYTES = {"cuda": 64 << 20, "cpu": 1 << 20}
 _REPEATS = 5
@@ -57,14 +58,15 @@ def check_health(group: dist.ProcessGroup, device: torch.device) -> list[str]:
     )
     found: list[Measurement] = [mine] * len(now)
     dist.all_gather_object(found, mine, group=group)
-    return amiss(found, SLOW[device.type])
+    return amiss(found, SLOW[device.type], _NOISE_SECONDS[device.type])
 
 
-def amiss(found: Sequence[Measurement], slow: float) -> list[str]:
+def amiss(found: Sequence[Measurement], slow: float, noise: float = 0.0) -> list[str]:
     """What is wrong with these measurements, in sentences that name rank and host.
 
     Args:
         slow: times the median. A slow link shows at both its ends.
+        noise: seconds over the median that mean nothing.
     """
     said = [f"rank {one.rank} on {one.host}: {complaint}" for one in found for complaint in one.complaints]
     for what, seconds in (
@@ -79,7 +81,7 @@ def amiss(found: Sequence[Measurement], slow: float) -> list[str]:
             f"rank {one.rank} on {one.host}: its {what} takes {own / usual:.1f} times the median "
             f"({own * 1e3:.1f} ms against {usual * 1e3:.1f} ms)"
             for one, own in zip(found, seconds, strict=True)
-            if own > slow * usual
+            if own > slow * usual and own - usual > noise
         ]
     skewed = {one.host: one.clock_offset for one in found if abs(one.clock_offset) > _SKEW_SECONDS}
     said += [f"{host}: its clock is {offset:+.0f} s off that of {found[0].host}" for host, offset in skewed.items()]

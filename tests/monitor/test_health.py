@@ -22,6 +22,12 @@ def test_a_slow_rank_is_named():
     assert amiss(found, 1.5) == ["rank 5 on node2: its matmul takes 2.0 times the median (2000.0 ms against 1000.0 ms)"]
 
 
+def test_a_moment_is_no_fault():
+    found = [measured(rank, matmul=0.010 if rank == 5 else 0.001) for rank in range(8)]
+    assert len(amiss(found, 5.0)) == 1
+    assert amiss(found, 5.0, noise=0.05) == []
+
+
 def test_of_two_ranks_the_slower_one_is_named():
     (said,) = amiss([measured(0), measured(1, matmul=3.0)], 1.5)
     assert said.startswith("rank 1 on node0")

@@ -133,6 +133,8 @@ def test_a_second_submission_of_a_run_is_refused(cluster, submit):
     assert f"is being trained by job {job.id}" in (job.run.logs / f"slurm-{second}.log").read_text()
     assert cluster.job(job.id)["JobState"] == "RUNNING"
     jobs.stop(job.run, now=True)
+    cluster.wait_for(job.id, "CANCELLED")
+    assert status(job.run).state in ("stopped", "finished")
 
 
 def test_a_chain_goes_on_until_the_run_is_done_and_takes_back_what_is_left(cluster, submit):

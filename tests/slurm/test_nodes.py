@@ -64,7 +64,15 @@ def test_a_node_that_failed_twice_is_left_out(cluster, submit):
     bad = nodes_of(cluster, job)[0]
     (now,) = read_attempts(job.run)
     past = Attempt(
-        job="1", host="x", pid=1, ranks=4, started=0.0, start_step=0, ended=1.0, end_step=0, failed_nodes=[bad]
+        job="1",
+        host="x",
+        pid=1,
+        ranks=4,
+        started=now.started,
+        start_step=0,
+        ended=now.started,
+        end_step=0,
+        failed_nodes=[bad],
     )
     write_attempts(job.run, [replace(now, ended=time.time(), failed_nodes=[]), past, past])
     subprocess.run(["scontrol", "requeue", job.id], check=True, timeout=30)  # as after a node failure
