@@ -37,7 +37,7 @@ def step(model=MPT_7B, hardware="h100-sxm", ranks_per_node=8, length=2048, **cha
 @pytest.mark.parametrize(
     ("rows", "median", "largest"),
     [([row for row in ROWS if row.fitted], 0.05, 0.12), (ROWS, 0.10, 0.20)],
-    ids=["looked at", "all"],
+    ids=["used to choose the constants", "all"],
 )
 def test_published_runs(rows, median, largest):
     """benchmarks/published.py: as near as docs/planning.md says, and as near as is promised."""
