@@ -97,8 +97,8 @@ def _error(pair: Pair) -> float:
 
 
 def _time(rows: Sequence[Published]) -> list[str]:
-    lines = ["## Time: published runs", *_summary("looked at when the constants were chosen", rows, fitted=True)]
-    lines += [*_summary("not looked at then", rows, fitted=False), ""]
+    lines = ["## Time: published runs", *_summary("used to choose the constants", rows, fitted=True)]
+    lines += [*_summary("not used for it", rows, fitted=False), ""]
     lines += [
         "| run | source | published tokens/s a GPU | predicted | error of the step time |",
         "|---|---|--:|--:|--:|",
@@ -109,7 +109,7 @@ def _time(rows: Sequence[Published]) -> list[str]:
             f"| {row.name}{mark} | {row.source} | {row.tokens_per_second_per_gpu:,.0f} | {row.predicted:,.0f} | "
             f"{row.error:+.1%} |"
         )
-    return [*lines, "", "`*` not looked at when the constants were chosen."]
+    return [*lines, "", "`*` not used to choose the constants."]
 
 
 def _summary(what: str, rows: Sequence[Published], *, fitted: bool) -> list[str]:

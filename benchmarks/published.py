@@ -26,7 +26,7 @@ class Published:
     # what no layout of megatrain has
     pipeline_bubble: float = 0.0  # idle share of a pipeline: (p - 1) / (v·m)
     recomputed_matmuls: float = 0.0  # share of the blocks' matmuls that are made again
-    fitted: bool = True  # whether it was looked at when the constants were chosen
+    fitted: bool = True  # whether it was used to choose the constants
 
     @property
     def predicted(self) -> float:
@@ -241,7 +241,7 @@ ROWS = [
         tokens_per_second_per_gpu=_rate(GPT3, 4096, 0.42, full_attention=True),
         **GPT3_96,
     ),
-    # not looked at when the constants were chosen
+    # not used to choose the constants
     _titan("Llama-3-8B, 128 × H100 500 W, eager", 128, False, 5605, 3, fitted=False),
     _titan("Llama-3-8B, 128 × H100 500 W, compiled", 128, True, 6514, 3, fitted=False),
     _kempner(

@@ -12,9 +12,7 @@ from launcher.layout import Layout
 from launcher.zero import local_parameters, number_bytes
 from megatrain.config import ModelSection
 
-ATTENTION_RATE = (
-    0.55  # flash attention over a large matmul's rate: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
-)
+ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 ZERO3_OVERLAP = 0.6  # the share of ZeRO-3's traffic that prefetching hides, at most

@@ -34,12 +34,16 @@ def step(model=MPT_7B, hardware="h100-sxm", ranks_per_node=8, length=2048, **cha
     )
 
 
-def test_published_runs():
-    """benchmarks/published.py: none of them by more than 20%, half of them by no more than 10%."""
-    for rows in ([row for row in ROWS if row.fitted], ROWS):
-        errors = sorted(abs(row.error) for row in rows)
-        assert errors[len(errors) // 2] <= 0.10
-        assert errors[-1] <= 0.20, max(rows, key=lambda row: abs(row.error)).name
+@pytest.mark.parametrize(
+    ("rows", "median", "largest"),
+    [([row for row in ROWS if row.fitted], 0.05, 0.12), (ROWS, 0.10, 0.20)],
+    ids=["used to choose the constants", "all"],
+)
+def test_published_runs(rows, median, largest):
+    """benchmarks/published.py: as near as docs/planning.md says, and as near as is promised."""
+    errors = sorted(abs(row.error) for row in rows)
+    assert errors[len(errors) // 2] <= median
+    assert errors[-1] <= largest, max(rows, key=lambda row: abs(row.error)).name
 
 
 def test_the_parts_add_up_and_none_is_negative():
