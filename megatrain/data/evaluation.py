@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from megatrain.config import Source
+from megatrain.config import ReadingSection, Source
 from megatrain.data.batch import IGNORE_INDEX, Batch, Row, assemble, without_targets
 from megatrain.data.sources import OpenSources
 
@@ -16,6 +16,7 @@ class EvaluationLoader:
             one that is shorter gives all it has.
         micro_batch_size: sequences a rank holds at once.
         data_rank, data_size: this rank among the data-parallel ones.
+        reading: how patiently to read.
 
     Every rank yields the same number of batches. A sequence too many, where the rows do not fill the last batches, has
     labels of IGNORE_INDEX only: weigh losses by their number of targets.
@@ -33,8 +34,10 @@ class EvaluationLoader:
         micro_batch_size: int,
         data_rank: int,
         data_size: int,
+        reading: ReadingSection | None = None,
     ) -> None:
-        self._sources = OpenSources(data_sources, sequence_length, with_ends=not attend_across_documents)
+        with_ends = not attend_across_documents
+        self._sources = OpenSources(data_sources, sequence_length, with_ends=with_ends, reading=reading)
         self._sequence_length = sequence_length
         self._across = attend_across_documents
         self._rows = self._choose(sequences)

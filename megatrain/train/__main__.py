@@ -37,6 +37,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
             micro_batch_size=micro_batch_size,
             data_rank=mesh.data_rank,
             data_size=mesh.data_parallel,
+            reading=data.reading,
         )
 
     parts, position = build(
