@@ -125,6 +125,8 @@ def leave(code, error):
     os._exit(code)
 
 def stop(number, frame):
+    for other in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
+        signal.signal(other, signal.SIG_IGN)  # the first one counts
     save(run.steps()[-1] + 1 if run.steps() else 1)
     time.sleep(0.3 * rank)  # the ranks do not end together
     leave(75, signal.Signals(number).name)

@@ -71,7 +71,7 @@ def test_a_node_that_failed_twice_is_left_out(cluster, submit):
         started=now.started,
         start_step=0,
         ended=now.started,
-        end_step=0,
+        end_step=1,
         failed_nodes=[bad],
     )
     write_attempts(job.run, [replace(now, ended=time.time(), failed_nodes=[]), past, past])
