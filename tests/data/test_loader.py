@@ -108,7 +108,7 @@ def test_sources_are_mixed_by_their_weights(make_loader):
 
 def test_the_state_is_small(make_loader, prepared):
     sources = tuple(Source(path=str(prepared)) for _ in range(64))
-    far = 10**15
+    far = 10**15 - 64  # the largest that a configuration may say
     stages = tuple(StageSection(from_sample=far + number, sequence_length=16) for number in range(32))
     bad = tuple(QuarantinedBlock(path=str(prepared), block=0, from_sample=far + number) for number in range(32))
     state = make_loader(train=sources, stages=stages, quarantine=bad).state_dict()
