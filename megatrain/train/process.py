@@ -79,7 +79,8 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
     them. Only rank 0 prints a user's error: every rank finds the same. The first to end otherwise than well leaves
     RUN/outcomes/ATTEMPT.json, before the others can notice that it is gone.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
+    # names that torch 2.13 renamed and 2.11 has: DeepSpeed and we still call them by the old ones
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed")
     try:
         work()
         if dist.is_initialized():
