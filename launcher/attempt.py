@@ -10,12 +10,13 @@ submit → queue → begin ─ claim the run, close what was lost → srun … �
 
 import argparse
 import os
+import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from launcher import slurm_clients
 from launcher.job_file import JobFile, read_job, update_job
@@ -38,8 +39,18 @@ from megatrain.monitor.attempts import (
 from megatrain.run_dir import RunDir
 
 _MISTAKES = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # another start would repeat them
+# Errors of one machine, as CUDA, NCCL and the kernel word them. Illegal accesses and assertions are a program's.
+_OF_A_NODE = re.compile(
+    r"uncorrectable|hardware stack error|unspecified launch failure|launch timed out|no CUDA-capable device|"
+    r"busy or unavailable|system not yet initialized|initialization error|CUDA driver|fallen off the bus|GPU is lost|"
+    r"unhandled system error|Input/output error|Stale file handle|No space left on device|Bus error",
+    re.IGNORECASE,
+)
 _FRESH_SECONDS = 60.0  # a heartbeat younger than this is of a run that lives
 _COMPLETING_SECONDS = 60.0  # how long the job before this one may take to end
+_AWAY_SECONDS, _ASK_AGAIN_SECONDS = 1800.0, 5.0  # how long a controller that is away is waited for, and how often asked
+
+_T = TypeVar("_T")
 
 
 class Verdict(NamedTuple):
@@ -59,7 +70,8 @@ def begin(run: RunDir, *, ranks: int, nodes: list[str], job: str | None = None) 
     with locked(run):
         attempts = read_attempts(run)
         if attempts and attempts[-1].ended is None:
-            if owner := living_owner(run, attempts[-1], job):
+            states = slurm_clients.ask(filter(None, [attempts[-1].job]))
+            if owner := living_owner(run, attempts[-1], states, job):
                 raise PreflightError(f"{run}: is being trained by {owner}. Stop that first: megatrain stop {run}")
             _close_lost(run, attempts)
             attempts = read_attempts(run)
@@ -106,10 +118,15 @@ def verdict(
     return Verdict(True, ExitCode.STOPPED if stopped else failed, f"{what}; queued again{cause}")
 
 
+def node_is_to_blame(outcome: Outcome) -> bool:
+    """Whether this failure speaks against its node: a bug of the program shows anywhere, and so does a lost peer."""
+    return outcome.exit_code == ExitCode.CRASH and _OF_A_NODE.search(outcome.error) is not None
+
+
 def end(run: RunDir, index: int, code: int, job: str) -> int:
     """Close the attempt, and queue the job again or say a last word. Returns the job's exit code."""
     config, book, outcome = config_file.load(run.config), read_job(run), read_outcome(run, index)
-    blamed = [outcome.host] if outcome and outcome.exit_code == ExitCode.CRASH and "hung:" not in outcome.error else []
+    blamed = [outcome.host] if outcome and node_is_to_blame(outcome) else []
     error = outcome.error if outcome and outcome.exit_code != ExitCode.STOPPED else None
     with locked(run):
         said = outcome.exit_code if outcome else code
@@ -117,22 +134,22 @@ def end(run: RunDir, index: int, code: int, job: str) -> int:
     attempts = read_attempts(run)
     ending = verdict(config, attempts, attempt, outcome, code, book)
     words = ending.words.replace("RUN", str(run))
-    later = [state.id for state in _active_or_none([other for other in book.jobs if other != job])]
+    others = [other for other in book.jobs if other != job]
     if not ending.requeue:
         print(f"megatrain: {words}", flush=True)
-        if later:
-            slurm_clients.cancel(later)
+        slurm_clients.cancel(state.id for state in slurm_clients.active(slurm_clients.ask(others), others))
         return ending.exit_code
-    if later:  # a chain: the next job goes on
-        print(f"megatrain: {words.replace('queued again', f'job {later[0]} goes on')}", flush=True)
+    states = _patiently(lambda: slurm_clients.job_states([job, *others]))
+    if later := slurm_clients.active(states, others):  # a chain: the next job goes on
+        print(f"megatrain: {words.replace('queued again', f'job {later[0].id} goes on')}", flush=True)
         return ending.exit_code
-    if any(state.state.startswith("CANCELLED") for state in slurm_clients.job_states([job]).values()):
+    if job in states and states[job].state.startswith("CANCELLED"):
         print("megatrain: cancelled; not queued again", flush=True)
         return ending.exit_code
     excluded = unreliable_nodes(attempts, book.submitted)
     without = f", without {', '.join(excluded)}" if excluded else ""
     print(f"megatrain: {words}{without}", flush=True)
-    slurm_clients.requeue(job, exclude=excluded)
+    _patiently(lambda: slurm_clients.requeue(job, exclude=excluded))
     return ending.exit_code
 
 
@@ -153,18 +170,21 @@ def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[int], int
     return code
 
 
-def living_owner(run: RunDir, attempt: Attempt, job: str | None = None) -> str | None:
-    """Who trains the run now, in words; None when nobody does, or `job` itself was requeued."""
-    if attempt.ended is not None:
+def living_owner(
+    run: RunDir, attempt: Attempt, states: Mapping[str, slurm_clients.JobState] | None, job: str | None = None
+) -> str | None:
+    """Who trains the run now, in words; None when nobody does, or `job` itself was requeued.
+
+    Args:
+        states: what Slurm says of the attempt's job; None where it does not answer.
+    """
+    if attempt.ended is not None or (attempt.job is not None and attempt.job == job):
         return None
+    if attempt.job is not None and states is None:
+        return f"job {attempt.job} (Slurm does not answer)" if _heartbeat_age(run) < _FRESH_SECONDS else None
     if attempt.job is not None:
-        if attempt.job == job:
-            return None
-        try:
-            states = slurm_clients.active_jobs([attempt.job])
-            return f"job {attempt.job} ({states[0].state})" if states and states[0].state != "PENDING" else None
-        except PreflightError:
-            return f"job {attempt.job} (Slurm does not answer)" if _heartbeat_age(run) < _FRESH_SECONDS else None
+        running = [state for state in slurm_clients.active(states, [attempt.job]) if state.state != "PENDING"]
+        return f"job {attempt.job} ({running[0].state})" if running else None
     name = f"process {attempt.pid} on {attempt.host}"
     if attempt.host == socket.gethostname():
         return name if _started_before(attempt.pid, attempt.started) else None
@@ -197,16 +217,28 @@ def _wait_for_predecessor(run: RunDir, job: str) -> None:
     deadline = time.monotonic() + _COMPLETING_SECONDS
     while time.monotonic() < deadline:
         others = [other for other in read_job(run).jobs if other != job]
-        if not any(state.state == "COMPLETING" for state in _active_or_none(others)):
+        if not any(state.state == "COMPLETING" for state in slurm_clients.active(slurm_clients.ask(others), others)):
             return
         time.sleep(1.0)
 
 
-def _active_or_none(jobs: list[str]) -> list[slurm_clients.JobState]:
-    try:
-        return slurm_clients.active_jobs(jobs)
-    except PreflightError:
-        return []
+def _patiently(ask: Callable[[], _T]) -> _T:
+    """What Slurm answers, also when its controller is just being restarted.
+
+    Raises:
+        PreflightError: it refuses, or is away for too long.
+    """
+    deadline, said = time.monotonic() + _AWAY_SECONDS, False
+    while True:
+        try:
+            return ask()
+        except slurm_clients.NoAnswerError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not said:
+                print(f"megatrain: {error}; asking again for {_AWAY_SECONDS / 60:.0f} minutes", flush=True)
+            said = True
+            time.sleep(_ASK_AGAIN_SECONDS)
 
 
 def _heartbeat_age(run: RunDir) -> float:

@@ -10,6 +10,7 @@ from megatrain.data.manifest import read_manifest
 from megatrain.errors import ConfigError, DataError
 from megatrain.run_dir import RunDir, parse_step
 
+SHORTEST_EXAMPLE = 2  # tokens
 VOCABULARY_MULTIPLE = 128  # so that it divides over tensor-parallel ranks, and fills matmul tiles
 
 
@@ -86,6 +87,10 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
             "tokenizer: the base run names none; add `tokenizer: {path: …}`, the one its data was made with."
         )
     length = config.finetune.sequence_length or base.sequence_length
+    if length < SHORTEST_EXAMPLE:
+        raise ConfigError(
+            f"finetune.sequence_length: {length}: must be at least {SHORTEST_EXAMPLE}: a token to learn follows another."
+        )
     finetune = config.finetune.model_copy(update={"sequence_length": length})
     if found["model"].vocab_size == AUTO:
         found["model"] = _with_vocabulary(found["model"], tokenizer_vocabulary(found["tokenizer"].path))

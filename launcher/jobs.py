@@ -33,11 +33,11 @@ def busy_with(run: RunDir) -> str | None:
 
     Where no Slurm answers, the run's own files say.
     """
-    with suppress(PreflightError):
-        for job in slurm_clients.active_jobs(read_job(run).jobs):
-            return f"job {job.id} ({job.state})"
-    attempts = read_attempts(run)
-    return living_owner(run, attempts[-1]) if attempts else None
+    jobs, attempts = read_job(run).jobs, read_attempts(run)
+    states = slurm_clients.ask({*jobs, *filter(None, (attempt.job for attempt in attempts[-1:]))})
+    for job in slurm_clients.active(states, jobs):
+        return f"job {job.id} ({job.state})"
+    return living_owner(run, attempts[-1], states) if attempts else None
 
 
 def submit(script: str, run: RunDir, *, chain: int = 1) -> list[str]:
@@ -60,12 +60,11 @@ def stop(run: RunDir, *, now: bool) -> str:
     Raises:
         PreflightError: nothing trains it, or it runs where this machine cannot reach it.
     """
-    book = read_job(run)
-    active = slurm_clients.active_jobs(book.jobs) if book.jobs else []
-    if active:
+    jobs, attempts = read_job(run).jobs, read_attempts(run)
+    states = slurm_clients.job_states(jobs)
+    if active := slurm_clients.active(states, jobs):
         return _stop_jobs(run, active, now=now)
-    attempts = read_attempts(run)
-    if not attempts or not (owner := living_owner(run, attempts[-1])):
+    if not attempts or not (owner := living_owner(run, attempts[-1], states)):
         raise PreflightError(f"{run}: nothing trains it; there is nothing to stop.")
     last = attempts[-1]
     if last.host != socket.gethostname():

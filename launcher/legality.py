@@ -20,7 +20,7 @@ class Run:
     world_size: int
     ranks_per_node: int
     global_batch_size: int
-    sequence_length: int
+    sequence_lengths: tuple[int, ...]  # the run's, and those that stages of its curriculum cut it into
 
 
 Choice = Mapping[str, Any]  # fields of a Layout, as far as they are decided
@@ -95,9 +95,10 @@ def _sequence_needs_tensor(run: Run, choice: Choice) -> str | None:
 
 
 def _sequence_divides(run: Run, choice: Choice) -> str | None:
-    tensor, length = choice["tensor_parallel"], run.sequence_length
-    if choice["sequence_parallel"] and length % tensor:
-        return f"tensor_parallel={tensor} does not divide the sequence length ({length}), as sequence_parallel asks"
+    tensor = choice["tensor_parallel"]
+    odd = [length for length in run.sequence_lengths if length % tensor]
+    if choice["sequence_parallel"] and odd:
+        return f"tensor_parallel={tensor} does not divide the sequence length ({odd[0]}), as sequence_parallel asks"
     return None
 
 

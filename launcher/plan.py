@@ -14,7 +14,7 @@ from launcher.inputs import resolve_inputs
 from launcher.layout import ActivationCheckpointing, Layout
 from launcher.legality import Run, problem
 from launcher.memory import USABLE, MemoryEstimate, estimate_memory, fits
-from megatrain.config import AUTO, Config, ModelSection
+from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
 from megatrain.errors import ConfigError, PreflightError
 
 # Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
@@ -184,7 +184,7 @@ class _Planner:
             world_size=self.world_size,
             ranks_per_node=self.ranks_per_node,
             global_batch_size=config.training.global_batch_size,
-            sequence_length=config.sequence_length,
+            sequence_lengths=(config.sequence_length, *_stage_lengths(config)),
         )
         self.rejected: list[Rejected] = []
         self._check_cluster()
@@ -303,6 +303,12 @@ class _Planner:
             fix += f", use more than {self.world_size} ranks, shorten the sequence, or take hardware with more than "
             fix += f"{hardware.memory_bytes / GIB:.0f} GiB"
         return f"no layout of this run on {run} is legal and fits. {fix}.\n{misses}"
+
+
+def _stage_lengths(config: Config) -> list[int]:
+    """Of the sequences that stages of the curriculum cut samples into."""
+    stages = config.data.stages if isinstance(config, PretrainConfig) else ()
+    return [stage.sequence_length for stage in stages if stage.sequence_length is not None]
 
 
 def _rank(plan: Plan, hardware: Hardware) -> tuple[bool, float]:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -27,7 +27,12 @@ ENDED = (
     "BOOT_FAIL",
     "DEADLINE",
 )
+_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted")  # libslurm's words
 DOWN = ("down", "drain", "fail", "unknown", "boot", "power", "maint", "inval")  # how the words for a node's state begin
+
+
+class NoAnswerError(PreflightError):
+    """The controller is away: it may be back in a minute."""
 
 
 class JobState(NamedTuple):
@@ -47,7 +52,8 @@ def client(*command: str, text: str | None = None) -> str:
     """Run a Slurm client under a time-out; its standard output, or its errors where it says nothing else.
 
     Raises:
-        PreflightError: it is missing, does not answer in time, or fails.
+        NoAnswerError: there is no answer, in time or at all.
+        PreflightError: it is missing, or fails.
     """
     name = command[0]
     if shutil.which(name) is None:
@@ -57,9 +63,10 @@ def client(*command: str, text: str | None = None) -> str:
     except subprocess.TimeoutExpired as error:
         said = _joined(name, error.stderr)  # sbatch tries again for minutes when the queue is full, and says so
         fix = f"It said: {said}" if said else "Try `scontrol ping`."
-        raise PreflightError(f"{name}: no answer from Slurm in {TIMEOUT_SECONDS:.0f} s. {fix}") from None
+        raise NoAnswerError(f"{name}: no answer from Slurm in {TIMEOUT_SECONDS:.0f} s. {fix}") from None
     if done.returncode:
-        raise PreflightError(f"{name}: {_joined(name, done.stderr) or f'failed with {done.returncode}'}")
+        said = _joined(name, done.stderr) or f"failed with {done.returncode}"
+        raise (NoAnswerError if any(words in said for words in _AWAY) else PreflightError)(f"{name}: {said}")
     return done.stdout or done.stderr
 
 
@@ -121,11 +128,18 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
     return found
 
 
-def active_jobs(jobs: Iterable[str]) -> list[JobState]:
-    """Those that run or wait, in the order given. See `job_states`."""
-    jobs = list(jobs)
-    states = job_states(jobs)
-    return [states[job] for job in jobs if job in states and states[job].active]
+def ask(jobs: Iterable[str]) -> dict[str, JobState] | None:
+    """As `job_states`; None where there is no Slurm, or no answer."""
+    try:
+        return job_states(jobs)
+    except PreflightError:
+        return None
+
+
+def active(states: Mapping[str, JobState] | None, jobs: Iterable[str]) -> list[JobState]:
+    """Of these jobs, those that run or wait, in the order given."""
+    known = states or {}
+    return [known[job] for job in jobs if job in known and known[job].active]
 
 
 def nodes_down(nodes: Iterable[str]) -> list[str]:

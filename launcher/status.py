@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ from launcher.attempt import living_owner
 from launcher.job_file import read_job
 from launcher.slurm_clients import JobState
 from megatrain import config_file
-from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.monitor.attempts import Attempt, last_error, newest_step, read_attempts, read_heartbeat
 from megatrain.monitor.formatting import duration, quantity
 from megatrain.monitor.metrics import read_metrics
 from megatrain.run_dir import RunDir
 
+States = Mapping[str, JobState] | None  # of Slurm's jobs; None: it does not answer
 _RECENT = 5  # reports that the rate is taken over
 
 
@@ -47,9 +50,22 @@ class Status:
 
 def status(run: RunDir) -> Status:
     """Raises MegatrainError when the folder holds no run that can be read."""
+    return _status(run, slurm_clients.ask(_jobs(run)))
+
+
+def all_statuses(folder: Path) -> list[Status]:
+    """Of every run in a folder that can be read. Slurm is asked once."""
+    runs, found = runs_in(folder), []
+    states = slurm_clients.ask({job for run in runs for job in _jobs(run)})
+    for run in runs:
+        with suppress(MegatrainError):
+            found.append(_status(run, states))
+    return found
+
+
+def _status(run: RunDir, states: States) -> Status:
     config, attempts, rows = config_file.load(run.config), read_attempts(run), _rows(run)
-    jobs = _jobs(run)
-    state, detail = _state(run, attempts, jobs, config.total_steps)
+    state, detail = _state(run, attempts, states, config.total_steps)
     steps = [row for row in rows if row.get("step_seconds")]
     beat = read_heartbeat(run)
     step = max(
@@ -61,7 +77,7 @@ def status(run: RunDir) -> Status:
         run=str(run),
         state=state,
         detail=detail,
-        jobs=[job._asdict() for job in jobs],
+        jobs=[job._asdict() for job in slurm_clients.active(states, read_job(run).jobs)],
         step=step,
         total_steps=config.total_steps,
         loss=steps[-1]["loss"] if steps else None,
@@ -129,14 +145,13 @@ def table(many: list[Status]) -> list[str]:
     return [line(one).rstrip() for one in many]
 
 
-def _jobs(run: RunDir) -> list[JobState]:
-    try:
-        return slurm_clients.active_jobs(read_job(run).jobs)
-    except PreflightError:  # no Slurm here, or no answer: the files of the run say enough
-        return []
+def _jobs(run: RunDir) -> set[str]:
+    """Every job that may have the run now."""
+    return {*read_job(run).jobs, *filter(None, (attempt.job for attempt in read_attempts(run)[-1:]))}
 
 
-def _state(run: RunDir, attempts: list[Attempt], jobs: list[JobState], total_steps: int) -> tuple[str, str]:
+def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: int) -> tuple[str, str]:
+    jobs = slurm_clients.active(states, read_job(run).jobs)
     beat = read_heartbeat(run)
     doing = beat.activity if beat and beat.attempt == len(attempts) - 1 else ""
     for job in jobs:
@@ -146,7 +161,7 @@ def _state(run: RunDir, attempts: list[Attempt], jobs: list[JobState], total_ste
         start = f", expected {job.start}" if (job := jobs[0]).start not in ("", "N/A") else ""
         return "pending", f"job {job.id} ({job.reason}{start})"
     last = attempts[-1] if attempts else None
-    if last and (owner := living_owner(run, last)):
+    if last and (owner := living_owner(run, last, states)):
         return "running", ", ".join(filter(None, (owner, doing)))
     if newest_step(run) >= total_steps:
         return "finished", ""
@@ -166,14 +181,3 @@ def _rows(run: RunDir) -> list[dict[str, Any]]:
         return read_metrics(run.metrics)
     except DataError:
         return []
-
-
-def all_statuses(folder: Path) -> list[Status]:
-    """Of every run in a folder that can be read."""
-    found = []
-    for run in runs_in(folder):
-        try:
-            found.append(status(run))
-        except MegatrainError:
-            continue
-    return found

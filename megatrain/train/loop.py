@@ -55,17 +55,18 @@ def train(parts: Parts, start_step: int) -> None:
     total, step = config.total_steps, start_step
     while step < total:
         batches = parts.loader.next()
+        targets = max(1, batches.target_tokens)  # the tiniest of batches may have none
         rate = learning_rate(step, total, config.optimizer, config.schedule)
         loss = torch.zeros((), device=engine.device)
         for batch in batches.micro_batches:
-            loss += engine.accumulate(batch, batches.target_tokens)
+            loss += engine.accumulate(batch, targets)
             norm = engine.step(rate)
         step += 1
         parts.watchdog.beat("training", step)
         report.step(
             step,
             loss,
-            target_tokens=batches.target_tokens,
+            target_tokens=targets,
             grad_norm=norm,
             learning_rate=rate,
             wait=parts.loader.wait_seconds,

@@ -5,23 +5,58 @@ import multiprocessing as mp
 import os
 import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 SIZE = 4
 _TIMEOUT_SECONDS = 120
+_GRACE_SECONDS = 5  # for the others to end as well when one rank has failed
 
 
 class RankPool:
     """SIZE processes; `run` uses the first `world_size` of them as a fresh process group."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`function(*arguments)` on every rank; the results by rank. Raises what a rank raised, with its traceback."""
+        port = free_port()
+        pipes = self._pipes[:world_size]
+        for pipe in pipes:
+            pipe.send((world_size, port, function.__module__, function.__qualname__, arguments))
+        outcomes: dict[Connection, tuple[bool, Any]] = {}
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while waiting := [pipe for pipe in pipes if pipe not in outcomes]:
+            ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self._begin_again()  # ranks that wait for one that failed would be late for the next call
+                break
+            for pipe in waiting:
+                if pipe in ready:
+                    outcomes[pipe] = pipe.recv()
+                    if not outcomes[pipe][0]:
+                        deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        if failed := [outcomes[pipe][1] for pipe in pipes if pipe in outcomes and not outcomes[pipe][0]]:
+            raise AssertionError("\n".join(failed))
+        if len(outcomes) < world_size:
+            silent = [rank for rank, pipe in enumerate(pipes) if pipe not in outcomes]
+            raise TimeoutError(f"ranks {silent} of {world_size} gave no answer in {_TIMEOUT_SECONDS} s")
+        return [outcomes[pipe][1] for pipe in pipes]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _start(self) -> None:
         context = mp.get_context("spawn")
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[mp.process.BaseProcess] = []
         for rank in range(SIZE):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs, sys.path), daemon=True)
@@ -29,24 +64,9 @@ class RankPool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """`function(*arguments)` on every rank; the results by rank. Raises what a rank raised, with its traceback."""
-        port = _free_port()
-        for pipe in self._pipes[:world_size]:
-            pipe.send((world_size, port, function.__module__, function.__qualname__, arguments))
-        outcomes = []
-        for rank, pipe in enumerate(self._pipes[:world_size]):
-            if not pipe.poll(_TIMEOUT_SECONDS):
-                raise TimeoutError(f"rank {rank} of {world_size} gave no answer in {_TIMEOUT_SECONDS} s")
-            outcomes.append(pipe.recv())
-        if failed := [text for ok, text in outcomes if not ok]:
-            raise AssertionError("\n".join(failed))
-        return [value for _, value in outcomes]
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
+    def _begin_again(self) -> None:
+        self.close()
+        self._start()
 
 
 def _serve(rank: int, pipe: Connection, path: list[str]) -> None:
@@ -97,7 +117,7 @@ def _leave() -> None:
         importlib.import_module("deepspeed.runtime.zero.partition_parameters").Init.param_id = 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

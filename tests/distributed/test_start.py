@@ -1,106 +1,174 @@
-"""What the planner lets pass, starts: random small runs, planned as a user's would be, then stepped on gloo ranks."""
+"""What passes the preflight starts: random runs, as odd as a file may say, trained by the real trainer on gloo ranks.
 
+Each is started, then started again with another length, layout and batch, then fine-tuned. MEGATRAIN_STARTS=300 tries
+more of them.
+"""
+
+import contextlib
+import json
+import os
 import random
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from launcher.deepspeed_config import deepspeed_config
-from launcher.plan import make_plan, resolve
+from launcher import preflight
+from launcher.run_files import is_finetune, prepare_run
 from megatrain import config_file
-from megatrain.config import Config
+from megatrain.data.prepare import PrepareOptions, prepare
+from megatrain.data.tokenizer import train_tokenizer
 from megatrain.errors import MegatrainError
-from tests.distributed.ranks import RankPool
+from megatrain.run_dir import RunDir
+from tests.distributed.ranks import RankPool, free_port
 
 pytestmark = pytest.mark.distributed
 
-WANTED = 24
+STARTS = int(os.environ.get("MEGATRAIN_STARTS", "16"))
+BLOCK_TOKENS = 240
+BASE = """
+tokenizer: {path: tokenizer}
+data: {train: [{path: a}, {path: b}], validation: [{path: b}]}
+checkpoint: {every_steps: 2}
+monitor: {log_every_steps: 1, tensorboard: false, health_check: false}
+"""
+FINETUNE = """
+finetune: {train: [pairs.jsonl], validation: [pairs.jsonl]}
+monitor: {log_every_steps: 1, tensorboard: false, health_check: false}
+"""
+MODEL: dict[str, list[Any]] = {
+    "model.num_hidden_layers": [1, 2, 3],
+    "model.hidden_size": [8, 24, 36, 64, 72],
+    "model.num_attention_heads": [1, 2, 3, 4, 6],
+    "model.num_key_value_heads": ["null", 1, 2, 3],
+    "model.head_dim": ["null", 2, 6, 10],
+    "model.intermediate_size": [1, 2, 7, 44, 130],
+    "model.vocab_size": ["auto", "auto", 300, 301, 510],
+    "model.tie_word_embeddings": ["true", "false"],
+    "model.rms_norm_eps": ["1e-12", "0.1"],
+    "data.sequence_length": [1, 2, 15, 40, 240, 7],
+    "data.attend_across_documents": ["true", "false"],
+    "data.shuffle.mode": ["windowed", "full"],
+    "data.shuffle.lanes": [1, 3, 4096],
+    "data.train.1.weight": [0, 1, "1e-9"],
+    "data.stages": ["[]", "[]", "[{from_sample: 3, weights: [0, 1]}]", "[{from_sample: 0, sequence_length: 1}]"],
+}
+START: dict[str, list[Any]] = {
+    "training.global_batch_size": [1, 2, 4, 6, 12],
+    "training.micro_batch_size": ["auto", "auto", 1, 2, 3],
+    "training.precision": ["bf16", "fp32"],
+    "optimizer.learning_rate": ["1e-9", "6e-4", "1e-2"],
+    "optimizer.betas": ["[0.0, 0.0]", "[0.9, 0.999]"],
+    "optimizer.eps": ["1e-20", "1.0"],
+    "optimizer.weight_decay": [0, 10],
+    "optimizer.gradient_clipping": [0, "1e-6", 1],
+    "schedule.name": ["cosine", "linear", "constant"],
+    "schedule.warmup_steps": [0, 1, 2],
+    "schedule.minimum_ratio": [0, 1],
+    "evaluation.every_steps": [1, 3],
+    "evaluation.sequences": [1, 5],
+    "checkpoint.keep_last": [1, 2],
+    "parallel.tensor_parallel": ["auto", 1, 2],
+    "parallel.zero_stage": ["auto", 0, 1, 2, 3],
+    "parallel.sequence_parallel": ["auto", "true", "false"],
+    "parallel.activation_checkpointing": ["auto", "none", "selective", "full"],
+    "parallel.compile": ["false"],  # nothing that a start could fail of, and seconds each
+    "cluster.gpus_per_node": [1, 2, 4],
+}
 
 
-def random_overrides(chance: random.Random) -> list[str]:
-    """Sizes that need not divide, odd numbers, the ends of what a field allows."""
-    pick: dict[str, list[Any]] = {
-        "model.num_hidden_layers": [1, 2, 3],
-        "model.hidden_size": [8, 24, 36, 64, 72],
-        "model.num_attention_heads": [1, 2, 3, 4, 6],
-        "model.num_key_value_heads": ["null", 1, 2, 3],
-        "model.head_dim": ["null", 2, 6, 10],
-        "model.intermediate_size": [1, 2, 7, 44, 130],
-        "model.vocab_size": [2, 17, 96, 255, 256],
-        "model.tie_word_embeddings": ["true", "false"],
-        "model.rms_norm_eps": ["1e-12", "0.1"],
-        "data.sequence_length": [1, 2, 15, 32],
-        "training.global_batch_size": [1, 2, 4, 6, 12],
-        "training.micro_batch_size": ["auto", "auto", 1, 2, 3],
-        "training.precision": ["bf16", "fp32"],
-        "optimizer.betas": ["[0.0, 0.0]", "[0.9, 0.999]"],
-        "optimizer.eps": ["1e-20", "1.0"],
-        "optimizer.weight_decay": [0, 10],
-        "optimizer.gradient_clipping": [0, "1e-6", 1],
-        "parallel.tensor_parallel": ["auto", 1, 2],
-        "parallel.zero_stage": [0, 1, 2, 3],
-        "parallel.sequence_parallel": ["auto", "true", "false"],
-        "parallel.activation_checkpointing": ["none", "selective", "full"],
-        "cluster.gpus_per_node": [1, 2, 4],
-    }
-    return [f"{field}={chance.choice(values)}" for field, values in pick.items()]
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    chance = random.Random(1)
+    for name in "ab":
+        texts = (" ".join(chance.choices(["the", "of", "and", "to", "in"], k=60)) for _ in range(60))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train_tokenizer([str(folder / "a.jsonl")], folder / "tokenizer", 300)
+    for name in "ab":
+        options = {"tokenizer": folder / "tokenizer", "block_tokens": BLOCK_TOKENS}
+        prepare(PrepareOptions(inputs=[str(folder / f"{name}.jsonl")], out=folder / name, **options))
+    pairs = ({"prompt": f"{number} and", "response": f" then {number + 1}"} for number in range(40))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
 
 
-def passing_runs() -> list[tuple[Config, int]]:
-    """Resolved configurations and their ranks; the same ones each time."""
-    chance, found = random.Random(11), []
-    base = "run: {name: odd}\ndata: {train: [{path: none}]}\ntraining: {steps: 2}\nparallel: {compile: false}"
-    while len(found) < WANTED:
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def picked(chance: random.Random, *choices: dict[str, list[Any]]) -> list[str]:
+    return [f"{field}={chance.choice(values)}" for choice in choices for field, values in choice.items()]
+
+
+def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str]:
+    """The folder of the first run that passes the preflight, its ranks, and its configuration's module."""
+    for given in overrides:
         try:
-            config = config_file.parse(base, overrides=random_overrides(chance))
-            plan = make_plan(config).chosen
+            found = preflight.examine(config_file.parse(text, overrides=given))
+            report = found.demand()
+            run = prepare_run(found.config, report.chosen)
         except MegatrainError:
             continue
-        found.append((resolve(config, plan), plan.world_size))
-    return found
+        return run, report.chosen.world_size, "finetune" if is_finetune(found.config) else "pretrain"
+    raise AssertionError("the source of runs never ends")
 
 
-RUNS = passing_runs()
+def one_start(project: str, run: str, kind: str, port: int) -> None:
+    """What `python -m megatrain.train RUN` does on one rank in the project's folder. It joins a group of its own."""
+    from megatrain.finetune.__main__ import finetune
+    from megatrain.train.__main__ import pretrain
+
+    torch.distributed.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port)
+    with contextlib.chdir(project):
+        {"pretrain": pretrain, "finetune": finetune}[kind](RunDir(Path(run)), "auto")
 
 
-def two_steps(text: str, ranks: int) -> list[float]:
-    """Losses of a resolved run's first steps, on one rank of it."""
-    from megatrain.data.batch import Batch
-    from megatrain.parallel.apply import build_parallel_model
-    from megatrain.parallel.mesh import Mesh
-    from megatrain.topology import Topology
-    from megatrain.train.engine import Engine
-    from megatrain.train.optimizer import build_optimizer
-
-    config = config_file.parse(text)
-    mesh = Mesh(Topology(world_size=ranks, tensor_parallel=config.parallel.tensor_parallel))
-    model = build_parallel_model(config.model, config.parallel, mesh, seed=1)
-    settings = deepspeed_config(config, ranks)
-    clipping = config.optimizer.gradient_clipping
-    engine = Engine(model, build_optimizer(model, config.optimizer), mesh, settings, gradient_clipping=clipping)
-    shape = (config.training.micro_batch_size, config.sequence_length)
-    ids = torch.arange(shape[0] * shape[1]).reshape(shape) % config.model.vocab_size
-    batch = Batch(ids, ids, torch.arange(shape[1]).expand(shape), torch.zeros(shape, dtype=torch.int32))
-    losses = []
-    for _ in range(2):
-        for _ in range(settings["gradient_accumulation_steps"]):
-            loss = engine.accumulate(batch, config.tokens_per_step)
-            engine.step(1e-3)
-        losses.append(float(loss))
-    return losses
+def start(ranks: RankPool, found: tuple[RunDir, int, str]) -> list[float]:
+    """Train it to its end; the losses it reported."""
+    run, world_size, kind = found
+    config = config_file.load(run.config)
+    ranks.run(world_size, one_start, str(Path.cwd()), str(run), kind, free_port())
+    assert run.steps()[-1] == config.total_steps
+    return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines() if '"loss"' in line]
 
 
-def test_the_runs_differ_in_what_matters():
-    seen = {(c.parallel.zero_stage, c.parallel.tensor_parallel, c.training.precision) for c, _ in RUNS}
-    assert len(seen) > 8
+@pytest.mark.parametrize("number", range(STARTS))
+def test_what_passes_the_preflight_starts(ranks: RankPool, here: Path, number: int) -> None:
+    chance = random.Random(number)
+    name = f"run.name=odd-{number}"
+
+    def first() -> Iterator[list[str]]:
+        while True:
+            yield [name, "training.steps=2", *picked(chance, MODEL, START)]
+
+    begun = passing(BASE, first())
+    fixed = yaml_of(begun[0])
+
+    def again() -> Iterator[list[str]]:
+        while True:
+            yield ["training.steps=3", *picked(chance, START)]
+
+    losses = start(ranks, begun) + start(ranks, passing(fixed, again()))
+    assert len(losses) >= 3
+
+    def tuned() -> Iterator[list[str]]:
+        while True:
+            length = f"finetune.sequence_length={chance.choice(['null', 30, 64])}"
+            base = f"finetune.base=runs/odd-{number}"
+            yield [f"run.name=tuned-{number}", "training.steps=2", base, length, *picked(chance, START)]
+
+    losses += start(ranks, passing(FINETUNE, tuned()))
+    assert torch.tensor(losses).isfinite().all(), losses
 
 
-@pytest.mark.parametrize("number", range(WANTED))
-def test_a_run_that_is_planned_starts(ranks: RankPool, number: int) -> None:
-    config, world_size = RUNS[number]
-    losses = ranks.run(world_size, two_steps, config_file.dump(config), world_size)
-    assert all(torch.tensor(rank).isfinite().all() for rank in losses)
+def yaml_of(run: RunDir) -> str:
+    return run.config.read_text(encoding="utf-8")
 
 
 def test_without_zero_deepspeed_has_no_fp32_sums(ranks: RankPool) -> None:

@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from launcher import attempt as attempts_of
-from launcher.attempt import attempted, begin, living_owner, verdict
+from launcher.attempt import attempted, begin, living_owner, node_is_to_blame, verdict
 from launcher.job_file import JobFile, read_job, update_job
 from launcher.plan import make_plan
 from launcher.run_files import prepare_run
@@ -53,6 +54,24 @@ def test_the_verdict(tiny, history, outcome, code, book, requeue, exit_code, wor
     assert words in said.words
 
 
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", True),
+        ("DistBackendError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)", True),
+        ("RuntimeError: No CUDA-capable device is detected", True),
+        ("OSError: [Errno 28] No space left on device: '/tmp/x'", True),
+        ("AcceleratorError: CUDA error: an illegal memory access was encountered", False),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:4711", False),
+        ("ValueError: odd", False),
+        ("hung: no progress for 600 s in a step", False),
+    ],
+)
+def test_a_node_is_blamed_for_what_only_a_node_does(error, blamed):
+    assert node_is_to_blame(replace(CRASH, error=error)) == blamed
+
+
 def test_a_run_is_claimed_once(run):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -71,9 +90,9 @@ def test_a_run_is_claimed_once(run):
 
 def test_a_number_that_another_process_has_now_is_not_the_owner(run):
     old = an_attempt(job=None, host=os.uname().nodename, pid=os.getppid(), started=1.0, ended=None)
-    assert living_owner(run, old) is None, "the process is younger than the attempt"
+    assert living_owner(run, old, None) is None, "the process is younger than the attempt"
     now = an_attempt(job=None, host=os.uname().nodename, pid=os.getppid(), started=time.time(), ended=None)
-    assert living_owner(run, now) is not None
+    assert living_owner(run, now, None) is not None
 
 
 def test_a_start_by_hand_is_closed_however_it_ends(run):

@@ -16,7 +16,7 @@ LEGAL = {
 
 
 def run(**changes):
-    facts = {"model": MODEL, "world_size": 8, "ranks_per_node": 8, "global_batch_size": 16, "sequence_length": 128}
+    facts = {"model": MODEL, "world_size": 8, "ranks_per_node": 8, "global_batch_size": 16, "sequence_lengths": (128,)}
     return Run(**(facts | changes))
 
 
@@ -50,7 +50,7 @@ BROKEN = {  # rule: the run, the choice, the reason
         "sequence_parallel needs tensor_parallel > 1",
     ),
     "sequence length": (
-        run(sequence_length=127),
+        run(sequence_lengths=(128, 127)),
         {"tensor_parallel": 2, "sequence_parallel": True},
         "tensor_parallel=2 does not divide the sequence length (127), as sequence_parallel asks",
     ),

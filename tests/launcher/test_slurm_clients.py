@@ -41,13 +41,16 @@ def test_squeue_then_accounting(stand_in):
     states = slurm_clients.job_states(["7", "8"])
     assert (states["7"].state, states["7"].nodes, states["7"].active) == ("RUNNING", "node[1-2]", True)
     assert (states["8"].state, states["8"].active) == ("CANCELLED by 0", False)
-    assert [job.id for job in slurm_clients.active_jobs(["9", "8", "7"])] == ["9", "7"]
+    assert [job.id for job in slurm_clients.active(states | slurm_clients.job_states(["9"]), ["9", "8", "7"])] == [
+        "9",
+        "7",
+    ]
 
 
 def test_without_accounting_a_forgotten_job_is_over(stand_in):
     stand_in("squeue", "true")
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert slurm_clients.active_jobs(["7"]) == []
+    assert slurm_clients.job_states(["7"]) == {}
 
 
 def test_nodes_that_cannot_be_used(stand_in):

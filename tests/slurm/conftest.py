@@ -139,6 +139,12 @@ def wait_in_a_collective():  # for a rank that is dead: no signal makes it save
     signal.signal(signal.SIGCONT, signal.SIG_IGN)
     hang()
 
+def hang_deaf():  # as a rank that never comes to the end of its step: signals are noted, and change nothing
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
+        signal.signal(number, lambda *_: None)
+    while True:
+        hang()
+
 for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
     signal.signal(number, stop)
 (run.path / f"rank-{rank}.{start}").write_text(" ".join([*sys.argv[2:], *(os.environ[n] for n in names)]))

@@ -60,7 +60,7 @@ def test_a_rank_that_raises_ends_the_job_at_once_and_is_started_again(cluster, s
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), job.log
     assert "no new checkpoint (1 of 2 starts); queued again after: ValueError: odd" in job.log
     failed, _ = read_attempts(job.run)
-    assert (failed.exit_code, failed.error, len(failed.failed_nodes)) == (1, "ValueError: odd", 1)
+    assert (failed.exit_code, failed.error, failed.failed_nodes) == (1, "ValueError: odd", [])
 
 
 def test_a_crash_loop_is_given_up_with_a_clear_last_word(cluster, submit):
@@ -83,7 +83,7 @@ def test_a_mistake_is_not_repeated(cluster, submit):
 def test_a_rank_that_hangs_is_ended_with_every_ranks_stacks(cluster, submit):
     code = (
         "watchdog = Watchdog(run, rank=rank, hang_seconds=2)\n"
-        "def the_place_where_it_hangs(): hang()\n"
+        "def the_place_where_it_hangs(): hang_deaf()\n"
         "if start == 0: the_place_where_it_hangs()\nsave(1)"
     )
     job = submit(code)
