@@ -89,7 +89,7 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
     length = config.finetune.sequence_length or base.sequence_length
     if length < SHORTEST_EXAMPLE:
         raise ConfigError(
-            f"finetune.sequence_length: {length}: must be at least {SHORTEST_EXAMPLE}: a token to learn follows another."
+            f"finetune.sequence_length: {length}: must be at least {SHORTEST_EXAMPLE}, a token and what follows it."
         )
     finetune = config.finetune.model_copy(update={"sequence_length": length})
     if found["model"].vocab_size == AUTO:

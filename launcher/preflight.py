@@ -13,13 +13,11 @@ from launcher.hardware import GIB
 from launcher.inputs import base_run, resolve_inputs, tokenizer_file
 from launcher.plan import Plan, PlanReport, make_plan, resolve
 from launcher.preflight_files import Finding, check_checkpoint, check_files, check_tokenizer
+from launcher.reliability import CHECKPOINT_BYTES, reliability
 from launcher.run_files import check_resume, check_same_run, run_folder
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
-
-CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and both Adam moments
-_SAVE_BYTES_PER_SECOND = 0.5e9  # a node, to a parallel file system: modest
 
 
 class PreflightFailedError(PreflightError):
@@ -212,7 +210,7 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
     slurm = config.slurm
     useful = slurm_seconds(slurm.time) - slurm.signal_lead_seconds
     assert config.model is not None, "resolved"
-    saving = CHECKPOINT_BYTES * config.model.parameters / (config.cluster.nodes * _SAVE_BYTES_PER_SECOND)
+    saving = reliability(config.model, config.cluster, config.cluster.nodes).checkpoint_seconds
     if useful <= 0:
         yield Finding(
             "error",
@@ -226,14 +224,14 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"slurm.signal_lead_seconds: {slurm.signal_lead_seconds}: a step is planned to take "
-            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (at 0.5 GB/s a node). Make it longer, "
+            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps). Make it longer, "
             "or the end of a job may lose work.",
         )
     if config.monitor.hang_seconds < 2 * (plan.step_seconds + saving):
         yield Finding(
             "warning",
             f"monitor.hang_seconds: {config.monitor.hang_seconds}: a step is planned to take "
-            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s. Make it longer, "
+            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps). Make it longer, "
             "or the watchdog may end a run that is well.",
         )
 

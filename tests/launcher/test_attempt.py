@@ -13,6 +13,7 @@ from launcher.attempt import attempted, begin, living_owner, node_is_to_blame, v
 from launcher.job_file import JobFile, read_job, update_job
 from launcher.plan import make_plan
 from launcher.run_files import prepare_run
+from launcher.slurm_clients import NoAnswerError
 from megatrain.errors import ExitCode, PreflightError
 from megatrain.monitor.attempts import Attempt, Outcome, read_attempts, write_attempts
 
@@ -111,6 +112,27 @@ def test_a_lost_attempt_names_the_nodes_that_are_down(run, monkeypatch):
     assert lost.failed_nodes == ["n2"]
     assert lost.error == "lost with n2"
     assert now.nodes == ["n1", "n3"]
+
+
+def test_a_controller_that_is_away_is_asked_again(monkeypatch, capsys):
+    monkeypatch.setattr(attempts_of, "_ASK_AGAIN_SECONDS", 0.01)
+    answers = [NoAnswerError("scontrol: Unable to contact slurm controller"), NoAnswerError("again"), "at last"]
+
+    def ask():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert attempts_of._patiently(ask) == "at last"
+    assert capsys.readouterr().out.count("asking again") == 1
+    monkeypatch.setattr(attempts_of, "_AWAY_SECONDS", 0.0)
+    answers[:] = [NoAnswerError("away")] * 5
+    with pytest.raises(NoAnswerError):
+        attempts_of._patiently(ask)
+    answers[:] = [PreflightError("scontrol: Access denied"), "too late"]
+    with pytest.raises(PreflightError, match="denied"):
+        attempts_of._patiently(ask)
 
 
 def test_the_book_of_jobs(run):

@@ -68,6 +68,14 @@ def test_a_fine_tuning_takes_model_tokenizer_and_length_from_its_base(tiny, here
     assert shorter.sequence_length == 64
 
 
+def test_a_fine_tuning_of_sequences_too_short_to_learn_from(tiny, here):
+    run = RunDir("runs/tiny")
+    run.path.mkdir(parents=True)
+    run.config.write_text(config_file.dump(tiny("tokenizer.path=tokenizer")), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"finetune.sequence_length: 1: must be at least 2"):
+        resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.sequence_length=1"]))
+
+
 def test_a_base_that_is_no_run(here):
     with pytest.raises(ConfigError, match=r"finetune.base: 'runs/tiny': is not a run"):
         resolve_inputs(config_file.parse(FINETUNE))

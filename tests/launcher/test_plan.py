@@ -78,6 +78,13 @@ def test_sequence_parallelism_needs_tensor_parallelism(tiny):
         make_plan(tiny("parallel.sequence_parallel=true", "parallel.tensor_parallel=1"))
 
 
+def test_sequence_parallelism_divides_the_sequences_of_every_stage(tiny):
+    asked = ("parallel.tensor_parallel=2", "parallel.sequence_parallel=true")
+    assert make_plan(tiny(*asked, "data.stages=[{from_sample: 8, sequence_length: 2}]")).candidates
+    with pytest.raises(PreflightError, match=r"tensor_parallel=2 does not divide the sequence length \(1\)"):
+        make_plan(tiny(*asked, "data.stages=[{from_sample: 8, sequence_length: 1}]"))
+
+
 def test_zero_1_is_the_default_and_zero_0_is_never_chosen(tiny):
     for precision in ("bf16", "fp32"):
         report = make_plan(tiny(f"training.precision={precision}"))

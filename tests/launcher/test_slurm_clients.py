@@ -35,6 +35,17 @@ def test_a_client_that_fails_or_hangs(monkeypatch, stand_in):
         slurm_clients.client("sbatch")
 
 
+def test_a_controller_that_is_away_is_no_refusal(stand_in):
+    stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    with pytest.raises(slurm_clients.NoAnswerError, match="Unable to contact"):
+        slurm_clients.job_states(["7"])
+    assert slurm_clients.ask(["7"]) is None
+    stand_in("squeue", "echo 'squeue: error: Invalid user' >&2; exit 1")
+    with pytest.raises(PreflightError) as refused:
+        slurm_clients.job_states(["7"])
+    assert not isinstance(refused.value, slurm_clients.NoAnswerError)
+
+
 def test_squeue_then_accounting(stand_in):
     stand_in("squeue", "echo '7|RUNNING|None|node[1-2]|2030-01-01T00:00:00'; echo '9|PENDING|Priority||N/A'")
     stand_in("sacct", "echo '8|CANCELLED by 0|None|node3|2030-01-01T00:00:00'")

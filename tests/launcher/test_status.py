@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from launcher import status as status_of
+from launcher.job_file import update_job
 from launcher.logs import newest_log, read
 from launcher.plan import make_plan
 from launcher.run_files import prepare_run
+from launcher.slurm_clients import NoAnswerError
 from launcher.status import all_statuses, goodput, lines, status, table
 from megatrain.errors import ConfigError
 from megatrain.monitor.attempts import Attempt, write_attempts, write_heartbeat
+from megatrain.run_dir import RunDir
 
 
 def an_attempt(**fields):
@@ -87,6 +92,29 @@ def test_goodput_counts_each_step_once_over_all_the_time_on_the_nodes():
     assert goodput(rows, attempts) == pytest.approx(20 * 2.0 / 100.0)
     assert goodput([], attempts) is None
     assert goodput(rows, []) is None
+
+
+def test_slurm_is_asked_once_however_many_runs_there_are(run, here, monkeypatch):
+    asked = []
+    monkeypatch.setattr(status_of.slurm_clients, "job_states", lambda jobs: asked.append(set(jobs)) or {})
+    shutil.copytree(run.path, here / "runs/other")
+    for number, folder in enumerate(("tiny", "other")):
+        write_attempts(RunDir(here / "runs" / folder), [an_attempt(job=str(number))])
+        update_job(RunDir(here / "runs" / folder), jobs=[f"{number}0"])
+    assert len(all_statuses(Path("runs"))) == 2
+    assert asked == [{"0", "00", "1", "10"}]
+
+
+def test_without_an_answer_the_heartbeat_tells_who_trains(run, monkeypatch):
+    def no_answer(jobs):
+        raise NoAnswerError("squeue: Unable to contact slurm controller")
+
+    monkeypatch.setattr(status_of.slurm_clients, "job_states", no_answer)
+    write_attempts(run, [an_attempt(job="7", started=time.time())])
+    assert status(run).state == "lost"
+    monkeypatch.setenv("MEGATRAIN_ATTEMPT", "0")
+    write_heartbeat(run, step=3, activity="training")
+    assert status(run).detail == "job 7 (Slurm does not answer), training"
 
 
 def test_all_runs_in_a_table(run, here):

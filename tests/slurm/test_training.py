@@ -1,10 +1,11 @@
-"""`megatrain submit` on a real cluster, with the real trainer: to the time limit, back into the queue, to the end."""
+"""`megatrain submit` on a real cluster, with the real trainer: back into the queue whatever befalls it, to the end."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from megatrain.monitor.attempts import read_attempts
 from megatrain.run_dir import RunDir
 from tests.project import make_project, megatrain, metrics
 from tests.slurm.conftest import wait_until
@@ -20,6 +21,30 @@ def slow(self, group):
     return agreed(self, group)
 StopRequest.agreed = slow
 sys.argv = sys.argv[3:]  # without this file, the ranks' Python and -m
+runpy.run_module("megatrain.train", run_name="__main__", alter_sys=True)
+"""
+
+
+# Each of these befalls the run once, at its step, in the midst of training.
+FAULTS = """
+import os, pathlib, runpy, signal, sys, time
+from megatrain.monitor.watchdog import Watchdog
+rank = os.environ["SLURM_PROCID"]
+faults = {
+    ("1", 25): lambda: 1 / 0,
+    ("0", 45): lambda: signal.raise_signal(signal.SIGKILL),
+    ("1", 65): lambda: time.sleep(600),
+    ("0", 85): lambda: os.system(f"scancel --signal=USR2 {os.environ['SLURM_JOB_ID']}"),
+}
+beat = Watchdog.beat
+def odd(self, activity, step=None):
+    beat(self, activity, step)
+    befallen = pathlib.Path(f"fault-{rank}-{step}")
+    if (rank, step) in faults and not befallen.exists():
+        befallen.touch()
+        faults[rank, step]()
+Watchdog.beat = odd
+sys.argv = sys.argv[3:]
 runpy.run_module("megatrain.train", run_name="__main__", alter_sys=True)
 """
 
@@ -41,16 +66,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_across_its_time_limit_has_the_losses_of_one_without(cluster, folder, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the order of sums is part of the numbers
-    (folder / "slow.py").write_text(SLOW, encoding="utf-8")
-    (folder / "site.sh").write_text(f"CONTAINER=($PYTHON {folder}/slow.py)\n", encoding="utf-8")
-    said = megatrain(folder, "submit", "run.yaml", "--profile", "./site.sh")
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of the same run without an interruption, on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # the order of sums is part of the numbers
+        megatrain(folder, "train", "run.yaml", "run.name=whole", "--nproc", "2")
+    return losses(RunDir(folder / "runs/whole"))
+
+
+def losses(run: RunDir) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in metrics(run)]
+
+
+def submit(folder: Path, name: str, wrapper: str, *overrides: str) -> tuple[str, RunDir]:
+    """Hand the run in with ranks that start through `wrapper`; the job and its run."""
+    (folder / f"{name}.py").write_text(wrapper, encoding="utf-8")
+    (folder / f"{name}.sh").write_text(f"CONTAINER=($PYTHON {folder}/{name}.py)\n", encoding="utf-8")
+    said = megatrain(folder, "submit", "run.yaml", f"run.name={name}", *overrides, "--profile", f"./{name}.sh")
     (job,) = (line.split()[2] for line in said.splitlines() if line.startswith("submitted job "))
-    run = RunDir(folder / "runs/job")
+    return job, RunDir(folder / "runs" / name)
 
-    megatrain(folder, "train", "run.yaml", "run.name=whole", "--nproc", "2")
 
+def test_a_run_across_its_time_limit_has_the_losses_of_one_without(cluster, folder, whole, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job, run = submit(folder, "limited", SLOW)
     wait_until(lambda: len(metrics(run)) > 3, seconds=120)
     limit(job, minutes=1)
     log = run.logs / f"slurm-{job}.log"
@@ -61,13 +101,32 @@ def test_a_run_across_its_time_limit_has_the_losses_of_one_without(cluster, fold
     fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=240)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), log.read_text()
     assert f"resume: step {stopped_at}" in log.read_text()
-    mine, whole = ([(row["step"], row["loss"]) for row in metrics(r)] for r in (run, RunDir(folder / "runs/whole")))
-    assert mine == whole, "no step was lost, none was repeated, and every loss is the same"
+    assert losses(run) == whole, "no step was lost, none was repeated, and every loss is the same"
     environment = run.environment.read_text()
     assert sum(name in environment for name in nodes()) == 2, "two nodes took part"
-    shown = megatrain(folder, "status", "runs/job")
+    shown = megatrain(folder, "status", str(run))
     assert "finished" in shown
     assert "2 (1 restarts)" in shown
+    wait_until(lambda: not cluster.processes(), 30)
+
+
+def test_whatever_befalls_a_run_its_losses_are_those_of_one_that_nothing_befell(cluster, folder, whole, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job, run = submit(folder, "unlucky", FAULTS, "checkpoint.every_steps=10", "monitor.hang_seconds=20")
+    fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=280)
+    log = (run.logs / f"slurm-{job}.log").read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "4"), log
+    assert losses(run) == whole, log
+    raised, killed, hung, stopped, finished = read_attempts(run)
+    assert (raised.end_step, raised.error) == (20, "ZeroDivisionError: division by zero")
+    assert (killed.end_step, killed.exit_code) == (40, 1)
+    assert (hung.end_step, hung.exit_code) == (60, 1)
+    assert hung.error is not None
+    assert hung.error.startswith("hung: no progress")
+    assert "in odd" in (run.logs / "stacks-rank-1.txt").read_text()
+    assert (stopped.end_step, stopped.exit_code) == (85, 75)
+    assert (finished.start_step, finished.end_step, finished.exit_code) == (85, STEPS, 0)
+    assert not [node for attempt in read_attempts(run) for node in attempt.failed_nodes]
     wait_until(lambda: not cluster.processes(), 30)
 
 
