@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_contestants import BATCH, CONTESTANTS, SEQUENCE, section
-from megatrain.data.files import FileRecord, write_bytes
-from megatrain.data.index import Index
-from megatrain.data.loader import TrainLoader
-from megatrain.data.manifest import INDEX, MANIFEST, TOKENIZER, read_manifest
-from megatrain.data.order import Order, ShuffleRule, SourceSize, Stage
-from megatrain.data.prepare import PrepareOptions, prepare
-from megatrain.data.stream import SampleStream
-from megatrain.data.tokenizer import train_tokenizer
+from megatrain.data.folder.files import FileRecord, write_bytes
+from megatrain.data.folder.index import Index
+from megatrain.data.folder.manifest import INDEX, MANIFEST, TOKENIZER, read_manifest
+from megatrain.data.loading.loader import TrainLoader
+from megatrain.data.loading.stream import SampleStream
+from megatrain.data.ordering.order import Order, ShuffleRule, SourceSize, Stage
+from megatrain.data.preparation.prepare import PrepareOptions, prepare
+from megatrain.data.text.tokenizer import train_tokenizer
 
 TOKENS = 1 << 25  # 64 MiB of uint16: in the page cache, as the peers' data is
 SHARDS, SHARD_BLOCKS, BLOCK_TOKENS = 5000, 512, 1 << 18  # of the large data set, of sparse files

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from benchmarks.data_contestants import section
-from megatrain.data.loader import TrainLoader
+from megatrain.data.loading.loader import TrainLoader
 
 SIZE, STEPS = 8, 50
 

@@ -29,7 +29,7 @@ def memmap_rows(work: Path) -> Iterator[int]:
 
 def megatrain_rows(work: Path, *, ends: bool, mode: str = "windowed") -> Iterator[int]:
     """Samples by position, as `data stream` and the loader read them, in batches."""
-    from megatrain.data.stream import SampleStream
+    from megatrain.data.loading.stream import SampleStream
 
     stream = SampleStream(section(work, attend_across_documents=not ends, shuffle={"mode": mode}), seed=1)
     for step in count():
@@ -60,7 +60,7 @@ def datasets_rows(work: Path) -> Iterator[int]:
 
 def megatrain_loader(work: Path, *, ends: bool) -> Iterator[int]:
     """The shipped loader as a run drives it: prefetch thread, tensors of inputs, labels, positions, documents."""
-    from megatrain.data.loader import TrainLoader
+    from megatrain.data.loading.loader import TrainLoader
 
     data = section(work, attend_across_documents=not ends)
     share = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "data_rank": 0, "data_size": 1}

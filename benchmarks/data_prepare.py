@@ -25,8 +25,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatrain.data.prepare import PrepareOptions, prepare
-from megatrain.data.tokenizer import train_tokenizer
+from megatrain.data.preparation.prepare import PrepareOptions, prepare
+from megatrain.data.text.tokenizer import train_tokenizer
 
 VOCABULARY = 8192
 CORES = len(os.sched_getaffinity(0))

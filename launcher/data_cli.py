@@ -12,7 +12,7 @@ from launcher.data_stream import stream
 from megatrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from megatrain.data.manifest import Manifest
+    from megatrain.data.folder.manifest import Manifest
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and look at them.", rich_markup_mode=None)
 tokenizer_app = typer.Typer(no_args_is_help=True, help="Tokenizers.", rich_markup_mode=None)
@@ -63,10 +63,10 @@ def prepare(
     megatrain data prepare 'hub:allenai/c4?subset=en' --out data/c4 --tokenizer data/tokenizer \\
         --pack best_fit --sequence-length 4096 --dedup near --language en --min-characters 200
     """
-    from megatrain.data.inspection import packing_lines
-    from megatrain.data.prepare import PrepareOptions
-    from megatrain.data.prepare import prepare as run
-    from megatrain.data.selection import SelectionPolicy
+    from megatrain.data.checks.inspection import packing_lines
+    from megatrain.data.preparation.prepare import PrepareOptions
+    from megatrain.data.preparation.prepare import prepare as run
+    from megatrain.data.preparation.selection import SelectionPolicy
 
     if dedup not in ("none", "exact", "near"):
         raise ConfigError(f"--dedup: {dedup}: must be none, exact or near")
@@ -118,7 +118,7 @@ def inspect(
     megatrain data inspect data/web --png lengths.png
     megatrain data inspect data/web --json | jq .tokens
     """
-    from megatrain.data.inspection import inspect_data
+    from megatrain.data.checks.inspection import inspect_data
 
     found = inspect_data(folder)
     typer.echo(json.dumps(found.as_json(), ensure_ascii=False) if as_json else found.as_text())
@@ -135,7 +135,7 @@ def verify(
     \b
     megatrain data verify data/web data/validation
     """
-    from megatrain.data.verify import find_damage
+    from megatrain.data.checks.verify import find_damage
 
     damage: list[str] = []
     for folder in folders:
@@ -187,7 +187,7 @@ def train(
     \b
     megatrain data tokenizer train 'corpus/*.jsonl' --out data/tokenizer --vocab-size 32768
     """
-    from megatrain.data.tokenizer import train_tokenizer
+    from megatrain.data.text.tokenizer import train_tokenizer
 
     trained = train_tokenizer(inputs, out, vocab_size, text_field=text_field)
     typer.echo(
@@ -209,7 +209,7 @@ def import_(
     megatrain data tokenizer import tokenizer.model --out data/tokenizer
     megatrain data tokenizer import cl100k_base.tiktoken --pattern cl100k --out data/tokenizer
     """
-    from megatrain.data.tokenizer_import import import_tokenizer
+    from megatrain.data.text.tokenizer_import import import_tokenizer
 
     imported = import_tokenizer(file, out, pattern)
     typer.echo(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatrain.config import PretrainConfig
-from megatrain.data.manifest import Manifest, read_manifest
+from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError
 
 WORTHWHILE_EPOCHS = 4.0  # reading data more often than this pays less and less (arXiv 2305.16264)
@@ -96,8 +96,8 @@ def plan_data(config: PretrainConfig, manifests: Sequence[Manifest] | None = Non
     Raises:
         DataError: a source is missing, unsuitable or empty, or its weight is too small to be read at all.
     """
-    from megatrain.data.curriculum import curriculum, samples_per_stage  # needs NumPy
-    from megatrain.data.order import Order, SourceSize
+    from megatrain.data.ordering.curriculum import curriculum, samples_per_stage  # needs NumPy
+    from megatrain.data.ordering.order import Order, SourceSize
 
     data, length = config.data, config.sequence_length
     if data.sequential:

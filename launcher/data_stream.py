@@ -36,7 +36,7 @@ def stream(
     """
     from megatrain import config_file
     from megatrain.config import PretrainConfig
-    from megatrain.data.audit import audit
+    from megatrain.data.checks.audit import audit
 
     if start is not None and step is not None:
         raise ConfigError("--start and --step: give one of them; a step says where it starts.")

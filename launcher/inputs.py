@@ -6,7 +6,7 @@ from typing import Any
 
 from megatrain import config_file
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
-from megatrain.data.manifest import read_manifest
+from megatrain.data.folder.manifest import read_manifest
 from megatrain.errors import ConfigError, DataError
 from megatrain.run_dir import RunDir, parse_step
 

@@ -16,7 +16,7 @@ from launcher.preflight_files import Finding, check_checkpoint, check_files, che
 from launcher.reliability import CHECKPOINT_BYTES, reliability
 from launcher.run_files import check_resume, check_same_run, run_folder
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
-from megatrain.data.manifest import Manifest, read_manifest
+from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
 
 

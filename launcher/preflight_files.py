@@ -10,8 +10,8 @@ from launcher.inputs import tokenizer_file
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
-from megatrain.data.files import sha256_file
-from megatrain.data.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
+from megatrain.data.folder.files import sha256_file
+from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.run_dir import RunDir
 

@@ -8,8 +8,8 @@ from launcher.plan import Plan, resolve
 from megatrain import config_file
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
-from megatrain.data.manifest import read_manifest
-from megatrain.data.position import changes_since, identity
+from megatrain.data.folder.manifest import read_manifest
+from megatrain.data.ordering.position import changes_since, identity
 from megatrain.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.run_dir import RunDir, write_atomically, write_json
 

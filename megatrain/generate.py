@@ -8,7 +8,7 @@ from torch import Tensor
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_model
 from megatrain.config_file import load
-from megatrain.data.tokenizer import Tokenizer
+from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import CheckpointError
 from megatrain.model.transformer import Transformer
 from megatrain.run_dir import RunDir, parse_step

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatrain.data.manifest import read_manifest
+from megatrain.data.folder.manifest import read_manifest
 from megatrain.errors import DataError, MegatrainError, PreflightError
 from quickstart.shell import BrokenPromiseError, expect, megatrain, say
 

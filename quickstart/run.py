@@ -190,7 +190,7 @@ def validation_losses(run: RunDir) -> dict[int, float]:
 
 
 def is_intact(folder: Path) -> bool:
-    from megatrain.data.verify import find_damage
+    from megatrain.data.checks.verify import find_damage
 
     try:
         return not list(find_damage(folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatrain.data.shards import PreparedData
+from megatrain.data.loading.shards import PreparedData
 
 
 def unigram_loss(train: Iterable[tuple[Path, float]], held_out: Path) -> float:

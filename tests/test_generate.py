@@ -13,7 +13,7 @@ from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write
 from megatrain.checkpoint.storage import HashingWriter
 from megatrain.config import ModelSection, PretrainConfig
 from megatrain.config_file import dump
-from megatrain.data.tokenizer import train_tokenizer
+from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.errors import CheckpointError
 from megatrain.generate import generate, sample
 from megatrain.model.initialization import initial_weight, materialize

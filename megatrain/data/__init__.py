@@ -1,1 +1,1 @@
-"""From text to training batches: tokenizer, preparation, shards, order, loader. Import the modules themselves."""
+"""From text to training batches: text → preparation → folder → ordering → loading, and checks. Import the modules."""

@@ -10,7 +10,7 @@ from megatrain.train import process
 
 
 def finetune(run_dir: RunDir, resume: str) -> None:
-    from megatrain.data.tokenizer import Tokenizer
+    from megatrain.data.text.tokenizer import Tokenizer
     from megatrain.finetune.examples import PackedRow, pack, read_examples
     from megatrain.finetune.loader import ExampleEvaluation, ExampleLoader
     from megatrain.parallel.mesh import Mesh

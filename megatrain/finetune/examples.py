@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatrain.data.batch import IGNORE_INDEX, Batch, Row, assemble
-from megatrain.data.tokenizer import Tokenizer
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble
+from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import DataError
 
 

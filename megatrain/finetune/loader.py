@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from megatrain.data.batch import Batch, without_targets
-from megatrain.data.loader import StepBatches
-from megatrain.data.permutation import key, permute
+from megatrain.data.loading.batch import Batch, without_targets
+from megatrain.data.loading.loader import StepBatches
+from megatrain.data.ordering.permutation import key, permute
 from megatrain.errors import ConfigError, DataError
 from megatrain.finetune.examples import PackedRow, batch_of
 

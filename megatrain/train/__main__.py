@@ -10,8 +10,8 @@ from megatrain.train import process
 def pretrain(run_dir: RunDir, resume: str) -> None:
     import torch
 
-    from megatrain.data.choice import training_loader
-    from megatrain.data.evaluation import EvaluationLoader
+    from megatrain.data.loading.choice import training_loader
+    from megatrain.data.loading.evaluation import EvaluationLoader
     from megatrain.parallel.mesh import Mesh
     from megatrain.train.build import build
     from megatrain.train.loop import Loader, train

@@ -10,7 +10,7 @@ import torch
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config
-from megatrain.data.batch import Batch
+from megatrain.data.loading.batch import Batch
 from megatrain.monitor.console import Console
 from megatrain.monitor.environment import environment
 from megatrain.monitor.health import check_health

@@ -21,7 +21,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import fragments
-from megatrain.data.batch import Batch
+from megatrain.data.loading.batch import Batch
 from megatrain.model.transformer import Block
 from megatrain.parallel import collectives
 from megatrain.parallel.mesh import Mesh

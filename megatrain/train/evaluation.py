@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from megatrain.data.batch import Batch
+from megatrain.data.loading.batch import Batch
 from megatrain.kernels.cross_entropy import IGNORE_INDEX
 from megatrain.train.engine import Engine
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from megatrain.config import Config
-from megatrain.data.batch import Batch
-from megatrain.data.loader import StepBatches
+from megatrain.data.loading.batch import Batch
+from megatrain.data.loading.loader import StepBatches
 from megatrain.errors import Stopped
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.train.checkpointing import Checkpointer

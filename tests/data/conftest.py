@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from megatrain.config import DataSection, Source
-from megatrain.data.loader import TrainLoader
-from megatrain.data.prepare import PrepareOptions, prepare
-from megatrain.data.tokenizer import Tokenizer, train_tokenizer
+from megatrain.data.loading.loader import TrainLoader
+from megatrain.data.preparation.prepare import PrepareOptions, prepare
+from megatrain.data.text.tokenizer import Tokenizer, train_tokenizer
 
 BLOCK_TOKENS = 256
 

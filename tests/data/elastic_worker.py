@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from megatrain.config import DataSection
-from megatrain.data.loader import TrainLoader
+from megatrain.data.loading.loader import TrainLoader
 
 SAVE_EVERY = 3
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.data.shards import PreparedData
+from megatrain.data.loading.shards import PreparedData
 from tests.data.elastic_worker import SAVE_EVERY
 from tests.project import ROOT
 

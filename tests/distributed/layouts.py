@@ -114,7 +114,7 @@ class Run:
         """Loss and gradient norm of steps [first, last)."""
         import torch.distributed as dist
 
-        from megatrain.data.batch import Batch
+        from megatrain.data.loading.batch import Batch
 
         measured = []
         per_rank = GLOBAL_BATCH // self.layout.data

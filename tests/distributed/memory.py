@@ -202,7 +202,7 @@ def _marked(forward: Any, live: LiveTensors, marks: dict[str, int]) -> Any:
 
 def _build(case: Case) -> tuple[Any, Any]:
     from launcher.deepspeed_config import deepspeed_config
-    from megatrain.data.batch import Batch
+    from megatrain.data.loading.batch import Batch
     from megatrain.parallel.apply import build_parallel_model
     from megatrain.parallel.mesh import Mesh
     from megatrain.topology import Topology

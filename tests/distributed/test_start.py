@@ -18,8 +18,8 @@ import torch
 from launcher import preflight
 from launcher.run_files import is_finetune, prepare_run
 from megatrain import config_file
-from megatrain.data.prepare import PrepareOptions, prepare
-from megatrain.data.tokenizer import train_tokenizer
+from megatrain.data.preparation.prepare import PrepareOptions, prepare
+from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.errors import MegatrainError
 from megatrain.run_dir import RunDir
 from tests.distributed.ranks import RankPool, free_port

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.data.tokenizer import Tokenizer, train_tokenizer
+from megatrain.data.text.tokenizer import Tokenizer, train_tokenizer
 from megatrain.finetune.examples import Example
 
 

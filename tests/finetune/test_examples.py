@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatrain.data.batch import IGNORE_INDEX
+from megatrain.data.loading.batch import IGNORE_INDEX
 from megatrain.errors import DataError
 from megatrain.finetune.examples import Example, batch_of, pack, read_examples
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatrain.data.batch import IGNORE_INDEX
+from megatrain.data.loading.batch import IGNORE_INDEX
 from megatrain.errors import ConfigError, DataError
 from megatrain.finetune.examples import pack
 from megatrain.finetune.loader import ExampleEvaluation, ExampleLoader

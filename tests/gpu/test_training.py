@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatrain.data.batch import Batch
+from megatrain.data.loading.batch import Batch
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing

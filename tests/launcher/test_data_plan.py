@@ -7,7 +7,7 @@ from launcher.data_cli import app
 from launcher.data_plan import plan_data
 from launcher.plan import make_plan
 from launcher.preflight import check
-from megatrain.data.mixture import quotas
+from megatrain.data.ordering.mixture import quotas
 from megatrain.errors import DataError, ExitCode
 from tests.launcher.conftest import TINY, write_data
 
@@ -30,7 +30,7 @@ def test_tokens_and_epochs_of_each_source(tiny, two):
 
 def test_counts_are_those_of_the_order_itself(tiny, two):
     """Not a share of the run: what the loader will really read."""
-    from megatrain.data.order import Order, SourceSize, Stage
+    from megatrain.data.ordering.order import Order, SourceSize, Stage
 
     config = tiny(*two, "training.steps=77")
     order = Order([SourceSize(1000, 32), SourceSize(10, 32)], [Stage(0, quotas([3, 1]))], config.run.seed)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from launcher.data_cli import app
 from megatrain.config_file import load
-from megatrain.data.loader import TrainLoader
+from megatrain.data.loading.loader import TrainLoader
 from megatrain.errors import ConfigError
 from tests.project import make_project, megatrain
 

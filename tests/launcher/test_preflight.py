@@ -12,8 +12,8 @@ from launcher.run_files import prepare_run, run_folder
 from megatrain import config_file
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
-from megatrain.data.files import FileRecord
-from megatrain.data.manifest import SHORT_HASH_DIGITS, read_manifest
+from megatrain.data.folder.files import FileRecord
+from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
 from tests.launcher.conftest import write_data
 

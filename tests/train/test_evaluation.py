@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatrain.data.batch import IGNORE_INDEX, Batch, without_targets
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch, without_targets
 from megatrain.train.evaluation import evaluate
 
 

@@ -1,0 +1,1 @@
+"""A prepared folder: what it holds, by which hashes, here or behind an address."""

@@ -1,0 +1,152 @@
+"""What a model is fed: batches of rows as tensors. B sequences in a micro-batch, S tokens in a sequence."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatrain.data.loading.buffers import Buffers
+
+IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a target
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: S + 1 tokens, and where documents end within the first S (one past each EOS).
+
+    `targets` is of a row that was packed by best fit: how many of its labels have a target. Where a piece ends, the
+    next token belongs to another document, perhaps to its middle; behind the last piece there may be padding.
+    """
+
+    tokens: NDArray[np.integer]
+    ends: NDArray[np.int64]
+    targets: int | None = None
+
+
+class Rows(NamedTuple):
+    """Several sequences of one length: tokens [N, S + 1], and of each its document ends and targets; see `Row`."""
+
+    tokens: NDArray[np.integer]
+    ends: list[NDArray[np.int64]]
+    targets: list[int | None]
+
+    def part(self, first: int, last: int) -> "Rows":
+        return Rows(self.tokens[first:last], self.ends[first:last], self.targets[first:last])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch of one data-parallel rank; a loader makes it on the CPU.
+
+    Labels are the inputs shifted by one. They are kept where documents meet: the first token of a document is then
+    predicted from the EOS before it, which teaches the model how documents begin. In packed rows they are not.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    labels: Tensor  # [B, S] int64, IGNORE_INDEX where there is no target
+    position_ids: Tensor  # [B, S] int64, from 0 in each document, or in each row when attention crosses documents
+    document_ids: Tensor | None  # [B, S] int32: equal ids may attend to each other; None when attention may cross
+    # [documents + 1] int32: where each document begins in the flattened batch, and B·S; what varlen attention takes
+    cu_seqlens: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device; a copy from pinned memory does not wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from where a GPU copies while the CPU goes on. Needs CUDA."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
+
+
+def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
+    """Stack rows of one length into a batch."""
+    stacked = Rows(np.stack([row.tokens for row in rows]), [row.ends for row in rows], [row.targets for row in rows])
+    return assemble_rows(stacked, attend_across_documents=attend_across_documents)
+
+
+def assemble_rows(
+    rows: Rows, *, attend_across_documents: bool, sequence_length: int | None = None, buffers: Buffers | None = None
+) -> Batch:
+    """A batch of rows.
+
+    Args:
+        sequence_length: cut each row into sequences of so many tokens, which divides its length; default: one sequence
+            a row. No token is lost: the last target of a sequence is the first input of the next.
+        buffers: where the batch's memory comes from; default: fresh.
+    """
+    buffers = buffers or Buffers()
+    size, length = rows.tokens.shape[0], rows.tokens.shape[1] - 1
+    cut = sequence_length or length
+    shape = (size * length // cut, cut)
+    input_ids, labels = (buffers.take((size, length), np.int64) for _ in range(2))
+    input_ids[:] = rows.tokens[:, :-1]
+    labels[:] = rows.tokens[:, 1:]
+    _mask_labels(labels, rows)
+    position_ids, document_ids, cu_seqlens = torch.arange(cut).expand(shape), None, None
+    if not attend_across_documents:
+        begins = _document_begins(rows.ends, shape, length)
+        bounds = np.append(begins, size * length)
+        position_ids = torch.from_numpy(_position_ids(bounds, buffers.take(shape, np.int64)))
+        document_ids = torch.from_numpy(_document_ids(begins, buffers.take(shape, np.int32)))
+        cu_seqlens = torch.from_numpy(bounds.astype(np.int32))
+    return Batch(
+        input_ids=torch.from_numpy(input_ids.reshape(shape)),
+        labels=torch.from_numpy(labels.reshape(shape)),
+        position_ids=position_ids,
+        document_ids=document_ids,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def without_targets(size: int, sequence_length: int, *, attend_across_documents: bool) -> Batch:
+    """A batch that adds nothing to any loss, for a rank that has run out of rows."""
+    nothing = Row(np.zeros(sequence_length + 1, dtype=np.uint16), np.empty(0, dtype=np.int64))
+    batch = assemble([nothing] * size, attend_across_documents=attend_across_documents)
+    batch.labels.fill_(IGNORE_INDEX)
+    return batch
+
+
+def _mask_labels(labels: NDArray[np.int64], rows: Rows) -> None:
+    """Packed rows have no target behind a piece: what follows is another document, or padding."""
+    for number, (ends, targets) in enumerate(zip(rows.ends, rows.targets, strict=True)):
+        if targets is None:
+            continue
+        labels[number, ends - 1] = IGNORE_INDEX
+        if targets < labels.shape[1] - len(ends):  # padding
+            labels[number, ends[-1] :] = IGNORE_INDEX
+
+
+def _document_begins(ends: Sequence[NDArray[np.int64]], shape: tuple[int, int], length: int) -> NDArray[np.int64]:
+    """Where a document, or what a sequence has of it, begins in the flattened batch; ascending."""
+    total = shape[0] * shape[1]
+    rows = np.repeat(np.arange(0, total, length), [len(row) for row in ends])
+    behind = rows + np.concatenate(ends)  # at a row's end that is the next row's begin, or the batch's end
+    return np.union1d(np.arange(0, total, shape[1]), behind[behind < total])
+
+
+def _position_ids(bounds: NDArray[np.int64], out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count from 0 between two bounds and the next: the sum of ones, less the length before at each bound."""
+    flat = out.reshape(-1)
+    flat.fill(1)
+    flat[0] = 0
+    flat[bounds[1:-1]] = 1 - np.diff(bounds)[:-1]
+    np.cumsum(flat, out=flat)
+    return out
+
+
+def _document_ids(begins: NDArray[np.int64], out: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Count documents from 0 in each sequence."""
+    flat, width = out.reshape(-1), out.shape[1]
+    flat.fill(0)
+    flat[begins] = 1
+    flat[::width] = 0
+    np.cumsum(out, axis=1, out=out)
+    return out

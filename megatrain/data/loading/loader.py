@@ -1,0 +1,168 @@
+"""The stream of training batches: any rank's share of any step, from one number, the position.
+
+Global batch k holds the samples k·G … k·G + G - 1 of the run's order. With n data-parallel ranks and micro-batches of
+b samples, micro-batch a of rank r holds k·G + a·b·n + r·b + (0 … b-1). So all ranks together read the same samples in
+the same steps, whatever n and b are, and the state is the same on each of them.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatrain.config import DataSection
+from megatrain.data.loading.batch import Batch, assemble_rows
+from megatrain.data.loading.buffers import Buffers
+from megatrain.data.loading.evaluation import EvaluationLoader
+from megatrain.data.loading.read_ahead import ReadAhead
+from megatrain.data.loading.stream import SampleStream
+from megatrain.data.ordering.position import changes_since
+from megatrain.errors import ConfigError
+
+__all__ = ["EvaluationLoader", "StepBatches", "TrainLoader", "rank_offsets"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """A rank's part of one optimizer step."""
+
+    micro_batches: tuple[Batch, ...]
+    target_tokens: int  # labels with a target, over the global batch of all ranks
+
+
+def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: int, data_size: int) -> NDArray[np.int64]:
+    """Which samples of a global batch a rank reads, int64 [micro-batches, micro_batch_size].
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+    if global_batch_size % (micro_batch_size * data_size):
+        raise ConfigError(
+            f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
+            f"data-parallel ranks = {micro_batch_size} x {data_size}"
+        )
+    in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
+    return in_step[:, data_rank, :]
+
+
+class TrainLoader:
+    """Reads one data-parallel rank's batches ahead, in threads, and counts those that were consumed.
+
+    Under tensor parallelism every rank of a group has a loader of the same data rank and reads the same: that takes
+    about as long as sending it around (benchmarks/results/data.md), happens ahead of time, and needs no collective.
+
+    Args:
+        data: the configuration's section.
+        global_batch_size: samples a step, over all ranks.
+        micro_batch_size: samples a rank holds at once.
+        data_rank, data_size: this rank among the data-parallel ones.
+        seed: run.seed.
+        pin_memory: put batches into page-locked memory, for a GPU to copy them while the CPU goes on.
+
+    Raises:
+        DataError: a source is missing, damaged or unsuitable.
+        ConfigError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        data: DataSection,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_rank: int,
+        data_size: int,
+        seed: int,
+        pin_memory: bool = False,
+    ) -> None:
+        self._offsets = rank_offsets(
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            data_rank=data_rank,
+            data_size=data_size,
+        )
+        self._data = data
+        self._global_batch_size = global_batch_size
+        self._pin_memory = pin_memory
+        self._stream = SampleStream(data, seed)
+        self._buffers = Buffers()
+        self._position = 0
+        self._reader: ReadAhead[StepBatches] | None = None
+        self.wait_seconds = 0.0  # how long the last `next` waited for data
+
+    @property
+    def tokens_consumed(self) -> int:
+        """Over all ranks, since the run's first step."""
+        return self._position * self._data.sequence_length
+
+    def next(self) -> StepBatches:
+        """This rank's micro-batches of the next optimizer step.
+
+        Raises:
+            DataError: a shard cannot be read. The position stays, so that the step can be tried again.
+        """
+        started = time.perf_counter()
+        if self._reader is None:
+            self._reader = ReadAhead(
+                self.read_step,
+                self._position,
+                self._global_batch_size,
+                self._data.prefetch,
+                threads=self._data.reading.threads,
+            )
+        try:
+            batches = self._reader.next()
+        except BaseException:
+            self._stop_reading()
+            raise
+        self._position += self._global_batch_size
+        self.wait_seconds = time.perf_counter() - started
+        return batches
+
+    def read_step(self, position: int) -> StepBatches:
+        """This rank's part of the global batch that begins at sample `position`; changes nothing.
+
+        A step has one sequence length, that of the stage that its first sample is in: its samples are cut accordingly.
+        """
+        _, rows = self._stream.read(position + self._offsets.reshape(-1))
+        length, across = self._stream.sequence_length(position), self._data.attend_across_documents
+        micro_batches = []
+        for number in range(len(self._offsets)):
+            size = self._offsets.shape[1]
+            part = rows.part(number * size, (number + 1) * size)
+            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length, buffers=self._buffers)
+            micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
+        return StepBatches(tuple(micro_batches), self._stream.targets(position, self._global_batch_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the samples to come: small, JSON-able, the same on every rank."""
+        return {"position": self._position, **self._stream.identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Go on from a saved position, with any number of ranks and threads and any batch size.
+
+        Returns what the run changes from here on, a line each: stages that had not begun, and the like.
+
+        Raises:
+            DataError: the saved position counts in another order than this loader's; says what differs.
+        """
+        notes = changes_since(state, self._stream.identity())
+        self._stop_reading()
+        self._position = state["position"]
+        return notes
+
+    def samples_per_source(self) -> list[int]:
+        """Samples consumed of each source, over all ranks, since the run's first step."""
+        return [int(count) for count in self._stream.order.counts(self._position)]
+
+    def close(self) -> None:
+        """Stop reading and close the shards."""
+        self._stop_reading()
+        self._stream.close()
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None

@@ -1,0 +1,1 @@
+"""Which sample stands at a position: pure functions, the same on any number of ranks."""

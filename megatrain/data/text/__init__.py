@@ -1,0 +1,1 @@
+"""Text, wherever it lies, as documents; documents as token ids."""

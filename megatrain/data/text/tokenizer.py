@@ -1,0 +1,186 @@
+"""Text <-> token ids: a thin wrapper of `tokenizers`, and training of a byte-level BPE."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from megatrain.data.folder.files import make_folder, write_bytes
+from megatrain.data.text.documents import find_inputs, read_documents
+from megatrain.errors import ConfigError, DataError
+
+EOS = "<|endoftext|>"
+PAD = "<|pad|>"
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_KNOWN_EOS = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_KNOWN_PAD = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
+
+# How text is cut before merging, as in Llama 3 (and, but for digits, GPT-4): contractions, words with one leading
+# sign or space, groups of at most three digits, runs of signs, line ends, spaces.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
+
+
+class Tokenizer:
+    """A `tokenizer.json` and the ids of its end-of-document and padding tokens.
+
+    Special tokens that occur in text are text: a document that spells out "<|endoftext|>" cannot end itself.
+    """
+
+    def __init__(self, content: bytes, *, name: str, eos: str | None = None, pad: str | None = None) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise DataError(f"{name}: is not a tokenizer.json of the `tokenizers` library: {error}") from None
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._arguments = content, name, eos, pad
+        self.content = content
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        eos_id = self._first_id((eos,) if eos else _KNOWN_EOS)
+        if eos_id is None:
+            raise DataError(
+                f"{name}: eos_token: {eos or 'not given'}: has no such token. "
+                f"Name its end-of-document token as eos_token in {_TOKENIZER_CONFIG} beside it."
+            )
+        pad_id = self._first_id((pad,) if pad else _KNOWN_PAD)
+        self.eos_id: int = eos_id
+        self.pad_id: int = eos_id if pad_id is None else pad_id
+        self.eos_token, self.pad_token = (self._tokenizer.id_to_token(number) for number in (self.eos_id, self.pad_id))
+        # ids may have gaps: the largest one decides how many rows an embedding needs
+        self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a folder with tokenizer.json (and perhaps tokenizer_config.json), the file itself, or a foreign file.
+
+        Raises:
+            DataError: there is no such file, or it is not a tokenizer.
+            PreflightError: it is a SentencePiece model or tiktoken file, and their library is not installed.
+        """
+        path = Path(path)
+        file = path / _TOKENIZER if path.is_dir() else path
+        try:
+            content = file.read_bytes()
+        except OSError:
+            raise DataError(f"{path}: no {_TOKENIZER} here. Train one with `megatrain data tokenizer train`.") from None
+        from megatrain.data.text.tokenizer_import import convert, is_foreign
+
+        if is_foreign(content):
+            return convert(content, file)
+        config = _read_config(file.with_name(_TOKENIZER_CONFIG))
+        return cls(
+            content, name=str(file), eos=_token_text(config.get("eos_token")), pad=_token_text(config.get("pad_token"))
+        )
+
+    def __reduce__(self) -> Any:
+        return _again, self._arguments
+
+    def without_special_tokens(self) -> str:
+        """The tokenizer.json without its special tokens, for a library that would find them in text."""
+        value = json.loads(self.content)
+        value["added_tokens"] = [token for token in value.get("added_tokens", []) if not token.get("special")]
+        return json.dumps(value)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Token ids of each text, uint32 [n]; nothing is added at either end."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+
+    def _first_id(self, names: Sequence[str]) -> int | None:
+        ids = (self._tokenizer.token_to_id(name) for name in names)
+        return next((i for i in ids if i is not None), None)
+
+
+def _again(content: bytes, name: str, eos: str | None, pad: str | None) -> Tokenizer:
+    return Tokenizer(content, name=name, eos=eos, pad=pad)
+
+
+def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, text_field: str = "text") -> Tokenizer:
+    """Train a byte-level BPE and write OUT/tokenizer.json and OUT/tokenizer_config.json.
+
+    The same text gives the same files. transformers' AutoTokenizer opens the folder.
+
+    Raises:
+        DataError: an input is missing or unreadable, or OUT already holds another tokenizer.
+        ConfigError: the vocabulary is too small to hold every byte.
+    """
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"--vocab-size: {vocab_size}: must be at least {_SMALLEST_VOCABULARY}: every byte has a token"
+        )
+    files = find_inputs(inputs)
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(EOS, special=True), AddedToken(PAD, special=True)],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    documents = read_documents(files, text_field)
+    texts: Iterator[str] = (document.content for document in documents if isinstance(document.content, str))
+    tokenizer.train_from_iterator(texts, trainer)
+    return write_tokenizer(Tokenizer(tokenizer.to_str(pretty=False).encode(), name="trained", eos=EOS, pad=PAD), out)
+
+
+def write_tokenizer(tokenizer: Tokenizer, out: str | Path) -> Tokenizer:
+    """Write OUT/tokenizer.json and OUT/tokenizer_config.json; a folder that holds the same already is left as it is.
+
+    Raises:
+        DataError: OUT holds another tokenizer, or cannot be written to.
+    """
+    file = Path(out) / _TOKENIZER
+    if file.exists() and file.read_bytes() != tokenizer.content:
+        raise DataError(f"{file}: is another tokenizer; data may depend on it. Choose another folder, or delete it.")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
+        "clean_up_tokenization_spaces": False,
+    }
+    make_folder(file.parent)
+    write_bytes(file.with_name(_TOKENIZER_CONFIG), (json.dumps(config, indent=2) + "\n").encode())
+    write_bytes(file, tokenizer.content)
+    return Tokenizer.load(out)
+
+
+def _read_config(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"{file}: is not valid JSON") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _token_text(value: object) -> str | None:
+    """transformers writes a token as its text, or as an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,108 @@
+"""Which configuration may go on from a saved position."""
+
+import re
+
+import pytest
+
+from megatrain.config import DataSection
+from megatrain.data.ordering.position import changes_since, identity
+from megatrain.errors import DataError
+
+POSITION = 5000
+STAGES = [
+    {"from_sample": 2000, "weights": [1.0, 2.0], "sequence_length": 16},
+    {"from_sample": 9000, "weights": [1.0, 3.0]},
+]
+DATA = {
+    "sequence_length": 32,
+    "train": [{"path": "a", "weight": 3.0}, {"path": "b"}],
+    "stages": STAGES,
+    "quarantine": [{"path": "a", "block": 7, "from_sample": 3000}],
+}
+
+
+def state(hashes=("aa" * 32, "bb" * 32), seed=1, **data):
+    return identity(DataSection.model_validate(DATA | data), seed, hashes)
+
+
+SAVED = {"position": POSITION, **state()}
+
+
+def stages(number, **changes):
+    changed = [dict(stage) for stage in STAGES]
+    changed[number] |= changes
+    return changed
+
+
+def test_nothing_changed():
+    assert changes_since(SAVED, state()) == []
+
+
+@pytest.mark.parametrize(
+    ("mine", "note"),
+    [
+        (state(stages=stages(1, weights=[9.0, 1.0])), "stage 2 (from sample 9,000) changed: weights; it had not begun"),
+        (
+            state(stages=stages(1, from_sample=POSITION)),
+            "stage 2 (from sample 9,000) changed: from_sample 9000 → 5000;",
+        ),
+        (state(stages=stages(1, sequence_length=8)), "stage 2 (from sample 9,000) changed: sequence_length 32 → 8;"),
+        (state(stages=STAGES[:1]), "stage 2 (from sample 9,000) is gone; it had not begun at sample 5,000"),
+        (state(stages=[*STAGES, {"from_sample": 10**6}]), "stage 3 (from sample 1,000,000) is new; it had not begun"),
+        (
+            state(quarantine=[*DATA["quarantine"], {"path": "b", "block": 1, "from_sample": POSITION}]),
+            "quarantined block 1 of source 1 from sample 5,000 is new",
+        ),
+        (state(transform={"function": "mine:f"}), "transform was None, is mine:f from sample 5,000 on"),
+        (
+            state(
+                hashes=("aa" * 32, "bb" * 32, "cc" * 32),
+                train=[*DATA["train"], {"path": "c", "weight": 0.0}],
+                stages=[STAGES[0] | {"weights": [1.0, 2.0, 0.0]}, STAGES[1] | {"weights": [1.0, 3.0, 5.0]}],
+            ),
+            "source 2 is new",
+        ),
+    ],
+)
+def test_what_has_not_begun_may_change_and_is_said(mine, note):
+    notes = changes_since(SAVED, mine)
+    assert any(note in line for line in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("mine", "message"),
+    [
+        (state(seed=2), "seed was 1, is 2"),
+        (state(sequence_length=64), "sequence_length was 32, is 64"),
+        (state(shuffle={"mode": "full"}), "shuffle was windowed 4096 x 1, is full"),
+        (state(hashes=("aa" * 32, "cc" * 32)), "source 1 was bbbbbbbbbbbb, is cccccccccccc"),
+        (state(stages=stages(0, weights=[1.0, 1.0])), "stage 1 (from sample 2,000) changed: weights, but had begun"),
+        (state(stages=stages(0, from_sample=2001)), "changed: from_sample 2000 → 2001, but had begun at sample 5,000"),
+        (state(stages=stages(0, sequence_length=8)), "changed: sequence_length 16 → 8, but had begun"),
+        (state(stages=stages(1, from_sample=4999)), "changed: from_sample 9000 → 4999, but had begun"),
+        (state(stages=[]), "stage 1 (from sample 2,000) is gone, but had begun"),
+        (state(train=[{"path": "a"}, {"path": "b"}]), "stage 0 (from sample 0) changed: weights, but had begun"),
+        (
+            state(quarantine=[]),
+            "quarantined block 7 of source 0 from sample 3,000 is gone, but the run is at sample 5,0",
+        ),
+        (
+            state(quarantine=[*DATA["quarantine"], {"path": "b", "block": 1, "from_sample": 4999}]),
+            "quarantined block 1 of source 1 from sample 4,999 is new, but the run is at sample 5,000 already",
+        ),
+    ],
+)
+def test_what_samples_before_the_position_depend_on_may_not(mine, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        changes_since(SAVED, mine)
+
+
+def test_before_the_first_sample_every_stage_may_change():
+    notes = changes_since(SAVED | {"position": 0}, state(train=[{"path": "a"}, {"path": "b"}], quarantine=[]))
+    assert len(notes) == 2
+
+
+@pytest.mark.parametrize("position", [None, "5", -1, True])
+def test_a_state_without_a_position(position):
+    with pytest.raises(DataError, match="no position saved"):
+        changes_since(SAVED | {"position": position}, state())

@@ -1,0 +1,341 @@
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from megatrain.data.folder.files import sole_writer
+from megatrain.data.folder.manifest import read_manifest
+from megatrain.data.loading.shards import PreparedData
+from megatrain.data.preparation.prepare import PrepareOptions, prepare
+from megatrain.data.preparation.selection import SelectionPolicy
+from megatrain.data.text.documents import read_documents
+from megatrain.errors import ConfigError, DataError
+
+
+class KilledError(BaseException):
+    """Ends a run where SIGKILL would: nothing catches it."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def documents(folder, tokenizer) -> list[str]:
+    """The texts that a prepared folder holds, cut at its document ends."""
+    data = PreparedData(folder)
+    blocks = [data.block_tokens(block) for block in range(len(data.index))]
+    stream = np.concatenate([blocks[0], *(block[1:] for block in blocks[1:])])
+    stride = data.manifest.block_tokens
+    ends = np.unique(np.concatenate([stride * block + data.block_ends(block) for block in range(len(blocks))]))
+    data.close()
+    assert (stream[ends - 1] == tokenizer.eos_id).all()
+    return [tokenizer.decode(ids[:-1]) for ids in np.split(stream, ends[:-1])]
+
+
+def test_the_folder_holds_its_documents_and_nothing_else(prepared, corpus, tokenizer):
+    assert documents(prepared, tokenizer) == [document.content for document in read_documents([corpus], "text")]
+    names = set(contents(prepared))
+    assert {name for name in names if not name.startswith("shard-")} == {
+        "index.npz",
+        "manifest.json",
+        "sources.jsonl",
+        "tokenizer.json",
+    }
+
+
+def test_stock_webdataset_reads_the_shards(prepared):
+    data = PreparedData(prepared)
+    urls = [str(prepared / shard.name) for shard in data.manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{block:08d}" for block in range(len(data.index))]
+    for block, sample in enumerate(samples):
+        assert np.array_equal(np.frombuffer(sample["tokens"], "<u2"), data.block_tokens(block))
+        assert np.array_equal(np.frombuffer(sample["ends"], "<u4"), data.block_ends(block))
+    data.close()
+
+
+def test_tar_headers_tell_nothing_of_their_maker(prepared):
+    listing = subprocess.run(["tar", "tvf", prepared / "shard-00000.tar"], capture_output=True, text=True, check=True)
+    assert "-rw-r--r-- 0/0" in listing.stdout.splitlines()[0]
+    with tarfile.open(prepared / "shard-00000.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, prepared, corpus, tokenizer_folder, prepare_text):
+    prepare_text(corpus, tmp_path / "two", tokenizer_folder, workers=2)
+    assert contents(tmp_path / "two") == contents(prepared)
+
+
+def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path, corpus, tokenizer_folder, tokenizer, prepare_text):
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    marker = content["added_tokens"][0] | {"id": 70_000, "content": "<|far|>"}
+    content["added_tokens"].append(marker)
+    content["model"]["vocab"]["<|far|>"] = 70_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    prepare_text(corpus, tmp_path / "wide", tmp_path)
+    assert read_manifest(tmp_path / "wide").recipe.dtype == "uint32"
+    assert documents(tmp_path / "wide", tokenizer) == [d.content for d in read_documents([corpus], "text")]
+
+
+def test_held_out_text_is_in_one_set_only_copies_included(
+    tmp_path, make_corpus, tokenizer_folder, tokenizer, prepare_text
+):
+    once = make_corpus(tmp_path / "once.jsonl", documents=300, seed=5).read_text()
+    (tmp_path / "twice.jsonl").write_text(once + "".join(reversed(once.splitlines(keepends=True))))
+    train, held = tmp_path / "train", tmp_path / "held"
+    prepare_text(tmp_path / "twice.jsonl", train, tokenizer_folder, holdout=0.2, holdout_out=held)
+    in_train, in_held = documents(train, tokenizer), documents(held, tokenizer)
+    assert not set(in_train) & set(in_held)
+    assert len(in_train) + len(in_held) == 600
+    assert 0.12 < len(set(in_held)) / 300 < 0.28
+    assert (read_manifest(train).recipe.part, read_manifest(held).recipe.part) == ("train", "holdout")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"shard_bytes": 2 * 256 * 2},
+        {"shard_bytes": 2 * 256 * 2, "pack": "best_fit", "sequence_length": 64},
+        {"shard_bytes": 4 * 256 * 2, "selection": SelectionPolicy(duplicates="near", minimum_characters=60)},
+    ],
+    ids=["concat", "best_fit", "selection"],
+)
+def test_killed_at_any_write_and_run_again_it_ends_with_the_same_bytes(
+    tmp_path, make_corpus, tokenizer_folder, prepare_text, monkeypatch, how
+):
+    corpus = make_corpus(tmp_path / "a.jsonl", documents=20, seed=4)
+    monkeypatch.setattr("megatrain.data.preparation.prepare._SELECTION_DOCUMENTS", 4)
+    monkeypatch.setattr("megatrain.data.preparation.prepare.WINDOW_TOKENS", 700)
+    monkeypatch.setattr("megatrain.data.preparation.prepare._WINDOW_ROWS", 1)
+
+    def run(folder):
+        options = {"holdout": 0.3, "holdout_out": folder / "held"} | how
+        prepare_text(corpus, folder / "train", tokenizer_folder, **options)
+        return contents(folder / "train"), contents(folder / "held")
+
+    syncs = 0
+
+    def counted(descriptor):
+        """A file is synced before its rename, its folder after: a kill here falls on either side of every rename."""
+        nonlocal syncs
+        syncs += 1
+        if syncs == killed_at:
+            raise KilledError
+
+    monkeypatch.setattr(os, "fsync", counted)
+    killed_at = 0
+    expected = run(tmp_path / "whole")
+    writes = syncs
+    assert writes > 30
+    assert len(read_manifest(tmp_path / "whole" / "train").shards) >= 2
+    for first in range(1, writes + 1):
+        folder, syncs, killed_at = tmp_path / "killed", 0, first
+        with pytest.raises(KilledError):
+            run(folder)
+        if first % 3 == 0:  # and once more, while it goes on, if so much is left to do
+            syncs, killed_at = 0, 9
+            with contextlib.suppress(KilledError):
+                run(folder)
+        syncs, killed_at = 0, 0
+        assert run(folder) == expected, f"after a kill at write {first} of {writes}"
+        shutil.rmtree(folder)
+
+
+def test_sigkill_and_again_with_worker_processes(tmp_path, corpus, tokenizer_folder, prepared):
+    """The real signal, at growing times, until a run comes through. No worker outlives its parent."""
+    code = (
+        "import sys, pathlib; from megatrain.data.preparation.prepare import PrepareOptions, prepare;"
+        "a, b, c = map(pathlib.Path, sys.argv[1:]); prepare(PrepareOptions(inputs=(str(a),), out=b, tokenizer=c,"
+        "block_tokens=256, shard_bytes=2048, workers=2), progress=None)"
+    )
+    out = tmp_path / "out"
+    arguments = [sys.executable, "-c", code, str(corpus), str(out), str(tokenizer_folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    started_writing = False
+    for shards_before_kill in (0, 2, 5, None):
+        child = subprocess.Popen(arguments, env=environment, start_new_session=True)
+        if shards_before_kill is not None:
+            wanted = [out / ".recipe.json", *(out / f"shard-{n:05d}.tar" for n in range(shards_before_kill))]
+            while not all(file.exists() for file in wanted) and child.poll() is None:
+                time.sleep(0.001)
+            child.kill()
+            started_writing = started_writing or child.wait() == -signal.SIGKILL
+            assert _gone(child.pid), "a worker outlived its parent"
+        else:
+            assert child.wait(timeout=120) == 0
+    assert started_writing
+    assert contents(out) == contents(prepared)
+
+
+def _gone(session: int) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        fields = [_stat(process) for process in Path("/proc").iterdir() if process.name.isdigit()]
+        if not any(stat[3] == str(session) and stat[0] != "Z" for stat in fields if stat):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _stat(process: Path) -> list[str]:
+    """State, parent, group, session, … of a process; empty when it has ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def test_a_run_that_goes_on_does_not_tokenise_again(tmp_path, corpus, tokenizer_folder, monkeypatch):
+    options = PrepareOptions(
+        inputs=(str(corpus),), out=tmp_path, tokenizer=tokenizer_folder, block_tokens=256, shard_bytes=2048
+    )
+    fsync, syncs = os.fsync, 0
+
+    def killed(descriptor):
+        nonlocal syncs
+        syncs += 1
+        if syncs == 47:  # ten shards and their receipts are down: 6 + 10 × 4 calls
+            raise KilledError
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KilledError):
+        prepare(options, progress=None)
+    monkeypatch.undo()
+    output = io.StringIO()
+    prepare(options, progress=output)
+    done_again = int(re.search(r"prepare: (\d+) documents", output.getvalue())[1])
+    assert 0 < done_again < 80  # of 120
+    output = io.StringIO()
+    prepare(options, progress=output)  # complete: nothing to do
+    assert output.getvalue() == ""
+
+
+def test_data_of_another_recipe_is_never_overwritten(tmp_path, corpus, tokenizer_folder, prepare_text, prepared):
+    out = shutil.copytree(prepared, tmp_path / "out")
+    before = contents(out)
+    with pytest.raises(
+        DataError, match=r"holds prepared data made with other block_tokens, shard_blocks\. Choose another"
+    ):
+        prepare_text(corpus, out, tokenizer_folder, block_tokens=512)
+    (out / "manifest.json").unlink()
+    with pytest.raises(DataError, match="holds shards of something else"):
+        prepare_text(corpus, out, tokenizer_folder)
+    before.pop("manifest.json")
+    assert contents(out) == before
+
+
+def test_unfinished_data_of_changed_inputs_is_refused(
+    tmp_path, make_corpus, tokenizer_folder, prepare_text, monkeypatch
+):
+    corpus = make_corpus(tmp_path / "a.jsonl", documents=50, seed=9)
+
+    def killed(descriptor):
+        if list((tmp_path / "out").glob("shard-*.tar")):
+            raise KilledError
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KilledError):
+        prepare_text(corpus, tmp_path / "out", tokenizer_folder)
+    monkeypatch.undo()
+    with open(corpus, "a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(DataError, match="holds unfinished data made with other sources"):
+        prepare_text(corpus, tmp_path / "out", tokenizer_folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"holdout": 1.0, "holdout_out": Path("h")}, "--holdout: 1.0: must be a fraction"),
+        ({"holdout": 0.1}, "--holdout and --holdout-out go together"),
+        ({"holdout_out": Path("h")}, "--holdout and --holdout-out go together"),
+        ({"holdout": 0.1, "holdout_out": Path("./out")}, "must be another folder than --out"),
+        ({"block_tokens": 0}, "--block-tokens: 0: must be from 1 to 1,073,741,824"),
+        ({"workers": 0}, "--workers: 0: must be at least 1"),
+        ({"inputs": (".",)}, "out: is inside the input"),
+    ],
+)
+def test_contradictory_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PrepareOptions(**{"inputs": ("a.txt",), "out": Path("out"), "tokenizer": Path("tokenizer")} | options)
+
+
+def test_text_too_short_for_a_set(tmp_path, make_corpus, tokenizer_folder, prepare_text):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"no document fell to the train set\. The inputs hold no text"):
+        prepare_text(tmp_path / "empty.txt", tmp_path / "a", tokenizer_folder)
+    corpus = make_corpus(tmp_path / "a.jsonl", documents=3, seed=1)
+    with pytest.raises(DataError, match=r"--holdout 0\.0001 of so few documents is none"):
+        prepare_text(corpus, tmp_path / "b", tokenizer_folder, holdout=0.0001, holdout_out=tmp_path / "c")
+
+
+def test_a_finished_shard_that_was_deleted_meanwhile_is_written_again(
+    tmp_path, corpus, tokenizer_folder, prepare_text, prepared, monkeypatch
+):
+    out = tmp_path / "out"
+
+    def killed(descriptor):
+        if (out / "shard-00003.tar").exists():
+            raise KilledError
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KilledError):
+        prepare_text(corpus, out, tokenizer_folder)
+    monkeypatch.undo()
+    (out / "shard-00001.tar").unlink()
+    prepare_text(corpus, out, tokenizer_folder)
+    assert contents(out) == contents(prepared)
+
+
+def test_a_folder_that_got_no_shard_is_free_for_other_inputs(
+    tmp_path, corpus, tokenizer_folder, prepare_text, prepared
+):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        prepare_text(tmp_path / "a.png", tmp_path / "out", tokenizer_folder)
+    prepare_text(corpus, tmp_path / "out", tokenizer_folder)
+    assert contents(tmp_path / "out") == contents(prepared)
+
+
+def test_two_writers_of_one_folder(tmp_path, corpus, tokenizer_folder, prepare_text):
+    with sole_writer(tmp_path), pytest.raises(DataError, match="another process is writing here"):
+        prepare_text(corpus, tmp_path, tokenizer_folder)
+    prepare_text(corpus, tmp_path, tokenizer_folder)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, corpus, tokenizer_folder, prepare_text, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file/out: cannot be written: Not a directory"):
+        prepare_text(corpus, tmp_path / "file" / "out", tokenizer_folder)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        prepare_text(corpus, tmp_path / "out", tokenizer_folder)
+
+
+@pytest.mark.parametrize("block_tokens", [1, 2, 3, 7, 64, 100_000])
+def test_blocks_of_any_length_hold_the_same_documents(
+    tmp_path, make_corpus, tokenizer_folder, tokenizer, prepare_text, block_tokens
+):
+    corpus = make_corpus(tmp_path / "a.jsonl", documents=6, seed=3)
+    out = tmp_path / "out"
+    prepare_text(corpus, out, tokenizer_folder, block_tokens=block_tokens, shard_bytes=block_tokens * 2 * 50)
+    assert documents(out, tokenizer) == [document.content for document in read_documents([corpus], "text")]
