@@ -16,8 +16,8 @@ from pathlib import Path
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from benchmarks.published import ROWS, Published
-from launcher.hardware import load_hardware
-from launcher.memory import MemoryEstimate, estimate_memory
+from launcher.planning.hardware import load_hardware
+from launcher.planning.memory import MemoryEstimate, estimate_memory
 from tests.distributed.memory import CASES, Case, Measured, measure
 from tests.distributed.ranks import RankPool
 

@@ -6,9 +6,9 @@ Models without a gated MLP are given the intermediate size that makes the same n
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cost import block_time, estimate_step, model_flops_utilization
-from launcher.hardware import load_hardware
-from launcher.layout import Layout
+from launcher.planning.cost import block_time, estimate_step, model_flops_utilization
+from launcher.planning.hardware import load_hardware
+from launcher.planning.layout import Layout
 from megatrain.config import ModelSection
 
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.data_cli import app as data_app
-from launcher.job_cli import register as register_job_verbs
+from launcher.commands.data import app as data_app
+from launcher.commands.jobs import register as register_job_verbs
 from megatrain import __version__
 from megatrain.errors import ConfigError, ExitCode, MegatrainError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from launcher.plan import PlanReport
-    from launcher.start import Where
+    from launcher.planning.plan import PlanReport
+    from launcher.ranks.start import Where
     from megatrain.config import Config
 
 _OPTIONS: dict[str, Any] = {
@@ -124,11 +124,11 @@ def plan(
     Example: megatrain plan configs/llama-7b.yaml cluster.nodes=16
     """
     if calibrate:
-        from launcher.calibrate import calibrate as measure
+        from launcher.planning.calibrate import calibrate as measure
 
         print(measure(file, gpus))
         return
-    from launcher import plan_cli
+    from launcher.commands import plan as plan_cli
 
     config = _load(file, overrides)
     if gpus is not None:
@@ -158,7 +158,7 @@ def train(
 
     Example: megatrain train configs/llama-125m.yaml cluster.nodes=1 --nproc 8
     """
-    from launcher.start import Where
+    from launcher.ranks.start import Where
 
     where = Where.given(nproc, hosts, hostfile)
     _run_here(file, overrides, resume, dry_run, as_json, finetune=False, where=where)
@@ -179,7 +179,7 @@ def finetune(
 
     Example: megatrain finetune configs/finetune.yaml finetune.base=runs/llama-125m --nproc 8
     """
-    from launcher.start import Where
+    from launcher.ranks.start import Where
 
     where = Where.given(nproc, hosts, hostfile)
     _run_here(file, overrides, resume, dry_run, as_json, finetune=True, where=where)
@@ -281,7 +281,7 @@ def doctor(as_json: Json = False) -> None:
 
     Example: megatrain doctor
     """
-    from launcher.doctor import examine
+    from launcher.commands.doctor import examine
 
     checks = examine(Path("runs"))
     if as_json:
@@ -300,7 +300,7 @@ def _load(file: Path, overrides: list[str] | None) -> "Config":
 
 
 def _plan(file: Path, overrides: list[str] | None, world_size: int | None = None) -> "tuple[Config, PlanReport]":
-    from launcher.plan import make_plan
+    from launcher.planning.plan import make_plan
 
     config = _load(file, overrides)
     return config, make_plan(config, world_size=world_size)
@@ -317,18 +317,18 @@ def _run_here(
     where: "Where",
 ) -> None:
     """Plan, check, write the run's folder, and start its ranks."""
-    from launcher import preflight
-    from launcher.plan import resolve
-    from launcher.report import plan_text
+    from launcher.commands.report import plan_text
+    from launcher.planning.plan import resolve
+    from launcher.preflight import checks
+    from launcher.ranks.start import start
     from launcher.run_files import is_finetune
-    from launcher.start import start
 
     config = _load(file, overrides)
     if is_finetune(config) != finetune:
         verb, section = ("finetune", "a") if is_finetune(config) else ("train", "no")
         raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {verb}`.")
     config, world_size = where.of(config)
-    found = preflight.examine(config, world_size=world_size, resume=resume)
+    found = checks.examine(config, world_size=world_size, resume=resume)
     if as_json:
         print(json.dumps(found.to_json(), indent=2), flush=True)
     elif dry_run and found.report:

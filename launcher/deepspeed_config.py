@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.zero import prefetch_bucket, reduce_bucket
+from launcher.planning.zero import prefetch_bucket, reduce_bucket
 from megatrain.config import Config
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.deepspeed_config import deepspeed_config
-from launcher.plan import Plan, resolve
+from launcher.planning.plan import Plan, resolve
 from megatrain import config_file
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig

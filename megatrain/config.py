@@ -1,11 +1,10 @@
-"""A run, as frozen strict models. Reading them from YAML, with line numbers, is `config_file`'s work.
+"""A run, as frozen strict models. Rules between fields are in `config_rules`, reading YAML is `config_file`'s work.
 
 Two kinds of run share most sections: `PretrainConfig` and `FinetuneConfig`. Fields whose type admits "auto" are
 decided by the launcher's planner; the trainer only ever sees the resolved file, in which no "auto" is left.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -316,128 +315,3 @@ class FinetuneConfig(_Run):
 
 
 Config = PretrainConfig | FinetuneConfig
-
-
-class Problem(NamedTuple):
-    """One mistake: where, what stood there, the rule it breaks, and what to do."""
-
-    field: str
-    value: Any
-    rule: str
-    fix: str = ""
-
-
-def problems(config: Config) -> Iterator[Problem]:
-    """Rules that hold between fields. A rule whose fields are still "auto" is the planner's to keep."""
-    model, training, parallel = config.model, config.training, config.parallel
-    if (training.tokens is None) == (training.steps is None):
-        given = {"tokens": training.tokens, "steps": training.steps} if training.steps else None
-        yield Problem("training", given, "give exactly one of tokens and steps", "The other one follows from it.")
-    if isinstance(training.micro_batch_size, int) and training.global_batch_size % training.micro_batch_size:
-        yield Problem(
-            "training.micro_batch_size",
-            training.micro_batch_size,
-            f"does not divide training.global_batch_size ({training.global_batch_size})",
-            f"Try {_nearest_divisor(training.global_batch_size, training.micro_batch_size)}.",
-        )
-    if model is not None:
-        yield from _model_problems(model, parallel)
-    if isinstance(config, PretrainConfig):
-        yield from _data_problems(config.data)
-        if config.data.sequential and config.tokenizer is None:
-            yield Problem("tokenizer", None, "webdataset sources hold text", "Add `tokenizer: {path: …}` for them.")
-    steps = training.steps
-    if steps is not None and config.schedule.name != "constant" and config.schedule.warmup_steps > steps:
-        yield Problem(
-            "schedule.warmup_steps",
-            config.schedule.warmup_steps,
-            f"is longer than the run (training.steps is {steps})",
-            f"Try {max(1, steps // 20)}.",
-        )
-
-
-def _model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[Problem]:
-    heads, kv = model.num_attention_heads, model.key_value_heads
-    if model.head_dim is None and model.hidden_size % heads:
-        yield Problem(
-            "model.num_attention_heads",
-            heads,
-            f"does not divide model.hidden_size ({model.hidden_size})",
-            f"Try {_nearest_divisor(model.hidden_size, heads)}, or set model.head_dim.",
-        )
-    elif model.head_size % 2:
-        yield Problem("model.head_dim", model.head_size, "must be even: rotary embeddings turn pairs of channels")
-    if heads % kv:
-        yield Problem(
-            "model.num_key_value_heads",
-            kv,
-            f"does not divide model.num_attention_heads ({heads})",
-            f"Try {_nearest_divisor(heads, kv)}.",
-        )
-    tensor = parallel.tensor_parallel
-    if isinstance(tensor, int) and kv % tensor:
-        yield Problem(
-            "parallel.tensor_parallel",
-            tensor,
-            f"does not divide {kv} key-value heads (model.num_key_value_heads)",
-            f"Try {_nearest_divisor(kv, tensor)}.",
-        )
-    if isinstance(tensor, int) and model.intermediate_size % tensor:
-        yield Problem(
-            "parallel.tensor_parallel", tensor, f"does not divide model.intermediate_size ({model.intermediate_size})"
-        )
-    if isinstance(tensor, int) and isinstance(model.vocab_size, int) and model.vocab_size % tensor:
-        yield Problem("parallel.tensor_parallel", tensor, f"does not divide model.vocab_size ({model.vocab_size})")
-
-
-def _data_problems(data: DataSection) -> Iterator[Problem]:
-    weights = [source.weight for source in data.train]
-    if not any(weights) and not (data.stages and data.stages[0].from_sample == 0 and data.stages[0].weights):
-        yield Problem("data.train", weights, "every source has weight 0", "Give one of them a positive weight.")
-    before = -1
-    for number, stage in enumerate(data.stages):
-        name = f"data.stages.{number}"
-        if stage.from_sample <= before:
-            rule = f"is not after the stage before it ({before})"
-            yield Problem(f"{name}.from_sample", stage.from_sample, rule, "Stages stand in the order of their samples.")
-        before = stage.from_sample
-        if stage.weights is not None and (len(stage.weights) != len(data.train) or not any(stage.weights)):
-            rule = f"must be {len(data.train)} weights, one for each source of data.train, not all 0"
-            yield Problem(f"{name}.weights", stage.weights, rule)
-        if stage.sequence_length is not None and data.sequence_length % stage.sequence_length:
-            yield Problem(
-                f"{name}.sequence_length",
-                stage.sequence_length,
-                f"does not divide data.sequence_length ({data.sequence_length})",
-                f"Try {_nearest_divisor(data.sequence_length, stage.sequence_length)}.",
-            )
-    paths = [source.path.rstrip("/") for source in data.train]
-    for number, damaged in enumerate(data.quarantine):
-        if damaged.path.rstrip("/") not in paths:
-            rule = f"is not a source of data.train ({', '.join(paths)})"
-            yield Problem(f"data.quarantine.{number}.path", damaged.path, rule)
-    yield from _format_problems(data)
-
-
-def _format_problems(data: DataSection) -> Iterator[Problem]:
-    for number, source in enumerate(data.validation):
-        if source.format != "prepared":
-            yield Problem(f"data.validation.{number}.format", source.format, "validation data must be prepared")
-    if not data.sequential:
-        return
-    for number, source in enumerate(data.train):
-        if source.format != "webdataset":
-            rule = "prepared and webdataset sources cannot be mixed"
-            yield Problem(f"data.train.{number}.format", source.format, rule, "Prepare the webdataset ones, too.")
-        if source.path.startswith("pipe:") and not data.allow_pipe:
-            rule = "runs a command in a shell, which data.allow_pipe does not allow"
-            yield Problem(f"data.train.{number}.path", source.path, rule, "If you trust it, set data.allow_pipe: true.")
-    for field in ("stages", "quarantine", "transform"):
-        if getattr(data, field):
-            yield Problem(f"data.{field}", None, "needs prepared data", "webdataset sources are read as they come.")
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    """Near the wanted one, as far as is worth looking; else 1."""
-    near = range(max(1, wanted - 10_000), min(number, wanted + 10_000) + 1)
-    return min((d for d in near if number % d == 0), key=lambda d: (abs(d - wanted), d), default=1)

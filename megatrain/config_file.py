@@ -13,7 +13,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from megatrain.config import Config, FinetuneConfig, PretrainConfig, Problem, problems
+from megatrain.config import Config, FinetuneConfig, PretrainConfig
+from megatrain.config_rules import Problem, problems
 from megatrain.errors import ConfigError
 
 COMMAND_LINE = 0  # the "line" of a value that came from an override

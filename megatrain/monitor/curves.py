@@ -1,7 +1,7 @@
 """How fast this machine multiplies, copies and communicates: `python -m megatrain.monitor.curves [RANKS]` prints JSON.
 
 The launcher runs it as a process of its own, since it never imports torch, and fits a hardware profile to the result
-(launcher/calibrate.py).
+(launcher/planning/calibrate.py).
 """
 
 import argparse

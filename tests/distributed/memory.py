@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.layout import Layout
+from launcher.planning.layout import Layout
 from megatrain.config import ModelSection, PretrainConfig
 
 STEPS = 2  # the first step makes what later ones keep

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.hardware import load_hardware
-from launcher.memory import estimate_memory
+from launcher.planning.hardware import load_hardware
+from launcher.planning.memory import estimate_memory
 from tests.distributed.memory import CASES, measure
 from tests.distributed.ranks import RankPool
 

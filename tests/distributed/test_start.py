@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher import preflight
+from launcher.preflight import checks
 from launcher.run_files import is_finetune, prepare_run
 from megatrain import config_file
 from megatrain.data.preparation.prepare import PrepareOptions, prepare
@@ -109,7 +109,7 @@ def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str
     """The folder of the first run that passes the preflight, its ranks, and its configuration's module."""
     for given in overrides:
         try:
-            found = preflight.examine(config_file.parse(text, overrides=given))
+            found = checks.examine(config_file.parse(text, overrides=given))
             report = found.demand()
             run = prepare_run(found.config, report.chosen)
         except MegatrainError:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.layout import Layout
+from launcher.planning.layout import Layout
 from megatrain.config import ModelSection
 
 MODEL = ModelSection(

@@ -144,7 +144,7 @@ def test_every_mistake_of_a_file_is_told_at_once(folder):
 
 
 def test_a_defect_keeps_its_traceback_and_is_1(folder):
-    code = "import launcher.report as r; del r.plan_text; from launcher.cli import main; main()"
+    code = "import launcher.commands.report as r; del r.plan_text; from launcher.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", "tiny.yaml"],
         cwd=folder,

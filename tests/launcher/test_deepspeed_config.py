@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launcher.deepspeed_config import deepspeed_config
-from launcher.plan import make_plan, resolve
+from launcher.planning.plan import make_plan, resolve
 
 COMMON = {
     "train_batch_size": 8,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher import preflight
-from launcher.plan import make_plan
+from launcher.planning.plan import make_plan
+from launcher.preflight import checks
 from megatrain import config_file
 from megatrain.config import FinetuneConfig, PretrainConfig
 from megatrain.errors import MegatrainError
@@ -32,7 +32,7 @@ def complaints(text, overrides=()):
     """What is said about a file, from reading it to preflight; nothing when it may start."""
     try:
         config = config_file.parse(text, name="run.yaml", overrides=overrides)
-        findings = preflight.check(config, make_plan(config).chosen)
+        findings = checks.check(config, make_plan(config).chosen)
     except MegatrainError as error:
         return str(error).splitlines()
     return [finding.text for finding in findings if finding.level == "error"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launcher.plan import make_plan
+from launcher.planning.plan import make_plan
 from launcher.run_files import prepare_run, run_folder
 from megatrain import config_file
 from megatrain.errors import CheckpointError, ConfigError, PreflightError

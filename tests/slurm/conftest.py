@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import jobs, slurm
-from launcher.plan import make_plan, resolve
+from launcher.planning.plan import make_plan, resolve
 from launcher.run_files import prepare_run
+from launcher.slurm import jobs
+from launcher.slurm.script import render
 from megatrain import config_file
 from megatrain.run_dir import RunDir
 
@@ -179,7 +180,7 @@ def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         config = config_file.parse(CONFIG, overrides=overrides)
         chosen = make_plan(config).chosen
         run = prepare_run(config, chosen)
-        script = slurm.render(resolve(config, chosen), run, chosen, profile=profile)
+        script = render(resolve(config, chosen), run, chosen, profile=profile)
         script = script.replace("-m megatrain.train", str(tmp_path / "stand_in.py"))
         first, *_ = jobs.submit(script, run, chain=chain)
         return Submitted(first, run, script)

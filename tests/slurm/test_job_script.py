@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from launcher import jobs, slurm_clients
-from launcher.job_file import read_job
-from launcher.status import status
+from launcher.slurm import clients, jobs
+from launcher.slurm.job_file import read_job
+from launcher.slurm.status import status
 from megatrain.errors import PreflightError
 from megatrain.monitor.attempts import read_attempts
 from tests.slurm.conftest import wait_until
@@ -47,7 +47,7 @@ def test_preempted_by_a_higher_partition_it_saves_and_goes_on_after(cluster, sub
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
     options = ["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
-    higher = slurm_clients.client("sbatch", "--parsable", *options).strip()
+    higher = clients.client("sbatch", "--parsable", *options).strip()
     cluster.wait_for(higher, "RUNNING", "COMPLETED", seconds=60)
     assert cluster.wait_for(job.id, *ENDED)["JobState"] == "COMPLETED", job.log
     assert [attempt.exit_code for attempt in read_attempts(job.run)] == [75, 0]
@@ -127,7 +127,7 @@ def test_a_second_submission_of_a_run_is_refused(cluster, submit):
     assert "job " + job.id in (jobs.busy_with(job.run) or "")
     (found,) = jobs.findings(job.script, job.run)
     assert found.text.startswith(f"{job.run}: job {job.id} (RUNNING) has it already")
-    second = slurm_clients.submit(job.script, job.run)  # past the check, as when two people submit in one moment
+    second = clients.submit(job.script, job.run)  # past the check, as when two people submit in one moment
     cluster.wait_for(second, "FAILED", seconds=60)
     assert cluster.job(second)["ExitCode"] == "3:0"
     assert f"is being trained by job {job.id}" in (job.run.logs / f"slurm-{second}.log").read_text()
@@ -155,9 +155,9 @@ def test_ranks_in_a_container(cluster, submit, tmp_path):
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\necho "apptainer $*"\nshift 7\nexec "$@"\n', encoding="utf-8")
     stand_in.chmod(0o755)
-    python = slurm_clients.shutil.which("python3")
+    python = clients.shutil.which("python3")
     profile = tmp_path / "site.sh"
-    shipped = (jobs.__file__).replace("launcher/jobs.py", "slurm/profiles/apptainer.sh")
+    shipped = (jobs.__file__).replace("launcher/slurm/jobs.py", "slurm/profiles/apptainer.sh")
     with open(shipped, encoding="utf-8") as file:
         text = file.read().replace("RANK_PYTHON=python3", "RANK_PYTHON=$PYTHON")
     profile.write_text(f"export PATH={stand_in.parent}:$PATH IMAGE=image.sif\n{text}", encoding="utf-8")
@@ -170,7 +170,7 @@ def test_ranks_in_a_container(cluster, submit, tmp_path):
 def test_what_can_never_start_is_refused_before_it_is_queued(cluster, submit):
     job = submit("save(1)")
     cluster.wait_for(job.id, *ENDED)
-    assert "to start at" in slurm_clients.test_only(job.script)
+    assert "to start at" in clients.test_only(job.script)
     for impossible in ("--partition=nowhere", "--nodes=4"):
         with pytest.raises(PreflightError, match=r"^sbatch: "):
-            slurm_clients.test_only(job.script.replace("--nodes=2", impossible))
+            clients.test_only(job.script.replace("--nodes=2", impossible))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from launcher import jobs, slurm_clients
+from launcher.slurm import clients, jobs
 from megatrain.errors import PreflightError
 from megatrain.monitor.attempts import Attempt, read_attempts, write_attempts
 from tests.slurm.conftest import wait_until
@@ -18,12 +18,12 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 def nodes_of(cluster, job) -> list[str]:
-    return slurm_clients.hostnames(cluster.job(job.id)["NodeList"])
+    return clients.hostnames(cluster.job(job.id)["NodeList"])
 
 
 def could_start(job) -> bool:
     with suppress(PreflightError):  # nodes report to a new controller one by one
-        return bool(slurm_clients.test_only(job.script))
+        return bool(clients.test_only(job.script))
     return False
 
 
@@ -41,7 +41,7 @@ def test_a_crashed_node_costs_a_restart_on_the_others(cluster, submit):
         assert first not in lost.failed_nodes
     finally:
         cluster.operate("boot", second)
-        wait_until(lambda: not slurm_clients.nodes_down([second]), 60)
+        wait_until(lambda: not clients.nodes_down([second]), 60)
 
 
 def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
@@ -55,7 +55,7 @@ def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
         assert frozen not in nodes_of(cluster, job)
     finally:
         cluster.operate("thaw", frozen)
-        wait_until(lambda: not slurm_clients.nodes_down([frozen]), 60)
+        wait_until(lambda: not clients.nodes_down([frozen]), 60)
 
 
 def test_a_node_that_failed_twice_is_left_out(cluster, submit):
@@ -85,7 +85,7 @@ def test_a_node_that_failed_twice_is_left_out(cluster, submit):
 def test_a_controller_that_restarts_loses_no_job_and_a_full_queue_is_refused(cluster, submit):
     job = submit("hang()", "training.steps=2")
     job.started()
-    known = len(slurm_clients.client("squeue", "-h", "--states=all").splitlines())
+    known = len(clients.client("squeue", "-h", "--states=all").splitlines())
     cluster.operate("controller", f"MaxJobCount={known}")
     try:
         assert cluster.job(job.id)["JobState"] == "RUNNING"

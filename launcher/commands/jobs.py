@@ -1,0 +1,180 @@
+"""The verbs of a run's life as a job: submit, status, logs, stop, resubmit."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megatrain.errors import ConfigError, PreflightError
+
+if TYPE_CHECKING:
+    from megatrain.run_dir import RunDir
+
+File = Annotated[Path, typer.Argument(help="the run, as YAML", metavar="FILE")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="fields to set, over the file", metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
+Run = Annotated[Path, typer.Argument(help="a run's folder", metavar="RUN")]
+Chain = Annotated[int, typer.Option(min=1, help="jobs, each starting when the one before has ended")]
+
+
+def register(app: typer.Typer) -> None:
+    for verb in (submit, status, logs, stop, resubmit):
+        app.command()(verb)
+
+
+def submit(
+    file: File,
+    overrides: Overrides = None,
+    profile: Annotated[str | None, typer.Option(help="site profile: a name in slurm/profiles, or a file")] = None,
+    chain: Chain = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script, and nothing else")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a run and hand it to Slurm, which starts it again until it is done.
+
+    A dry run prints the script even where a check fails; the exit code says so.
+
+    Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
+    """
+    from launcher.commands.report import headline
+    from launcher.planning.plan import resolve
+    from launcher.preflight import checks
+    from launcher.run_files import prepare_run, run_folder
+    from launcher.slurm import clients, jobs
+    from launcher.slurm.script import render
+    from megatrain import config_file
+
+    found = checks.examine(config_file.load(file, overrides or []), as_job=True)
+    script = None
+    if found.report:
+        resolved, plan = resolve(found.config, found.report.chosen), found.report.chosen
+        script = render(resolved, run_folder(resolved), plan, profile=profile)
+        if not dry_run or clients.answers():
+            found.findings.extend(jobs.findings(script, run_folder(resolved)))
+    if as_json and (dry_run or found.errors):
+        print(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
+    elif dry_run and script:
+        print(script, end="", flush=True)
+    _warn([] if as_json else [finding.text for finding in found.warnings])
+    report = found.demand()
+    if dry_run:
+        return
+    assert script is not None, "there is a plan"
+    run = prepare_run(found.config, report.chosen)
+    handed_in = jobs.submit(script, run, chain=chain)
+    if as_json:
+        print(json.dumps(found.to_json() | {"script": script, "jobs": handed_in}, indent=2))
+        return
+    print(headline(resolved, report.chosen))
+    needed = checks.jobs_needed(resolved, report.chosen)
+    if chain > 1 and needed > chain:
+        _warn([f"--chain {chain}: the run is planned to take {needed} jobs of {resolved.slurm.time}"])
+    elif needed > 1:
+        print(f"planned to take {needed} times slurm.time ({resolved.slurm.time}); it is queued again until it is done")
+    _said(handed_in, run)
+
+
+def status(
+    run: Annotated[Path | None, typer.Argument(help="default: every run in runs/", metavar="[RUN]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Where a run is: job, step, speed, time left, restarts, goodput, last checkpoint, last error.
+
+    Example: megatrain status runs/llama-125m
+    """
+    from launcher.slurm import status as status_of
+
+    if run is not None:
+        one = status_of.status(_run(run))
+        print(json.dumps(one.to_json(), indent=2) if as_json else "\n".join(status_of.lines(one)))
+        return
+    many = status_of.all_statuses(Path("runs"))
+    if as_json:
+        print(json.dumps([one.to_json() for one in many], indent=2))
+    else:
+        print("\n".join(status_of.table(many)) or "runs/ holds no run")
+
+
+def logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the run ends")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="of the end, to begin with")] = 100,
+    rank: Annotated[int | None, typer.Option(min=0, help="of a run on this machine")] = None,
+) -> None:
+    """What a run prints.
+
+    Example: megatrain logs runs/llama-125m -f
+    """
+    from launcher.slurm import logs as log_files
+
+    for text in log_files.read(_run(run), lines=lines, rank=rank, follow=follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def stop(
+    run: Run,
+    now: Annotated[bool, typer.Option("--now", help="without a checkpoint")] = False,
+    timeout: Annotated[int, typer.Option(min=0, help="seconds to wait for the end; 0: do not")] = 0,
+) -> None:
+    """Let a run save and stop, wherever it runs, and keep it from being queued again.
+
+    Example: megatrain stop runs/llama-125m
+    """
+    from launcher.slurm import jobs
+    from launcher.slurm import status as status_of
+
+    folder = _run(run)
+    print(jobs.stop(folder, now=now))
+    deadline = time.monotonic() + timeout
+    while timeout and (state := status_of.status(folder).state) in ("running", "pending"):
+        if time.monotonic() > deadline:
+            raise PreflightError(f"{run}: is still {state} after {timeout} s; `megatrain stop {run} --now` ends it")
+        time.sleep(1.0)
+
+
+def resubmit(run: Run, chain: Chain = 1) -> None:
+    """Hand a run in again, as it was submitted: after a stop, or when it was given up.
+
+    Example: megatrain resubmit runs/llama-125m
+    """
+    from launcher.preflight import checks
+    from launcher.slurm import jobs
+    from megatrain import config_file
+
+    folder = _run(run)
+    if not folder.job_script.is_file():
+        raise ConfigError(f"{run}: was never submitted. Use `megatrain submit FILE`, or `megatrain train FILE`.")
+    script = folder.job_script.read_text(encoding="utf-8")
+    config = config_file.load(folder.config)
+    if (folder.steps() or [0])[-1] >= config.total_steps:
+        raise ConfigError(f"{run}: is complete, with {config.total_steps:,} steps. Submit it with more to go on.")
+    found = checks.examine(config, as_job=True)
+    found.findings.extend(jobs.findings(script, folder))
+    _warn([finding.text for finding in found.warnings])
+    found.demand()
+    _said(jobs.submit(script, folder, chain=chain), folder)
+
+
+def _said(handed_in: list[str], run: "RunDir") -> None:
+    from launcher.slurm.script import next_commands
+
+    plural = "s" if len(handed_in) > 1 else ""
+    print(f"submitted job{plural} {' '.join(handed_in)}\n{next_commands(run)}")
+
+
+def _warn(texts: list[str]) -> None:
+    for text in texts:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def _run(path: Path) -> "RunDir":
+    from megatrain.run_dir import RunDir
+
+    run = RunDir(path)
+    if not run.config.is_file():
+        raise ConfigError(f"{path}: is not a run: there is no {run.config}.")
+    return run

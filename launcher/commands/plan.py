@@ -1,0 +1,62 @@
+"""What `megatrain plan` prints."""
+
+import json
+from pathlib import Path
+
+from launcher.commands.report import plan_text
+from launcher.planning import questions
+from launcher.planning.hardware import load_hardware
+from launcher.planning.inputs import resolve_inputs
+from launcher.planning.plan import NothingFitsError, make_plan, resolve
+from launcher.planning.sweep import parse_sweep, sweep, sweep_png, sweep_text
+from megatrain.config import Config
+from megatrain.errors import ConfigError
+
+
+def on_gpus(config: Config, gpus: int) -> Config:
+    """The run on `gpus` GPUs: a part of one node, or whole nodes.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    hardware = load_hardware(config.cluster.hardware, config.cluster.gpus_per_node)
+    per_node = hardware.max_ranks_per_node or config.cluster.gpus_per_node
+    if gpus > per_node and gpus % per_node:
+        raise ConfigError(
+            f"--gpus {gpus}: must be at most {per_node}, or a multiple of it: a node of {hardware.name} has {per_node}."
+        )
+    nodes, each = (1, gpus) if gpus <= per_node else (gpus // per_node, per_node)
+    cluster = config.cluster.model_copy(update={"nodes": nodes, "gpus_per_node": each})
+    return config.model_copy(update={"cluster": cluster})
+
+
+def show_plan(config: Config, as_json: bool) -> None:
+    try:
+        report = make_plan(config)
+    except NothingFitsError as error:
+        if as_json:
+            print(json.dumps(error.to_json(), indent=2))
+        raise
+    print(json.dumps(report.to_json(), indent=2) if as_json else plan_text(resolve(config, report.chosen), report))
+
+
+def show_sweep(config: Config, text: str, png: Path | None, as_json: bool) -> None:
+    rows = sweep(config, parse_sweep(text))
+    if png is not None:
+        sweep_png(config, rows, png)
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows], indent=2))
+        return
+    print(sweep_text(resolve_inputs(config), rows))
+    if png is not None:
+        print(f"drawn: {png}")
+
+
+def answer(config: Config, *, days: float | None, largest: bool, double: bool) -> None:
+    if days is not None:
+        print(questions.gpus_for_days(config, days))
+    if largest:
+        print(questions.largest_batch(config))
+        print(questions.largest_model(config))
+    if double:
+        print(questions.doubling(config))

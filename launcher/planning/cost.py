@@ -1,0 +1,190 @@
+"""Seconds of one optimizer step, as closed formulas. How far to trust them is said in docs/planning.md.
+
+Symbols: T tokens of a micro-batch on a rank, S sequence, h hidden size, f intermediate size, t tensor-parallel ranks, n
+data-parallel ranks, Ψ parameters on a rank before ZeRO, c bytes of a number in the compute dtype. megatrain turns on no
+overlap of communication in ZeRO-0, 1 and 2.
+"""
+
+from dataclasses import dataclass
+
+from launcher.planning.hardware import Hardware, Link
+from launcher.planning.layout import Layout
+from launcher.planning.zero import local_parameters, number_bytes
+from megatrain.config import ModelSection
+
+ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
+ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
+MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
+ZERO3_OVERLAP = 0.6  # the share of ZeRO-3's traffic that prefetching hides, at most
+ADAM_BYTES = 30  # a parameter: reads a gradient, reads and writes weight and both moments in fp32, writes in bf16
+READ_TOKENS_A_SECOND = 136e6  # the loader's one thread, measured; it works behind the step
+# Host work a parameter tensor and step, over a plain loop, in seconds: 75 tensors, measured (ms 51, 60, 66, 102 of 49).
+HOST_SECONDS = {0: 0.03e-3, 1: 0.15e-3, 2: 0.23e-3, 3: 0.7e-3}
+TENSORS_A_LAYER = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds of one optimizer step, by what they go to. Communication and data count where nothing hides them."""
+
+    compute: float
+    tensor_parallel: float
+    data_parallel: float
+    data: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.tensor_parallel + self.data_parallel + self.data + self.optimizer
+
+    def to_json(self) -> dict[str, float]:
+        parts = ("compute", "tensor_parallel", "data_parallel", "data", "optimizer", "total")
+        return {part: round(getattr(self, part), 6) for part in parts}
+
+
+def estimate_step(
+    model: ModelSection,
+    layout: Layout,
+    *,
+    sequence_length: int,
+    precision: str,
+    ranks_per_node: int,
+    hardware: Hardware,
+    compiled: bool = True,
+) -> StepTime:
+    """The time of a step of `micro_batch_size × gradient_accumulation_steps` sequences on every data-parallel rank."""
+    accumulation = layout.gradient_accumulation_steps
+    compute = accumulation * _micro_batch(model, layout, sequence_length, precision, hardware, compiled)
+    tensor = accumulation * _tensor_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
+    data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
+    optimizer = _optimizer(model, layout, hardware)
+    tokens = accumulation * layout.micro_batch_size * sequence_length
+    busy = compute + tensor + data_parallel + optimizer
+    return StepTime(
+        compute=compute,
+        tensor_parallel=tensor,
+        data_parallel=data_parallel,
+        data=max(0.0, tokens / READ_TOKENS_A_SECOND - busy),
+        optimizer=optimizer,
+    )
+
+
+def model_flops_utilization(
+    model: ModelSection, *, sequence_length: int, tokens_per_second_per_gpu: float, hardware: Hardware
+) -> float:
+    """MFU as this project counts it: 6·N_matmul + 6·L·H·S a token (causal), over the dense bf16 peak."""
+    flops = model.flops_per_token(sequence_length) * tokens_per_second_per_gpu
+    return flops / (hardware.peak_tflops * 1e12)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTime:
+    """Seconds of one forward pass through a block, by kind."""
+
+    matmuls: float
+    last_matmul: float  # of these, the one that nothing behind it in the block needs
+    attention: float
+    elementwise: float
+
+    @property
+    def forward(self) -> float:
+        return self.matmuls + self.attention + self.elementwise
+
+    @property
+    def backward(self) -> float:
+        return 2 * self.matmuls + ATTENTION_BACKWARD * self.attention + 2 * self.elementwise
+
+    def again(self, recompute: str) -> float:
+        """What a recomputing backward pass adds (parallel/activation_checkpointing.py)."""
+        return {"none": 0.0, "selective": self.elementwise, "full": self.forward - self.last_matmul}[recompute]
+
+
+def _micro_batch(
+    model: ModelSection, layout: Layout, sequence_length: int, precision: str, hardware: Hardware, compiled: bool
+) -> float:
+    """Forward and backward of one micro-batch on one rank."""
+    block = block_time(model, layout, sequence_length, precision, hardware, compiled)
+    T = layout.micro_batch_size * sequence_length
+    head = 3 * _matmul(T, model.hidden_size, model.padded_vocab_size / layout.tensor_parallel, precision, hardware)
+    each = block.forward + block.backward + block.again(layout.activation_checkpointing)
+    return model.num_hidden_layers * each + head
+
+
+def block_time(
+    model: ModelSection, layout: Layout, sequence_length: int, precision: str, hardware: Hardware, compiled: bool
+) -> BlockTime:
+    h, f, t = model.hidden_size, model.intermediate_size / layout.tensor_parallel, layout.tensor_parallel
+    T = layout.micro_batch_size * sequence_length
+    queries, keys = model.num_attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
+    shapes = [(h, queries), (h, keys), (h, keys), (queries, h), (h, f), (h, f), (f, h)]
+    rate = hardware.tflops(precision) * 1e12 * hardware.training_efficiency
+    # elements that elementwise ops read and write a token: norms and residuals, rotation (in fp32), gated activation
+    moved = 6 * h + 2 * (queries + keys) + 3 * f if compiled else 12 * h + 20 * (queries + keys) + 5 * f
+    return BlockTime(
+        matmuls=sum(_matmul(T, k, n, precision, hardware) for k, n in shapes),
+        last_matmul=_matmul(T, f, h, precision, hardware),
+        attention=2 * T * sequence_length * queries / (rate * ATTENTION_RATE),  # causal: half of 4·T·S·H
+        elementwise=T * number_bytes(precision) * moved / (MEMORY_RATE * hardware.memory_bandwidth * 1e9),
+    )
+
+
+def _matmul(m: float, k: float, n: float, precision: str, hardware: Hardware) -> float:
+    """Seconds of an [m, k] × [k, n] product: a dimension of `matmul_half_size` alone halves the rate, since tiles and
+    waves are not filled."""
+    lost = 1.0
+    for dimension in (m, k, n):
+        lost *= 1 + hardware.matmul_half_size / dimension
+    return 2 * m * k * n * lost / (hardware.tflops(precision) * 1e12 * hardware.training_efficiency)
+
+
+def _tensor_parallel(
+    model: ModelSection, layout: Layout, sequence_length: int, precision: str, ranks_per_node: int, hardware: Hardware
+) -> float:
+    """Exposed: 16·T·h·(t-1)/t bytes a layer in bf16, in four collectives (arXiv 1909.08053; with sequence parallelism
+    the same bytes, arXiv 2205.05198), half as much again where the forward pass is made again."""
+    t = layout.tensor_parallel
+    if t == 1:
+        return 0.0
+    link = hardware.link if t <= ranks_per_node else hardware.network
+    payload = layout.micro_batch_size * sequence_length * model.hidden_size * number_bytes(precision)
+    again = 1.5 if layout.activation_checkpointing == "full" else 1.0
+    one = 2 * payload * (t - 1) / t / (link.bandwidth * 1e9) + 2 * (t - 1) * link.latency * 1e-6
+    return (model.num_hidden_layers * 4 * again + 3) * one
+
+
+def _data_parallel(
+    model: ModelSection, layout: Layout, precision: str, ranks_per_node: int, hardware: Hardware, compute: float
+) -> float:
+    """Bytes a rank and step, in units of c·Ψ: all-reduce 2, reduce-scatter 1, all-gather 1 (ZeRO, section 7).
+
+    ZeRO-0 all-reduces. ZeRO-1 all-reduces, then gathers. ZeRO-2 scatters at each micro-batch and gathers once. ZeRO-3
+    gathers twice and scatters once at each micro-batch, partly behind the computation.
+    """
+    n, t, accumulation = layout.data_parallel, layout.tensor_parallel, layout.gradient_accumulation_steps
+    if n == 1:
+        return 0.0
+    link = data_parallel_link(n, max(1, ranks_per_node // t), hardware)
+    units = {0: 2, 1: 3, 2: accumulation + 1, 3: 3 * accumulation}[layout.zero_stage]
+    messages = {0: 2, 1: 3, 2: accumulation + 1, 3: 3 * accumulation * model.num_hidden_layers}[layout.zero_stage]
+    traffic = units * local_parameters(model, t) * number_bytes(precision) * (n - 1) / n / (link.bandwidth * 1e9)
+    waiting = messages * min(n - 1, 2 * n.bit_length()) * link.latency * 1e-6  # a ring, or a tree when that is shorter
+    if layout.zero_stage < 3:
+        return traffic + waiting
+    return max((1 - ZERO3_OVERLAP) * traffic, traffic - ZERO3_OVERLAP * compute) + waiting
+
+
+def data_parallel_link(ranks: int, ranks_in_node: int, hardware: Hardware) -> Link:
+    """What a collective over `ranks` sees: within a node its link; across, all adapters of a node side by side."""
+    if ranks <= ranks_in_node:
+        return hardware.link
+    bandwidth = min(hardware.link.bandwidth, hardware.network.bandwidth * ranks_in_node)
+    return Link(bandwidth=bandwidth, latency=hardware.network.latency)
+
+
+def _optimizer(model: ModelSection, layout: Layout, hardware: Hardware) -> float:
+    """Adam moves memory. Then the host's share, which an accelerator hides behind its queue and a CPU rank pays."""
+    owners = layout.data_parallel if layout.zero_stage >= 1 else 1
+    moved = ADAM_BYTES * local_parameters(model, layout.tensor_parallel) / owners
+    host = HOST_SECONDS[layout.zero_stage] * (TENSORS_A_LAYER * model.num_hidden_layers + 3)
+    seconds = moved / (MEMORY_RATE * hardware.memory_bandwidth * 1e9)
+    return seconds + (host if hardware.device == "cpu" else 0.0)

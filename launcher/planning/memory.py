@@ -1,0 +1,105 @@
+"""Bytes on one rank at the peak of a step: DeepSpeed's share (zero.py) and the model's (activations.py), put together
+at each moment that can be the peak."""
+
+from dataclasses import dataclass
+
+from launcher.planning.activations import activation_bytes
+from launcher.planning.hardware import GIB, Hardware
+from launcher.planning.layout import Layout
+from launcher.planning.zero import first_and_embedding, local_parameters, zero_bytes
+from megatrain.config import ModelSection
+
+FRAGMENTATION = 0.05  # of all but parameters and optimizer state, which are allocated once
+USABLE = 0.94  # of the device's memory: a plan that needs more does not fit
+_PROCESS = {"cuda": 2.0 * GIB, "rocm": 2.0 * GIB, "cpu": 0.7 * GIB}  # context and NCCL buffers; or Python and torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on each rank at the peak of a step, by what they are of."""
+
+    peak: str  # the moment: "forward", "head", "backward", "bucket", "last block", "reduce" or "step"
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int  # the vocabulary projection's: a chunk of logits, and the gradients that it makes at once
+    buffers: int  # buckets, gathered parameters, copies
+    process: int
+    margin: int  # for fragmentation
+
+    @property
+    def other(self) -> int:
+        return self.logits + self.buffers + self.process + self.margin
+
+    @property
+    def tensors(self) -> int:
+        """What the run itself allocates: all but the process and the margin."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+
+    @property
+    def total(self) -> int:
+        return self.tensors + self.process + self.margin
+
+    def to_json(self) -> dict[str, int]:
+        parts = ("parameters", "gradients", "optimizer", "activations", "other", "total")
+        return {part: getattr(self, part) for part in parts}
+
+    def other_to_json(self) -> dict[str, int]:
+        return {part: getattr(self, part) for part in ("logits", "buffers", "process", "margin")}
+
+
+def estimate_memory(
+    model: ModelSection,
+    layout: Layout,
+    *,
+    sequence_length: int,
+    precision: str,
+    hardware: Hardware,
+    compiled: bool = False,
+) -> MemoryEstimate:
+    """What one rank needs; see `fits`."""
+    zero = zero_bytes(model, layout, precision)
+    act = activation_bytes(
+        model,
+        layout,
+        sequence_length=sequence_length,
+        precision=precision,
+        device=hardware.device,
+        compiled=compiled,
+    )
+    one_block = act.kept / model.num_hidden_layers + act.recomputed + act.working
+    left = act.kept * (1 - zero.late_after / model.num_hidden_layers)  # once the first bucket is full
+    earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / local_parameters(model, layout.tensor_parallel)
+    # moment: gradients, activations, logits, buffers
+    moments = {
+        "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
+        "head": (zero.held, act.kept, act.head_gradients + act.head_backward, zero.gathered + zero.in_forward),
+        "backward": (zero.held, act.kept + act.recomputed + act.working, 0.0, zero.gathered + zero.in_backward),
+        "bucket": (zero.held, left + act.recomputed + act.working, 0.0, zero.gathered + zero.late_in_backward),
+        "last block": (
+            max(zero.held, zero.made * earlier if layout.zero_stage < 2 else 0),
+            one_block,
+            0.0,
+            zero.gathered + zero.late_in_backward,
+        ),
+        "reduce": (max(zero.held, zero.made), 0.0, 0.0, zero.gathered + zero.reducing),
+        "step": (0.0, 0.0, 0.0, zero.stepping),
+    }
+    peak = max(moments, key=lambda moment: sum(moments[moment]))
+    gradients, activations, logits, buffers = moments[peak]
+    return MemoryEstimate(
+        peak=peak,
+        parameters=round(zero.parameters),
+        gradients=round(zero.gradients + gradients),
+        optimizer=round(zero.optimizer),
+        activations=round(activations),
+        logits=round(logits),
+        buffers=round(zero.buckets + buffers),
+        process=round(_PROCESS[hardware.device]),
+        margin=round(FRAGMENTATION * (zero.gradients + gradients + activations + logits + zero.buckets + buffers)),
+    )
+
+
+def fits(memory: MemoryEstimate, hardware: Hardware) -> bool:
+    return memory.total <= USABLE * hardware.memory_bytes

@@ -1,0 +1,329 @@
+"""A run and its cluster -> ranked layouts, and a reason for every one that cannot be.
+
+Whatever the configuration fixes is a constraint; every `auto` is tried. Layouts are ranked by predicted step time,
+with a preference where the prediction cannot see the whole cost (the handicaps).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from launcher.planning.cost import StepTime, estimate_step, model_flops_utilization
+from launcher.planning.hardware import GIB, Hardware, load_hardware
+from launcher.planning.inputs import resolve_inputs
+from launcher.planning.layout import ActivationCheckpointing, Layout
+from launcher.planning.legality import Run, problem
+from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
+from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
+from megatrain.errors import ConfigError, PreflightError
+
+# Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
+# hooks; 2 and 3 pay a hook for each tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
+_ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.10, 3: 1.12}
+_RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
+_TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
+_WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory
+_TIGHT, _TIGHT_HANDICAP = 0.80, 1.02  # of 454 runs planned below 80% of memory none ran out (arXiv 2411.06465)
+MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
+MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A layout, and what is predicted of it."""
+
+    layout: Layout
+    memory: MemoryEstimate
+    time: StepTime
+    tokens_per_second_per_gpu: float
+    mfu: float
+
+    @property
+    def tensor_parallel(self) -> int:
+        return self.layout.tensor_parallel
+
+    @property
+    def data_parallel(self) -> int:
+        return self.layout.data_parallel
+
+    @property
+    def world_size(self) -> int:
+        return self.layout.world_size
+
+    @property
+    def zero_stage(self) -> int:
+        return self.layout.zero_stage
+
+    @property
+    def sequence_parallel(self) -> bool:
+        return self.layout.sequence_parallel
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.layout.micro_batch_size
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self.layout.gradient_accumulation_steps
+
+    @property
+    def activation_checkpointing(self) -> ActivationCheckpointing:
+        return self.layout.activation_checkpointing
+
+    @property
+    def step_seconds(self) -> float:
+        return self.time.total
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.layout.to_json(),
+            "memory_bytes": self.memory.to_json(),
+            "memory_other_bytes": self.memory.other_to_json(),
+            "memory_peak": self.memory.peak,
+            "step_seconds": self.step_seconds,
+            "seconds": self.time.to_json(),
+            "tokens_per_second_per_gpu": self.tokens_per_second_per_gpu,
+            "mfu": self.mfu,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A layout, or as much of one as was needed to refuse it."""
+
+    fields: dict[str, Any]
+    reason: str
+    overshoot: float = float("inf")  # bytes beyond what fits; infinite where memory is not the reason
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.fields, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    chosen: Plan
+    candidates: list[Plan]  # best first; the first is the chosen one
+    rejected: list[Rejected]
+    hardware: Hardware
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "chosen": self.chosen.to_json(),
+            "candidates": [plan.to_json() for plan in self.candidates],
+            "rejected": [rejected.to_json() for rejected in self.rejected],
+        }
+
+
+class NothingFitsError(PreflightError):
+    """No layout is legal and fits; the text tells the three nearest misses."""
+
+    def __init__(self, text: str, rejected: list[Rejected]) -> None:
+        super().__init__(text)
+        self.rejected = rejected
+
+    def to_json(self) -> dict[str, Any]:
+        rejected = [miss.to_json() for miss in self.rejected]
+        nearest = [miss.to_json() for miss in nearest_misses(self.rejected)]
+        return {"chosen": None, "candidates": [], "rejected": rejected, "nearest": nearest}
+
+
+def nearest_misses(rejected: list[Rejected]) -> list[Rejected]:
+    """The three that lack the least memory; where none is a question of memory, the first that were refused."""
+    return sorted(rejected, key=lambda miss: miss.overshoot)[:3]
+
+
+def make_plan(config: Config, *, world_size: int | None = None) -> PlanReport:
+    """Try every layout that the configuration leaves open.
+
+    Args:
+        world_size: ranks, on one machine; default: the cluster's nodes × gpus_per_node.
+
+    Raises:
+        NothingFitsError: none is legal and fits; a PreflightError.
+        ConfigError, DataError: the model cannot be completed; see `inputs.resolve_inputs`.
+    """
+    return _Planner(resolve_inputs(config), world_size).report()
+
+
+def resolve(config: Config, plan: Plan) -> Config:
+    """The configuration with every `auto` decided, as the trainer reads it."""
+    config = resolve_inputs(config)
+    cluster = config.cluster
+    if plan.world_size != cluster.nodes * cluster.gpus_per_node:
+        cluster = cluster.model_copy(update={"nodes": 1, "gpus_per_node": plan.world_size})
+    if cluster.peak_tflops == AUTO:
+        peak = load_hardware(cluster.hardware, cluster.gpus_per_node).peak_tflops
+        cluster = cluster.model_copy(update={"peak_tflops": peak})
+    chosen = {
+        "tensor_parallel": plan.tensor_parallel,
+        "zero_stage": plan.zero_stage,
+        "sequence_parallel": plan.sequence_parallel,
+        "activation_checkpointing": plan.activation_checkpointing,
+    }
+    return config.model_copy(
+        update={
+            "cluster": cluster,
+            "parallel": config.parallel.model_copy(update=chosen),
+            "training": config.training.model_copy(update={"micro_batch_size": plan.micro_batch_size}),
+        }
+    )
+
+
+class _Planner:
+    def __init__(self, config: Config, world_size: int | None) -> None:
+        assert config.model is not None, "resolve_inputs completes it"
+        self.config = config
+        self.model: ModelSection = config.model
+        cluster = config.cluster
+        self.world_size = world_size or cluster.nodes * cluster.gpus_per_node
+        one_machine = world_size is not None or cluster.nodes == 1
+        self.ranks_per_node = self.world_size if one_machine else cluster.gpus_per_node
+        self.hardware = load_hardware(cluster.hardware, self.ranks_per_node)
+        self.run = Run(
+            model=self.model,
+            world_size=self.world_size,
+            ranks_per_node=self.ranks_per_node,
+            global_batch_size=config.training.global_batch_size,
+            sequence_lengths=(config.sequence_length, *_stage_lengths(config)),
+        )
+        self.rejected: list[Rejected] = []
+        self._check_cluster()
+
+    def report(self) -> PlanReport:
+        plans = [self._evaluate(layout) for layout in self._layouts()]
+        candidates = [plan for plan in plans if plan is not None]
+        if not candidates:
+            raise NothingFitsError(self._nothing_fits(), self.rejected)
+        candidates.sort(key=lambda plan: _rank(plan, self.hardware))
+        return PlanReport(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
+
+    def _check_cluster(self) -> None:
+        most = self.hardware.max_ranks_per_node
+        if most is not None and self.ranks_per_node > most:
+            raise ConfigError(
+                f"cluster.gpus_per_node: {self.ranks_per_node}: {self.hardware.name} has {most} GPUs a node. "
+                f"Set it to {most} or less, and cluster.nodes to match."
+            )
+
+    def _layouts(self) -> Iterator[Layout]:
+        """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
+        parallel, batch = self.config.parallel, self.config.training.global_batch_size
+        stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
+        for tensor in self._legal({}, "tensor_parallel", self._tensor_sizes()):
+            for data in self._legal(tensor, "data_parallel", [self.world_size // tensor["tensor_parallel"]]):
+                for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
+                    for stage in self._legal(sequence, "zero_stage", stages):
+                        for micro in self._legal(stage, "micro_batch_size", self._micro_batches(data)):
+                            for recompute in self._recompute_choices():
+                                yield Layout(
+                                    **micro,
+                                    gradient_accumulation_steps=batch
+                                    // (micro["data_parallel"] * micro["micro_batch_size"]),
+                                    activation_checkpointing=recompute,
+                                )
+
+    def _legal(self, known: dict[str, Any], field: str, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """`known` with each value of one more field that breaks no rule; the others are told once."""
+        for value in values:
+            choice = {**known, field: value}
+            if found := problem(self.run, choice, known=known):
+                if not any(rejected.fields == found[0] for rejected in self.rejected):
+                    self._reject(*found)
+            else:
+                yield choice
+
+    def _tensor_sizes(self) -> list[int]:
+        fixed = self.config.parallel.tensor_parallel
+        if fixed != AUTO:
+            return [fixed]
+        most = min(self.ranks_per_node, MOST_TENSOR_PARALLEL)
+        return [size for size in range(1, most + 1) if self.ranks_per_node % size == 0]
+
+    def _sequence_choices(self, known: dict[str, Any]) -> list[bool]:
+        fixed = self.config.parallel.sequence_parallel
+        if fixed != AUTO:
+            return [fixed]
+        return [False, True] if known["tensor_parallel"] > 1 else [False]
+
+    def _recompute_choices(self) -> tuple[ActivationCheckpointing, ...]:
+        fixed = self.config.parallel.activation_checkpointing
+        return get_args(ActivationCheckpointing) if fixed == AUTO else (fixed,)
+
+    def _micro_batches(self, known: dict[str, Any]) -> list[int]:
+        fixed, each = self.config.training.micro_batch_size, self.config.training.global_batch_size
+        each //= known["data_parallel"]
+        return [size for size in MICRO_BATCHES if each % size == 0] if fixed == AUTO else [fixed]
+
+    def _evaluate(self, layout: Layout) -> Plan | None:
+        precision, length = self.config.training.precision, self.config.sequence_length
+        memory = estimate_memory(
+            self.model,
+            layout,
+            sequence_length=length,
+            precision=precision,
+            hardware=self.hardware,
+            compiled=self.config.parallel.compile,
+        )
+        if not fits(memory, self.hardware):
+            over = memory.total - USABLE * self.hardware.memory_bytes
+            self._reject(layout.to_json(), self._too_large(memory), over)
+            return None
+        time = estimate_step(
+            self.model,
+            layout,
+            sequence_length=length,
+            precision=precision,
+            ranks_per_node=self.ranks_per_node,
+            hardware=self.hardware,
+            compiled=self.config.parallel.compile,
+        )
+        rate = self.config.tokens_per_step / time.total / self.world_size
+        mfu = model_flops_utilization(
+            self.model, sequence_length=length, tokens_per_second_per_gpu=rate, hardware=self.hardware
+        )
+        return Plan(layout=layout, memory=memory, time=time, tokens_per_second_per_gpu=rate, mfu=mfu)
+
+    def _reject(self, fields: dict[str, Any], reason: str, overshoot: float = float("inf")) -> None:
+        self.rejected.append(Rejected(fields=fields, reason=reason, overshoot=overshoot))
+
+    def _too_large(self, memory: MemoryEstimate) -> str:
+        sizes = memory.to_json()
+        total = sizes.pop("total")
+        parts = sorted(sizes.items(), key=lambda part: -part[1])[:2]
+        largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
+        usable = USABLE * self.hardware.memory_bytes / GIB
+        return f"needs {total / GIB:.1f} GiB a rank ({largest}), and {usable:.1f} GiB can be used"
+
+    def _nothing_fits(self) -> str:
+        run, hardware = f"{self.world_size} × {self.hardware.name}", self.hardware
+        nearest = nearest_misses(self.rejected)
+        misses = "\n".join(f"nearest miss: {_describe(miss.fields)}: {miss.reason}" for miss in nearest)
+        fix = "Free a fixed field (set it to auto)"
+        if nearest and nearest[0].overshoot < float("inf"):
+            fix += f", use more than {self.world_size} ranks, shorten the sequence, or take hardware with more than "
+            fix += f"{hardware.memory_bytes / GIB:.0f} GiB"
+        return f"no layout of this run on {run} is legal and fits. {fix}.\n{misses}"
+
+
+def _stage_lengths(config: Config) -> list[int]:
+    """Of the sequences that stages of the curriculum cut samples into."""
+    stages = config.data.stages if isinstance(config, PretrainConfig) else ()
+    return [stage.sequence_length for stage in stages if stage.sequence_length is not None]
+
+
+def _rank(plan: Plan, hardware: Hardware) -> tuple[bool, float]:
+    """Better plans come first: by seconds, with the handicaps."""
+    seconds = plan.step_seconds * _ZERO_HANDICAP[plan.zero_stage]
+    seconds *= _RECOMPUTE_HANDICAP[plan.activation_checkpointing]
+    if plan.tensor_parallel > 1:
+        seconds *= _TENSOR_PARALLEL_HANDICAP ** (plan.tensor_parallel.bit_length() - 1)
+        seconds *= 1.0 if plan.sequence_parallel else _WHOLE_NORMS_HANDICAP
+    if plan.memory.total > _TIGHT * hardware.memory_bytes:
+        seconds *= _TIGHT_HANDICAP
+    return plan.zero_stage == 0, seconds
+
+
+def _describe(fields: dict[str, Any]) -> str:
+    if "activation_checkpointing" in fields:
+        return str(Layout(**fields))
+    return ", ".join(f"{name}={value}" for name, value in fields.items())

@@ -1,0 +1,160 @@
+"""What DeepSpeed holds of a model under each ZeRO stage, and for how long: bytes on one rank, as closed formulas.
+
+Read in DeepSpeed 0.19.8 and measured (docs/planning.md). Which of its optimizers runs follows from stage and precision:
+
+    stage  bf16                      fp32
+    0      FP16_UnfusedOptimizer     torch's own
+    1      BF16_Optimizer            DeepSpeedZeroOptimizer
+    2      DeepSpeedZeroOptimizer    DeepSpeedZeroOptimizer
+    3      DeepSpeedZeroOptimizer_Stage3
+
+Symbols: Ψ parameters on this rank before ZeRO, n data-parallel ranks, c bytes of a number in the compute dtype.
+"""
+
+import math
+from dataclasses import dataclass
+
+from launcher.planning.layout import Layout
+from megatrain.config import ModelSection
+
+# Elements. DeepSpeed's own sizes, but a part of a small model: it allocates the buckets whole.
+REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
+_BUCKETS_A_MODEL = 4
+LIVE_PARAMETERS = 1_000_000_000  # elements that ZeRO-3 keeps gathered; its stage3_max_live_parameters
+MASTER_AND_MOMENTS = 12  # bytes: an fp32 weight and Adam's two moments (ZeRO, arXiv 1910.02054, section 3.1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroBytes:
+    """Bytes on one rank. The first four stand all the time, the others for a part of a step."""
+
+    parameters: float
+    gradients: float  # buffers that are there between steps too
+    optimizer: float
+    buckets: float = 0.0
+    gathered: float = 0.0  # whole parameters, while a forward or backward pass runs
+    held: float = 0.0  # gradients of earlier micro-batches of a step
+    made: float = 0.0  # gradients at the end of a backward pass, the held ones included
+    in_forward: float = 0.0  # buckets
+    in_backward: float = 0.0  # buckets
+    late_in_backward: float = 0.0  # buckets, and what they were emptied into
+    late_after: int = 0  # blocks, from the last one down, whose gradients go into the first bucket
+    reducing: float = 0.0  # copies at the end of a backward pass
+    stepping: float = 0.0  # copies, and gradients that are still there, while the optimizer runs
+
+
+def local_parameters(model: ModelSection, tensor_parallel: int) -> float:
+    """Ψ: the matrices are split over the tensor-parallel ranks, the norms are on each."""
+    norms = (2 * model.num_hidden_layers + 1) * model.hidden_size
+    return (model.parameters - norms) / tensor_parallel + norms
+
+
+def number_bytes(precision: str) -> int:
+    return 2 if precision == "bf16" else 4
+
+
+def largest_parameter(model: ModelSection, tensor_parallel: int) -> float:
+    """Elements of the largest tensor on a rank."""
+    return model.hidden_size * max(model.padded_vocab_size, model.intermediate_size) / tensor_parallel
+
+
+def reduce_bucket(model: ModelSection, tensor_parallel: int) -> int:
+    """Elements; a gradient that is larger than the bucket would be reduced on its own, from a copy."""
+    psi = local_parameters(model, tensor_parallel)
+    return round(min(REDUCE_BUCKET, max(psi / _BUCKETS_A_MODEL, largest_parameter(model, tensor_parallel))))
+
+
+def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
+    psi, n, c = local_parameters(model, layout.tensor_parallel), layout.data_parallel, number_bytes(precision)
+    bucket = c * reduce_bucket(model, layout.tensor_parallel)
+    largest = largest_parameter(model, layout.tensor_parallel)
+    again = layout.gradient_accumulation_steps > 1
+    if layout.zero_stage == 0:
+        return _unpartitioned(psi, c, again, largest)
+    if layout.zero_stage == 3:
+        return _stage_3(model, layout, psi, n, c, bucket)
+    if layout.zero_stage == 1 and precision == "bf16":
+        return ZeroBytes(
+            parameters=2 * psi,
+            gradients=4 * psi,  # the fp32 sums, whole on every rank
+            optimizer=MASTER_AND_MOMENTS * psi / n,
+            held=2 * psi if again else 0,  # bf16 gradients are zeroed, not released
+            made=2 * psi,
+            # the sums travel in bf16; where they are less than one bucket, they are first joined
+            reducing=(4 * psi if psi <= REDUCE_BUCKET else 0) + 2 * psi,
+            stepping=2 * psi,
+        )
+    partition = 4 * psi / n
+    if layout.zero_stage == 1:  # in fp32: whole gradients until the last micro-batch
+        return ZeroBytes(
+            parameters=4 * psi,
+            gradients=0,
+            optimizer=MASTER_AND_MOMENTS * psi / n,
+            held=4 * psi if again else 0,
+            made=4 * psi,
+            in_forward=bucket if again else 0,
+            in_backward=bucket,
+            late_in_backward=bucket,
+            reducing=partition,  # a gradient in the bucket is no longer anywhere else
+            stepping=2 * partition,  # flattened anew
+        )
+    reduced = c * psi / n  # gradients of this rank's partition, as they arrive; in bf16, summed in fp32 at the end
+    return ZeroBytes(
+        parameters=c * psi,
+        gradients=0,
+        optimizer=MASTER_AND_MOMENTS * psi / n,
+        held=partition if again else 0,
+        made=partition if again or c == 2 else 0,
+        in_backward=bucket,
+        late_in_backward=bucket + reduced,
+        late_after=_blocks_of_a_bucket(model, layout.tensor_parallel),
+        reducing=bucket + reduced + (4 * largest if c == 2 else 0),
+        # in bf16 the norm is taken in fp64, a tensor at a time; in fp32 the partition is flattened anew
+        stepping=partition + (8 * min(largest, psi / n) if c == 2 else partition),
+    )
+
+
+def _blocks_of_a_bucket(model: ModelSection, tensor_parallel: int) -> int:
+    head = model.padded_vocab_size * model.hidden_size / tensor_parallel
+    block = first_and_embedding(model, tensor_parallel) - head
+    blocks = math.floor((reduce_bucket(model, tensor_parallel) - head) / block)
+    return min(model.num_hidden_layers, max(0, blocks))
+
+
+def _unpartitioned(psi: float, c: int, again: bool, largest: float) -> ZeroBytes:
+    """In bf16 the optimizer copies the gradients to fp32; in fp32 the parameters are their own master copy."""
+    return ZeroBytes(
+        parameters=c * psi,
+        gradients=0,
+        optimizer=(MASTER_AND_MOMENTS if c == 2 else 8) * psi,
+        held=c * psi if again else 0,
+        made=c * psi,
+        reducing=c * min(REDUCE_BUCKET, psi),
+        stepping=6 * psi if c == 2 else 4 * psi + 4 * largest,
+    )
+
+
+def prefetch_bucket(model: ModelSection, tensor_parallel: int) -> int:
+    """Elements that ZeRO-3 gathers ahead."""
+    return round(min(PREFETCH_BUCKET, local_parameters(model, tensor_parallel) / _BUCKETS_A_MODEL))
+
+
+def first_and_embedding(model: ModelSection, tensor_parallel: int) -> float:
+    """Elements of the first block and the embedding: the last whose gradients are made."""
+    embedding = model.padded_vocab_size * model.hidden_size / tensor_parallel
+    blocks = local_parameters(model, tensor_parallel) - embedding * (1 if model.tie_word_embeddings else 2)
+    return embedding + blocks / model.num_hidden_layers
+
+
+def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bucket: float) -> ZeroBytes:
+    part = first_and_embedding(model, layout.tensor_parallel)
+    return ZeroBytes(
+        parameters=c * psi / n,
+        gradients=4 * psi / n,
+        optimizer=MASTER_AND_MOMENTS * psi / n,
+        buckets=bucket,
+        gathered=c * min(LIVE_PARAMETERS, psi) if n > 1 else 0,
+        in_forward=c * prefetch_bucket(model, layout.tensor_parallel) if n > 1 else 0,
+        reducing=bucket + c * part if n > 1 else bucket + 4 * bucket / c,
+        stepping=4 * psi / n,
+    )

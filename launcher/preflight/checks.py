@@ -1,0 +1,259 @@
+"""Everything about a run that can be known before a GPU is held. All findings at once, errors apart from warnings."""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.planning.hardware import GIB
+from launcher.planning.inputs import base_run, resolve_inputs, tokenizer_file
+from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
+from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
+from launcher.preflight.data_plan import plan_data
+from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer
+from launcher.run_files import check_resume, check_same_run, run_folder
+from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
+from megatrain.data.folder.manifest import Manifest, read_manifest
+from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+
+
+class PreflightFailedError(PreflightError):
+    """All errors together; ends with the code of the first."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        errors = [finding for finding in findings if finding.level == "error"]
+        super().__init__("\n".join(finding.text for finding in errors))
+        self.exit_code = errors[0].code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """All that was found about one run. `report` is None where no layout is legal and fits."""
+
+    config: Config
+    report: PlanReport | None
+    findings: list[Finding]
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "warning"]
+
+    def demand(self) -> PlanReport:
+        """The plan; raises PreflightFailedError, with every error, when there is one."""
+        if self.errors:
+            raise PreflightFailedError(self.errors)
+        assert self.report is not None, "else there is an error"
+        return self.report
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": not self.errors,
+            "errors": [finding.text for finding in self.errors],
+            "warnings": [finding.text for finding in self.warnings],
+            "plan": self.report.chosen.to_json() if self.report else None,
+        }
+
+
+def examine(config: Config, *, world_size: int | None = None, resume: str = "auto", as_job: bool = False) -> Preflight:
+    """Plan the run and check everything about starting it now; whatever one check finds, the others are made as well.
+
+    Args:
+        world_size: ranks, on one machine; default: the cluster's.
+        as_job: it will be a Slurm job; see also `clients.test_only`.
+    """
+    findings: list[Finding] = []
+    report: PlanReport | None = None
+    try:
+        report = make_plan(config, world_size=world_size)
+    except MegatrainError as error:
+        findings.append(_from(error))
+    findings += check(config, report.chosen if report else None, resume=resume, as_job=as_job)
+    unique = list({finding.text: finding for finding in findings}.values())
+    return Preflight(config=config, report=report, findings=unique)
+
+
+def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bool = True) -> list[Finding]:
+    """Every finding about starting this run now. A plan has already settled batch arithmetic, layout and memory.
+
+    Without a plan, what only it could answer is left out.
+    """
+    findings: list[Finding] = []
+    run = run_folder(config)
+    findings += _caught(lambda: check_resume(run, resume))
+    resolved = config
+    try:
+        resolved = resolve(config, plan) if plan else resolve_inputs(config)
+    except MegatrainError as error:
+        findings.append(_from(error))
+    if plan:
+        findings += _caught(lambda: check_same_run(run, resolved))
+    findings += _disk(resolved, run.path)
+    findings += _data(resolved) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
+    findings += check_checkpoint(resolved, run, resume)
+    if as_job and plan:
+        findings += _time(resolved, plan)
+    return findings
+
+
+def demand(findings: list[Finding]) -> list[Finding]:
+    """The warnings; raises PreflightFailedError when there are errors."""
+    if any(finding.level == "error" for finding in findings):
+        raise PreflightFailedError(findings)
+    return findings
+
+
+def _caught(probe: Callable[[], None]) -> list[Finding]:
+    try:
+        probe()
+    except MegatrainError as error:
+        return [_from(error)]
+    return []
+
+
+def _disk(config: Config, folder: Path) -> Iterator[Finding]:
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("error", f"run.directory: {folder}: cannot be written (no permission in {existing}).")
+        return
+    if config.model is None or config.model.vocab_size == AUTO:
+        return  # another finding says why it could not be completed
+    each = CHECKPOINT_BYTES * config.model.parameters
+    wanted, free = each * (config.checkpoint.keep_last + 1), shutil.disk_usage(existing).free
+    if wanted > free:
+        yield Finding(
+            "error" if 2 * each > free else "warning",
+            f"checkpoint.keep_last: {config.checkpoint.keep_last}: with the one being written, checkpoints take "
+            f"{wanted / GIB:.1f} GiB ({each / GIB:.1f} each), and {existing} has {free / GIB:.1f} GiB free. "
+            "Keep fewer, or set run.directory to a larger disk.",
+        )
+
+
+def _data(config: PretrainConfig) -> Iterator[Finding]:
+    manifests: list[Manifest] = []
+    usable: list[Manifest] = []  # of training sources
+    for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
+        for index, source in enumerate(sources):
+            if source.format == "webdataset":
+                text = "is read in sequence: the run can only go on with the ranks it starts with. Prepare it."
+                yield Finding("warning", f"data.{part}.{index}: {source.path}: {text}")
+                continue
+            try:
+                manifest = read_manifest(source.path)
+                rows = manifest.rows(config.sequence_length)
+            except DataError as error:
+                yield _from(error, f"data.{part}.{index}: ")
+                continue
+            manifests.append(manifest)
+            yield from check_files(f"data.{part}.{index}", source.path, manifest)
+            if not rows:
+                text = f"holds {manifest.tokens:,} tokens: not one sequence of {config.sequence_length}."
+                yield Finding("error", f"data.{part}.{index}: {source.path}: {text}", ExitCode.DATA)
+            elif part == "train":
+                usable.append(manifest)
+    if len(usable) == len(config.data.train):
+        yield from _repetition(config, usable)
+    yield from _vocabulary(config, manifests)
+
+
+def _repetition(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[Finding]:
+    try:
+        plan = plan_data(config, manifests)
+    except DataError as error:
+        yield _from(error)
+        return
+    yield from (Finding("error", text, ExitCode.DATA) for text in plan.refusals())
+    yield from (Finding("warning", text) for text in plan.warnings())
+
+
+def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[Finding]:
+    largest = max((manifest.vocab_size for manifest in manifests), default=0)
+    if config.model.vocab_size != AUTO and largest > config.model.padded_vocab_size:
+        yield Finding(
+            "error",
+            f"model.vocab_size: {config.model.vocab_size}: the data holds ids up to {largest - 1}. Set it to auto.",
+            ExitCode.USAGE,
+        )
+    if len({manifest.tokenizer_sha256 for manifest in manifests}) > 1:
+        yield Finding(
+            "error",
+            "data: the sources were prepared with different tokenizers. Prepare them again with one of them.",
+            ExitCode.DATA,
+        )
+    elif manifests and config.tokenizer is not None:
+        yield from check_tokenizer(config.tokenizer.path, manifests[0].tokenizer_sha256)
+
+
+def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
+    base = base_run(config.finetune.base)
+    if not base.steps():
+        yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
+    for name in ("train", "validation"):
+        for path in getattr(config.finetune, name):
+            if not Path(path).is_file():
+                yield Finding("error", f"finetune.{name}: {path}: there is no such file.", ExitCode.DATA)
+    if config.tokenizer is not None and not tokenizer_file(config.tokenizer.path).is_file():
+        text = f"tokenizer.path: {config.tokenizer.path}: there is no tokenizer.json."
+        yield Finding("error", text, ExitCode.DATA)
+
+
+def _time(config: Config, plan: Plan) -> Iterator[Finding]:
+    """A job is queued again until the run is done, so a short walltime only has to hold a checkpoint or two."""
+    slurm = config.slurm
+    useful = slurm_seconds(slurm.time) - slurm.signal_lead_seconds
+    assert config.model is not None, "resolved"
+    saving = reliability(config.model, config.cluster, config.cluster.nodes).checkpoint_seconds
+    if useful <= 0:
+        yield Finding(
+            "error",
+            f"slurm.signal_lead_seconds: {slurm.signal_lead_seconds}: leaves nothing of slurm.time ({slurm.time}). "
+            "Make it shorter, or the time longer.",
+            ExitCode.USAGE,
+        )
+    elif useful < 10 * plan.step_seconds:
+        yield Finding("warning", f"slurm.time: {slurm.time}: holds fewer than 10 planned steps.")
+    if slurm.signal_lead_seconds < plan.step_seconds + saving:
+        yield Finding(
+            "warning",
+            f"slurm.signal_lead_seconds: {slurm.signal_lead_seconds}: a step is planned to take "
+            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps). Make it longer, "
+            "or the end of a job may lose work.",
+        )
+    if config.monitor.hang_seconds < 2 * (plan.step_seconds + saving):
+        yield Finding(
+            "warning",
+            f"monitor.hang_seconds: {config.monitor.hang_seconds}: a step is planned to take "
+            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps). Make it longer, "
+            "or the watchdog may end a run that is well.",
+        )
+
+
+def jobs_needed(config: Config, plan: Plan) -> int:
+    """How many walltimes the run is planned to take; `config` is resolved."""
+    useful = slurm_seconds(config.slurm.time) - config.slurm.signal_lead_seconds
+    return max(1, math.ceil(plan.step_seconds * config.total_steps / max(1, useful)))
+
+
+def slurm_seconds(text: str) -> int:
+    """Seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = parts + [0] * (3 - len(parts))
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, parts + [0] * (2 - len(parts))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _from(error: MegatrainError, prefix: str = "") -> Finding:
+    return Finding("error", f"{prefix}{error}", error.exit_code)

@@ -1,0 +1,120 @@
+"""The part of the preflight that reads what lies on disk: prepared data, tokenizer, the checkpoint to go on from."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.planning.inputs import tokenizer_file
+from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
+from megatrain.checkpoint.manifest import read_state
+from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
+from megatrain.data.folder.files import sha256_file
+from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
+from megatrain.errors import DataError, ExitCode, MegatrainError
+from megatrain.run_dir import RunDir
+
+SHOWN_SHARDS = 3  # of those that are amiss
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    level: Literal["error", "warning"]
+    text: str
+    code: ExitCode = ExitCode.PREFLIGHT
+
+    def to_json(self) -> dict[str, Any]:
+        return {"level": self.level, "text": self.text}
+
+
+def check_files(field: str, path: str, manifest: Manifest) -> Iterator[Finding]:
+    """The index by its hash, the shards by their sizes. `megatrain data verify` reads every byte."""
+    folder = Path(path)
+    if folder.is_file():
+        folder = folder.parent
+    try:
+        digest = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+    except OSError as error:
+        yield _data(f"{field}: {folder / INDEX}: cannot be read: {error.strerror}. Prepare the data again.")
+        return
+    if digest != manifest.index_sha256:
+        yield _data(f"{field}: {folder / INDEX}: is damaged: its SHA-256 is not the manifest's. Copy it again.")
+    wrong = []
+    for shard in manifest.shards:
+        try:
+            if (size := (folder / shard.name).stat().st_size) != shard.bytes:
+                wrong.append(f"{shard.name} has {size:,} bytes, not {shard.bytes:,}")
+        except OSError as error:
+            wrong.append(f"{shard.name}: {error.strerror}")
+    if wrong:
+        more = f", and {len(wrong) - SHOWN_SHARDS} more" if len(wrong) > SHOWN_SHARDS else ""
+        yield _data(f"{field}: {path}: {'; '.join(wrong[:SHOWN_SHARDS])}{more}. Copy or prepare the data again.")
+
+
+def check_tokenizer(path: str, expected_sha256: str) -> Iterator[Finding]:
+    """The tokenizer that the run names must be the one that its data was made with."""
+    file = tokenizer_file(path)
+    if not file.is_file():
+        yield _data(f"tokenizer.path: {path}: there is no tokenizer.json.")
+    elif sha256_file(file) != expected_sha256:
+        yield _data(
+            f"tokenizer.path: {path}: is not the tokenizer that the data was prepared with (SHA-256 differs). "
+            "Name that one, or prepare the data again."
+        )
+
+
+def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:
+    """Whether the checkpoint that this start would go on from fits: same model, same data in the same order.
+
+    Its layout does not matter: any layout reads it. Its bytes are verified when it is loaded.
+    """
+    steps = run.steps()
+    if resume.isascii() and resume.isdigit():
+        steps = [step for step in steps if step == int(resume)]
+    if resume == "never" or not steps:
+        return
+    folder = run.step(steps[-1])
+    try:
+        read_checkpoint_manifest(folder)
+        state = read_state(folder)
+        saved = ModelSection.model_validate(state["model"])
+    except MegatrainError as error:
+        older = len(steps) > 1
+        yield Finding("warning" if older else "error", f"{error}", ExitCode.CHECKPOINT)
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        yield Finding("error", f"{folder}/state.json: cannot be read; the checkpoint is damaged.", ExitCode.CHECKPOINT)
+        return
+    yield from _model_differences(config, folder, saved)
+    if isinstance(config, PretrainConfig):
+        yield from _data_differences(config, folder, state.get("loader", {}))
+
+
+def _model_differences(config: Config, folder: Path, saved: ModelSection) -> Iterator[Finding]:
+    if config.model is None:
+        return
+    for name in ModelSection.model_fields:
+        then, now = getattr(saved, name), getattr(config.model, name)
+        if then != now and now != AUTO:
+            text = f"model.{name}: {now}: {folder} was saved with {then}. Undo the change, or give another run.name."
+            yield Finding("error", text, ExitCode.CHECKPOINT)
+
+
+def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
+    """The loader refuses a position of other data; here it is said before a GPU is held."""
+    if not isinstance(loader.get("sources"), list) or config.data.stages:
+        return  # of a curriculum some sources may change; the loader knows which
+    try:
+        now = [read_manifest(source.path).manifest_hash[:SHORT_HASH_DIGITS] for source in config.data.train]
+    except DataError:
+        return  # said elsewhere
+    if now != loader["sources"]:
+        yield _data(
+            f"data.train: is not the data that {folder} was trained on: its position would mean other samples. "
+            "Restore the data, or give another run.name."
+        )
+
+
+def _data(text: str) -> Finding:
+    return Finding("error", text, ExitCode.DATA)

@@ -1,0 +1,1 @@
+"""Ranks without Slurm: here, by ssh, or as one of many launchers."""

@@ -1,0 +1,126 @@
+"""Where the ranks of `train` and `finetune` run: on this machine, on hosts by ssh, or as one of many launchers."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.planning.plan import PlanReport, resolve
+from launcher.ranks.hosts import Host, parse_hosts, read_hostfile, run_hosts
+from launcher.ranks.local import Place, run_ranks
+from launcher.run_files import is_finetune, prepare_run, run_folder
+from launcher.slurm.attempt import attempted
+from launcher.slurm.jobs import busy_with
+from megatrain import config_file
+from megatrain.config import Config
+from megatrain.errors import ConfigError, PreflightError
+
+_RENDEZVOUS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # as torchrun's users set them on each machine
+_WAIT_SECONDS = 600.0  # for the launcher of node 0 to write the run's folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """What the command line and the environment say; at most one of `hosts` and `node` is given."""
+
+    ranks: int | None = None  # on this machine
+    hosts: list[Host] | None = None
+    node: int | None = None  # this launcher is one of several
+    nodes: int = 1
+
+    @classmethod
+    def given(cls, nproc: int | None, hosts: str | None, hostfile: Path | None) -> "Where":
+        """Raises ConfigError when they contradict each other, or are not what they should be."""
+        if hosts is not None and hostfile is not None:
+            raise ConfigError("--hosts, --hostfile: give one of them")
+        listed = parse_hosts(hosts, nproc) if hosts is not None else None
+        if hostfile is not None:
+            listed = read_hostfile(hostfile)
+        if listed is not None or os.environ.get("NNODES", "1") == "1":
+            return cls(ranks=nproc, hosts=listed)
+        if missing := [name for name in _RENDEZVOUS if not os.environ.get(name)]:
+            raise ConfigError(f"environment: NNODES is set, but not {', '.join(missing)}: set all four, or none")
+        number = {name: os.environ[name] for name in ("NNODES", "NODE_RANK", "MASTER_PORT")}
+        if not all(value.isdecimal() for value in number.values()):
+            raise ConfigError(f"environment: {number}: must be whole numbers")
+        if int(number["NODE_RANK"]) >= int(number["NNODES"]):
+            raise ConfigError(f"environment: NODE_RANK: {number['NODE_RANK']}: must be below NNODES")
+        return cls(ranks=nproc, node=int(number["NODE_RANK"]), nodes=int(number["NNODES"]))
+
+    def of(self, config: Config) -> tuple[Config, int | None]:
+        """The configuration for these machines, and its ranks where they are not the cluster's.
+
+        Raises:
+            ConfigError, PreflightError: this command cannot reach the cluster's nodes.
+        """
+        cluster = config.cluster
+        if self.hosts is not None:
+            each = {host.ranks or cluster.gpus_per_node for host in self.hosts}
+            if len(each) > 1:
+                raise ConfigError(f"--hosts: the hosts have {sorted(each)} ranks: each must have as many as the others")
+            update = {"nodes": len(self.hosts), "gpus_per_node": each.pop()}
+            return config.model_copy(update={"cluster": cluster.model_copy(update=update)}), None
+        if self.node is not None:
+            update = {"nodes": self.nodes, "gpus_per_node": self.ranks or cluster.gpus_per_node}
+            return config.model_copy(update={"cluster": cluster.model_copy(update=update)}), None
+        if self.ranks is None and cluster.nodes > 1 and cluster.hardware != "cpu":
+            raise PreflightError(
+                f"cluster.nodes: {cluster.nodes}: this command starts ranks on one machine. Use `megatrain submit`, "
+                "name the others with --hosts, or give --nproc N to run on this machine's GPUs."
+            )
+        return config, self.ranks
+
+
+def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> int:
+    """Write the run's folder and run its ranks to their end; the exit code of the whole."""
+    module = "megatrain.finetune" if is_finetune(config) else "megatrain.train"
+    device, ranks = report.hardware.device, report.chosen.world_size
+    if where.node:
+        run = run_folder(config)
+        _wait_for_folder(run.config, config_file.dump(resolve(config, report.chosen)))
+        return run_ranks(
+            run, ranks // where.nodes, module=module, resume=resume, device=device, place=_place(where, ranks)
+        )
+    if busy := busy_with(run_folder(config)):  # before a file of the run that it has is changed
+        raise PreflightError(
+            f"{run_folder(config)}: {busy} has it already. Stop it: megatrain stop {run_folder(config)}"
+        )
+    run = prepare_run(config, report.chosen, resume=resume)
+    if where.hosts is not None:
+        hosts = where.hosts
+        names = [host.name for host in hosts]
+
+        def go(attempt: int) -> int:
+            return run_hosts(
+                run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, attempt=attempt
+            )
+
+        return attempted(run, ranks, names, go)
+    place = _place(where, ranks) if where.node == 0 else None
+    here = ranks // where.nodes
+    return attempted(
+        run,
+        ranks,
+        [socket.gethostname()],
+        lambda attempt: run_ranks(run, here, module=module, resume=resume, device=device, place=place, attempt=attempt),
+    )
+
+
+def _place(where: Where, ranks: int) -> Place:
+    assert where.node is not None, "one of several launchers"
+    each = ranks // where.nodes
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return Place(first_rank=where.node * each, world_size=ranks, address=address, port=port)
+
+
+def _wait_for_folder(file: Path, expected: str) -> None:
+    """Until node 0 has written what this launcher would write: all see one folder, and the same file."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not (file.is_file() and file.read_text(encoding="utf-8") == expected):
+        if time.monotonic() > deadline:
+            raise PreflightError(
+                f"{file}: node 0 has not written this configuration in {_WAIT_SECONDS:.0f} s. "
+                "All nodes must be given the same command and see the same run.directory."
+            )
+        time.sleep(0.5)

@@ -1,0 +1,88 @@
+"""What can be done with a run's jobs: hand in, chain, stop. What Slurm says of them is in clients."""
+
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+
+from launcher.preflight.on_disk import Finding
+from launcher.slurm import clients
+from launcher.slurm.attempt import living_owner
+from launcher.slurm.job_file import read_job, update_job
+from megatrain.errors import MegatrainError, PreflightError
+from megatrain.monitor.attempts import read_attempts
+from megatrain.run_dir import RunDir
+
+
+def findings(script: str, run: RunDir) -> list[Finding]:
+    """What Slurm has against this job, and whether the run has one already."""
+    found = []
+    try:
+        if busy := busy_with(run):
+            text = f"{run}: {busy} has it already. Follow it: megatrain status {run}. Stop it: megatrain stop {run}."
+            found.append(Finding("error", text))
+        clients.test_only(script)
+    except MegatrainError as error:
+        found.append(Finding("error", str(error), error.exit_code))
+    return found
+
+
+def busy_with(run: RunDir) -> str | None:
+    """The job that waits or runs, or the process that trains it, in words.
+
+    Where no Slurm answers, the run's own files say.
+    """
+    jobs, attempts = read_job(run).jobs, read_attempts(run)
+    states = clients.ask({*jobs, *filter(None, (attempt.job for attempt in attempts[-1:]))})
+    for job in clients.active(states, jobs):
+        return f"job {job.id} ({job.state})"
+    return living_owner(run, attempts[-1], states) if attempts else None
+
+
+def submit(script: str, run: RunDir, *, chain: int = 1) -> list[str]:
+    """Hand in `chain` jobs, each to start when the one before has ended; their ids.
+
+    Raises:
+        PreflightError: as `clients.submit`; jobs that were handed in before it stay.
+    """
+    update_job(run, jobs=[], submitted=time.time(), stop=False)  # first: a job may start before sbatch has returned
+    jobs: list[str] = []
+    for _ in range(chain):
+        jobs.append(clients.submit(script, run, after=jobs[-1] if jobs else None))
+        update_job(run, jobs=jobs)
+    return jobs
+
+
+def stop(run: RunDir, *, now: bool) -> str:
+    """Let the run save and stop, or end it at once; what was done, in words.
+
+    Raises:
+        PreflightError: nothing trains it, or it runs where this machine cannot reach it.
+    """
+    jobs, attempts = read_job(run).jobs, read_attempts(run)
+    states = clients.job_states(jobs)
+    if active := clients.active(states, jobs):
+        return _stop_jobs(run, active, now=now)
+    if not attempts or not (owner := living_owner(run, attempts[-1], states)):
+        raise PreflightError(f"{run}: nothing trains it; there is nothing to stop.")
+    last = attempts[-1]
+    if last.host != socket.gethostname():
+        raise PreflightError(f"{run}: is trained by {owner}. Give the command there.")
+    os.kill(last.pid, signal.SIGINT if now else signal.SIGUSR2)
+    if now:
+        time.sleep(0.3)
+        with suppress(ProcessLookupError):
+            os.kill(last.pid, signal.SIGINT)  # the second one does not wait
+    return f"{owner}: {'ended' if now else 'it saves and stops'}"
+
+
+def _stop_jobs(run: RunDir, active: list[clients.JobState], *, now: bool) -> str:
+    update_job(run, stop=True)  # before the signal: the job script reads it when its ranks have ended
+    waiting = [job.id for job in active if job.state == "PENDING"]
+    running = [job.id for job in active if job.state != "PENDING"]
+    clients.cancel(waiting)
+    clients.cancel(running, *([] if now else ["--signal=USR2"]))
+    done = [f"job {job}: taken out of the queue" for job in waiting]
+    done += [f"job {job}: {'cancelled' if now else 'it saves and stops'}" for job in running]
+    return "\n".join(done)

@@ -1,0 +1,111 @@
+"""`megatrain data stream`: what a run sees, under any number of ranks."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from launcher.commands.data import app
+from megatrain.config_file import load
+from megatrain.data.loading.loader import TrainLoader
+from megatrain.errors import ConfigError
+from tests.project import make_project, megatrain
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    (folder / "more.txt").write_text("\n".join(f"{n} and {n} make {2 * n}." for n in range(4000)))
+    arguments = ["--out", "data/more", "--tokenizer", "data/tokenizer", "--block-tokens", "4096"]
+    megatrain(folder, "data", "prepare", "more.txt", *arguments)
+    text = (folder / "run.yaml").read_text()
+    train = "[{path: data/train, weight: 3.0}, {path: data/more}]"
+    text = text.replace(
+        "train: [{path: data/train}]", f"train: {train}, stages: [{{from_sample: 50, weights: [1, 1]}}]"
+    )
+    (folder / "run.yaml").write_text(text.replace("global_batch_size: 8", "global_batch_size: 24, micro_batch_size: 2"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def stream(*arguments):
+    result = CliRunner().invoke(app, ["stream", "run.yaml", *map(str, arguments)])
+    if result.exception:
+        raise result.exception
+    return result.stdout.splitlines()
+
+
+def samples(*arguments):
+    return [json.loads(line) for line in stream("--json", *arguments)]
+
+
+def test_it_is_what_the_loader_reads():
+    config = load(Path("run.yaml"))
+    loader = TrainLoader(config.data, global_batch_size=24, micro_batch_size=24, data_rank=0, data_size=1, seed=1337)
+    expected = np.concatenate([loader.next().micro_batches[0].input_ids.numpy() for _ in range(3)])
+    loader.close()
+    got = samples("--start", 0, "--count", 72)
+    assert [sample["position"] for sample in got] == list(range(72))
+    assert [sample["tokens"][:-1] for sample in got] == expected.tolist()
+    assert {sample["source"] for sample in got} == {"data/train", "data/more"}
+    assert [sample["stage"] for sample in got] == [0] * 50 + [1] * 22
+    keys = ["position", "stage", "source", "epoch", "shard", "block", "row", "tokens", "hash"]
+    assert all(list(sample) == keys for sample in got)
+    for sample in got:
+        words = np.array(sample["tokens"], dtype="<u4").tobytes()
+        assert sample["hash"] == hashlib.blake2b(words, digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 12])
+def test_ranks_share_the_same_samples(ranks):
+    whole = {sample["position"]: sample for sample in samples("--start", 40, "--count", 30)}
+    if ranks < 4:
+        parts = [samples("--start", 40, "--count", 30, "--ranks", ranks, "--rank", rank) for rank in range(ranks)]
+        assert all(sample.pop("rank") == rank for rank, part in enumerate(parts) for sample in part)
+        assert {sample["position"]: sample for part in parts for sample in part} == whole
+        assert sum(map(len, parts)) == 30
+    together = samples("--start", 40, "--count", 30, "--ranks", ranks)
+    assert [sample["rank"] for sample in together] == [position % 24 // 2 % ranks for position in range(40, 70)]
+
+
+def test_a_step_is_the_one_that_metrics_count():
+    got = samples("--step", 3)
+    assert [sample["position"] for sample in got] == list(range(48, 72))
+    assert samples("--step", 3, "--count", 1) == got[:1]
+
+
+def test_lines_for_people_and_text():
+    first, text, second, _ = stream("--start", 49, "--count", 2, "--text")
+    assert first.startswith("sample 49 · stage 0 · epoch 0 · data/")
+    assert "· shard-00000.tar · block " in first
+    assert second.startswith("sample 50 · stage 1 · ")
+    assert " is " in text or " make " in text
+    (sample,) = samples("--start", 49, "--count", 1, "--text")
+    assert text.strip() == json.dumps(sample["text"][:100] + "…", ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--start", "1", "--step", "1"], "--start and --step: give one of them"),
+        (["--rank", "0"], "--rank 0: must be below --ranks"),
+        (["--ranks", "2", "--rank", "2"], r"--rank 2: must be below --ranks (2)"),
+        (["--ranks", "5"], "training.global_batch_size: 24: must be a multiple of"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        stream(*arguments)
+
+
+def test_the_real_command(folder):
+    said = megatrain(folder, "data", "stream", "run.yaml", "--start", "5", "--count", "1", "--json")
+    assert [json.loads(said)] == samples("--start", 5, "--count", 1)

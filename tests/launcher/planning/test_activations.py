@@ -1,0 +1,62 @@
+"""What the passes hold: the literature's bytes of a Llama block, and what this project's ops add or save."""
+
+import pytest
+
+from launcher.planning.activations import HEAD_CHUNK_TOKENS, activation_bytes
+from tests.launcher.shapes import MODEL, layout
+
+h, f, q, k, heads = 256, 512, 256, 128, 8
+
+
+def found(device="cuda", precision="bf16", compiled=False, length=1024, model=MODEL, **changes):
+    return activation_bytes(
+        model,
+        layout(**changes),
+        sequence_length=length,
+        precision=precision,
+        device=device,
+        compiled=compiled,
+    )
+
+
+def a_token_of_a_layer(**arguments):
+    deeper = MODEL.model_copy(update={"num_hidden_layers": 5})
+    return (found(model=deeper, **arguments).kept - found(**arguments).kept) / (4 * 1024)
+
+
+def test_a_compiled_block_keeps_the_literatures_bytes():
+    """arXiv 2205.05198 for a Llama block: c·(4h + 2q + 2k + 3f), and the statistics of two norms and of attention."""
+    assert a_token_of_a_layer(compiled=True) == pytest.approx(2 * (4 * h + 2 * q + 2 * k + 3 * f) + 2 * 4 + 4 * heads)
+
+
+def test_an_eager_block_keeps_one_product_more():
+    assert a_token_of_a_layer() - a_token_of_a_layer(compiled=True) == pytest.approx(2 * f)
+
+
+def test_a_cpu_keeps_the_norms_in_fp32():
+    assert a_token_of_a_layer(device="cpu") - a_token_of_a_layer() == pytest.approx(2 * (8 * h - 2 * h - 4))
+
+
+def test_full_recomputation_keeps_a_blocks_input():
+    assert a_token_of_a_layer(activation_checkpointing="full") == pytest.approx(2 * h)
+
+
+def test_sequence_parallelism_splits_the_stream_and_the_norms():
+    one, two = (a_token_of_a_layer(tensor_parallel=2, sequence_parallel=on) for on in (False, True))
+    assert one - two == pytest.approx(2 * (2 * h + 4) / 2)
+
+
+def test_each_way_to_save_memory_saves_memory():
+    modes = [found(activation_checkpointing=mode).kept for mode in ("none", "selective", "full")]
+    assert modes == sorted(modes, reverse=True)
+    assert found(tensor_parallel=2).kept < found().kept
+
+
+def test_logits_exist_a_chunk_at_a_time():
+    few, many = (found(micro_batch_size=n).logits for n in (2, 4))
+    assert many - few == 2 * 1024 * 2 * 2 * h, "only the tokens' hidden states grow"
+    assert few > HEAD_CHUNK_TOKENS * 1024 * 4
+
+
+def test_more_tokens_take_more():
+    assert found(length=2048).kept == found(micro_batch_size=8).kept == 2 * found().kept

@@ -1,0 +1,90 @@
+"""Seconds a step: checked against published runs, and against what must hold between layouts."""
+
+import pytest
+
+from benchmarks.published import ROWS
+from launcher.planning.cost import estimate_step, model_flops_utilization
+from launcher.planning.hardware import load_hardware
+from launcher.planning.layout import Layout
+from megatrain.config import ModelSection
+
+MPT_7B = ModelSection(  # with a gated MLP of the same number of weights: 3 × 10922 for 2 × 16384
+    num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, intermediate_size=10922, vocab_size=50432
+)
+BASE = {
+    "tensor_parallel": 1,
+    "data_parallel": 8,
+    "zero_stage": 3,
+    "sequence_parallel": False,
+    "micro_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "activation_checkpointing": "none",
+}
+
+
+def step(model=MPT_7B, hardware="h100-sxm", ranks_per_node=8, length=2048, **changes):
+    layout = Layout(**(BASE | changes))
+    return estimate_step(
+        model,
+        layout,
+        sequence_length=length,
+        precision="bf16",
+        ranks_per_node=ranks_per_node,
+        hardware=load_hardware(hardware, ranks_per_node),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "median", "largest"),
+    [([row for row in ROWS if row.fitted], 0.05, 0.12), (ROWS, 0.10, 0.20)],
+    ids=["used to choose the constants", "all"],
+)
+def test_published_runs(rows, median, largest):
+    """benchmarks/published.py: as near as docs/planning.md says, and as near as is promised."""
+    errors = sorted(abs(row.error) for row in rows)
+    assert errors[len(errors) // 2] <= median
+    assert errors[-1] <= largest, max(rows, key=lambda row: abs(row.error)).name
+
+
+def test_the_parts_add_up_and_none_is_negative():
+    time = step(tensor_parallel=2, data_parallel=4)
+    parts = (time.compute, time.tensor_parallel, time.data_parallel, time.data, time.optimizer)
+    assert time.total == sum(parts)
+    assert min(parts) >= 0
+
+
+def test_one_rank_communicates_nothing():
+    time = step(data_parallel=1)
+    assert (time.tensor_parallel, time.data_parallel) == (0, 0)
+
+
+def test_recomputing_everything_makes_a_third_more_of_the_blocks():
+    plain, full = step().compute, step(activation_checkpointing="full").compute
+    assert 1.25 < full / plain < 1.34
+
+
+def test_small_matmuls_are_slow():
+    narrow = MPT_7B.model_copy(update={"hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 1365})
+    hardware = load_hardware("h100-sxm", 8)
+    mfu = [
+        model_flops_utilization(
+            model, sequence_length=2048, tokens_per_second_per_gpu=8 * 2048 / step(model).compute, hardware=hardware
+        )
+        for model in (narrow, MPT_7B)
+    ]
+    assert mfu[0] < 0.8 * mfu[1]
+
+
+def test_crossing_nodes_costs_what_the_network_is_slower():
+    inside = step(data_parallel=8, zero_stage=1).data_parallel
+    across = step(data_parallel=8, zero_stage=1, ranks_per_node=1).data_parallel
+    assert across / inside == pytest.approx(360 / 45, rel=0.1)
+
+
+def test_zero_3_pays_for_each_micro_batch_and_zero_1_once():
+    def ratio(stage):
+        twice = step(zero_stage=stage, gradient_accumulation_steps=2, ranks_per_node=1).data_parallel
+        return twice / step(zero_stage=stage, ranks_per_node=1).data_parallel
+
+    assert ratio(1) == 1
+    assert ratio(3) > 1.5

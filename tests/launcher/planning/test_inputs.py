@@ -1,0 +1,89 @@
+"""What a configuration takes from other files."""
+
+import json
+
+import pytest
+
+from launcher.planning.inputs import resolve_inputs
+from megatrain import config_file
+from megatrain.config import FinetuneConfig
+from megatrain.errors import ConfigError, DataError
+from megatrain.run_dir import RunDir
+from tests.launcher.conftest import write_data
+
+FINETUNE = """
+run: {name: tuned}
+finetune: {base: runs/tiny, train: [train.jsonl]}
+training: {steps: 5, global_batch_size: 4}
+"""
+
+
+def test_the_vocabulary_comes_from_the_first_source_rounded_up(tiny, here):
+    write_data(here / "data/train", vocab_size=500)
+    assert resolve_inputs(tiny("model.vocab_size=auto")).model.vocab_size == 512
+
+
+@pytest.mark.parametrize(
+    "model", [{"vocab": {"a": 0, "b": 640}}, {"vocab": [["a", 0.0]] * 641}], ids=["BPE", "Unigram"]
+)
+def test_the_vocabulary_comes_from_the_tokenizer_while_there_is_no_data(tiny, here, model):
+    tokenizer = {"model": model, "added_tokens": [{"id": 3}]}
+    (here / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    for path in ("tokenizer.json", "."):
+        config = tiny("model.vocab_size=auto", f"tokenizer.path={path}")
+        assert resolve_inputs(config).model.vocab_size == 768, "641 ids, up to a multiple of 128"
+
+
+def test_added_tokens_count(tiny, here):
+    tokenizer = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 128}]}
+    (here / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = tiny("model.vocab_size=auto", "tokenizer.path=tokenizer.json")
+    assert resolve_inputs(config).model.vocab_size == 256
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": {"vocab": {}}}', '{"model": {"vocab": 3}}'])
+def test_a_file_that_is_no_tokenizer(tiny, here, text):
+    (here / "tokenizer.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"tokenizer.path: tokenizer.json: is not a tokenizer.json"):
+        resolve_inputs(tiny("model.vocab_size=auto", "tokenizer.path=tokenizer.json"))
+
+
+def test_nothing_tells_the_vocabulary(tiny, here):
+    with pytest.raises(DataError, match=r"data/train: is not a prepared folder"):
+        resolve_inputs(tiny("model.vocab_size=auto"))
+    with pytest.raises(DataError, match=r"tokenizer.json: cannot be read.*model.vocab_size"):
+        resolve_inputs(tiny("model.vocab_size=auto", "tokenizer.path=tokenizer.json"))
+
+
+@pytest.mark.parametrize("base", ["runs/tiny", "runs/tiny/checkpoints/step-00000010"])
+def test_a_fine_tuning_takes_model_tokenizer_and_length_from_its_base(tiny, here, base):
+    before = tiny("tokenizer.path=tokenizer")
+    run = RunDir("runs/tiny")
+    run.step(10).mkdir(parents=True)
+    run.config.write_text(config_file.dump(before), encoding="utf-8")
+    config = resolve_inputs(config_file.parse(FINETUNE, overrides=[f"finetune.base={base}"]))
+    assert isinstance(config, FinetuneConfig)
+    assert (config.model, config.tokenizer, config.sequence_length) == (before.model, before.tokenizer, 128)
+    shorter = resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.sequence_length=64"]))
+    assert shorter.sequence_length == 64
+
+
+def test_a_fine_tuning_of_sequences_too_short_to_learn_from(tiny, here):
+    run = RunDir("runs/tiny")
+    run.path.mkdir(parents=True)
+    run.config.write_text(config_file.dump(tiny("tokenizer.path=tokenizer")), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"finetune.sequence_length: 1: must be at least 2"):
+        resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.sequence_length=1"]))
+
+
+def test_a_base_that_is_no_run(here):
+    with pytest.raises(ConfigError, match=r"finetune.base: 'runs/tiny': is not a run"):
+        resolve_inputs(config_file.parse(FINETUNE))
+
+
+def test_a_base_without_a_tokenizer(tiny, here):
+    run = RunDir("runs/tiny")
+    run.path.mkdir(parents=True)
+    run.config.write_text(config_file.dump(tiny()), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"tokenizer: the base run names none"):
+        resolve_inputs(config_file.parse(FINETUNE))

@@ -1,0 +1,120 @@
+"""Every rule: what it refuses, with its sentence; and that DeepSpeed or the trainer does refuse it."""
+
+import pytest
+
+from launcher.planning.legality import RULES, Run, problem
+from megatrain.topology import Topology
+from tests.launcher.shapes import MODEL
+
+LEGAL = {
+    "tensor_parallel": 2,
+    "data_parallel": 4,
+    "sequence_parallel": True,
+    "zero_stage": 1,
+    "micro_batch_size": 2,
+}
+
+
+def run(**changes):
+    facts = {"model": MODEL, "world_size": 8, "ranks_per_node": 8, "global_batch_size": 16, "sequence_lengths": (128,)}
+    return Run(**(facts | changes))
+
+
+BROKEN = {  # rule: the run, the choice, the reason
+    "ranks": (run(world_size=7), {"tensor_parallel": 2}, "tensor_parallel=2 does not divide 7 ranks"),
+    "key-value heads": (run(), {"tensor_parallel": 8}, "tensor_parallel=8 does not divide 4 key-value heads"),
+    "attention heads": (
+        run(model=MODEL.model_copy(update={"num_attention_heads": 6})),
+        {"tensor_parallel": 4},
+        "tensor_parallel=4 does not divide 6 attention heads",
+    ),
+    "MLP": (
+        run(model=MODEL.model_copy(update={"intermediate_size": 510})),
+        {"tensor_parallel": 4},
+        "tensor_parallel=4 does not divide model.intermediate_size (510)",
+    ),
+    "vocabulary": (
+        run(model=MODEL.model_copy(update={"vocab_size": 1022})),
+        {"tensor_parallel": 4},
+        "tensor_parallel=4 does not divide model.vocab_size (1022)",
+    ),
+    "node": (run(ranks_per_node=2), {"tensor_parallel": 4}, "tensor_parallel=4 reaches beyond a node of 2 ranks"),
+    "batch": (
+        run(global_batch_size=6),
+        {"tensor_parallel": 2, "data_parallel": 4},
+        "4 data-parallel ranks do not divide training.global_batch_size (6)",
+    ),
+    "sequence needs tensor": (
+        run(),
+        {"tensor_parallel": 1, "sequence_parallel": True},
+        "sequence_parallel needs tensor_parallel > 1",
+    ),
+    "sequence length": (
+        run(sequence_lengths=(128, 127)),
+        {"tensor_parallel": 2, "sequence_parallel": True},
+        "tensor_parallel=2 does not divide the sequence length (127), as sequence_parallel asks",
+    ),
+    "stage": (run(), {"zero_stage": 4}, "zero_stage=4: DeepSpeed has stages 0 to 3"),
+    "micro-batch": (
+        run(),
+        {"tensor_parallel": 2, "data_parallel": 4, "micro_batch_size": 3},
+        "micro_batch_size=3 does not divide the 4 sequences of each of 4 data-parallel ranks",
+    ),
+}
+
+
+def test_every_rule_is_broken_here():
+    assert [rule.name for rule in RULES] == list(BROKEN)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_rule_gives_its_reason_and_its_fields(name):
+    facts, choice, reason = BROKEN[name]
+    rule = next(rule for rule in RULES if rule.name == name)
+    assert rule.broken(facts, choice) == reason
+    assert problem(facts, choice) == ({field: choice[field] for field in rule.fields}, reason)
+
+
+def test_a_legal_choice_breaks_none():
+    assert problem(run(), LEGAL) is None
+    assert all(rule.broken(run(), LEGAL) is None for rule in RULES)
+
+
+def test_a_rule_is_asked_once_its_fields_are_known_and_not_again():
+    facts = run(global_batch_size=6)
+    assert problem(facts, {"tensor_parallel": 2}) is None
+    choice = {"tensor_parallel": 2, "data_parallel": 4}
+    assert problem(facts, choice, known={"tensor_parallel": 2}) is not None
+    assert problem(facts, {**choice, "zero_stage": 1}, known=choice) is None
+
+
+def test_ranks_is_the_topologys_rule():
+    with pytest.raises(ValueError, match="does not divide"):
+        Topology(world_size=7, tensor_parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "steps"),
+    [(6, 1, 4), (16, 3, 5)],  # 6 sequences over 4 ranks; 4 sequences in threes
+    ids=["batch", "micro-batch"],
+)
+def test_batches_are_deepspeeds_rule(monkeypatch, batch, micro, steps):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    settings = {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+    }
+    with pytest.raises(AssertionError, match="train_batch_size is not equal"):
+        DeepSpeedConfig(settings)
+
+
+def test_stages_are_deepspeeds_rule(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    assert DeepSpeedZeroConfig(stage=3).stage == 3
+    with pytest.raises(ValueError, match="stage"):
+        DeepSpeedZeroConfig(stage=4)

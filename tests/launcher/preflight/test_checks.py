@@ -1,0 +1,239 @@
+"""What can be known before a GPU is held is found, all at once, and with the exit code of its kind."""
+
+import dataclasses
+import json
+
+import pytest
+
+from launcher.planning.plan import make_plan, resolve
+from launcher.preflight.checks import check, demand, examine, jobs_needed, slurm_seconds
+from launcher.preflight.on_disk import check_files
+from launcher.run_files import prepare_run, run_folder
+from megatrain import config_file
+from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
+from megatrain.checkpoint.manifest import write_manifest
+from megatrain.data.folder.files import FileRecord
+from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
+from megatrain.errors import ExitCode, PreflightError
+from tests.launcher.conftest import write_data
+
+
+def findings(config, **arguments):
+    return check(config, make_plan(config).chosen, **arguments)
+
+
+def texts(config, **arguments):
+    return [finding.text for finding in findings(config, **arguments)]
+
+
+def test_a_run_that_may_start(tiny, here):
+    write_data(here / "data/train")
+    assert findings(tiny()) == []
+    assert not (here / "runs").exists(), "a check writes nothing"
+
+
+def test_all_at_once(tiny, here):
+    write_data(here / "data/train", vocab_size=600)
+    write_data(here / "data/other", tokenizer="b")
+    config = tiny(
+        "data.train=[{path: data/train}, {path: data/absent}, {path: data/other}]",
+        "data.validation=[{path: data/gone}]",
+        'slurm.time="1"',
+    )
+    found = "\n".join(texts(config, resume="must"))
+    for part in (
+        "--resume must",
+        "data.train.1: data/absent",
+        "data.validation.0: data/gone",
+        "model.vocab_size: 512: the data holds ids up to 599",
+        "different tokenizers",
+        "slurm.signal_lead_seconds: 180",
+    ):
+        assert part in found
+
+
+def test_errors_are_raised_together_with_the_code_of_the_first(tiny, here):
+    config = tiny("data.train=[{path: data/a}, {path: data/b}]")
+    with pytest.raises(PreflightError) as caught:
+        demand(findings(config))
+    assert len(str(caught.value).splitlines()) == 2
+    assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_the_sequence_length_must_divide_the_blocks(tiny, here):
+    write_data(here / "data/train")
+    (text,) = texts(tiny("data.sequence_length=100"))
+    assert "data.sequence_length: 100: does not divide" in text
+
+
+def test_too_little_data(tiny, here):
+    write_data(here / "data/train", tokens=100)
+    (found,) = findings(tiny())
+    assert (found.level, found.code) == ("error", ExitCode.DATA)
+    assert "100 tokens: not one sequence of 128" in found.text
+
+
+def test_many_epochs_are_a_warning(tiny, here):
+    write_data(here / "data/train", tokens=128 * 16 + 1)  # 16 rows
+    assert findings(tiny("training.steps=8")) == []  # 64 samples: 4 times
+    (found,) = findings(tiny("training.steps=10"))
+    assert found.level == "warning"
+    assert "reads it 5.0 times" in found.text
+    assert demand([found]) == [found]
+
+
+def test_room_for_the_checkpoints(tiny, here):
+    write_data(here / "data/train")
+    (found,) = findings(tiny("checkpoint.keep_last=1000000000"))
+    assert (found.level, "checkpoint.keep_last" in found.text) == ("warning", True)
+    huge = tiny("model.num_hidden_layers=20000", "model.hidden_size=8192", "model.intermediate_size=8192")
+    plan = make_plan(tiny()).chosen
+    assert [finding.level for finding in check(huge, plan, as_job=False)] == ["error"]
+
+
+def test_a_run_of_another_model(tiny, here):
+    write_data(here / "data/train")
+    run = prepare_run(tiny(), make_plan(tiny()).chosen)
+    run.metrics.write_text("{}\n", encoding="utf-8")
+    (text,) = texts(tiny("model.num_hidden_layers=3"))
+    assert "model.num_hidden_layers: 3: runs/tiny was started with 2" in text
+
+
+def test_fine_tuning(tiny, here):
+    base = prepare_run(tiny("tokenizer.path=tokenizer"), make_plan(tiny()).chosen)
+    config = config_file.parse(
+        "{run: {name: t}, finetune: {base: runs/tiny, train: [a.jsonl], validation: [b.jsonl]},"
+        " training: {steps: 5, global_batch_size: 4}}"
+    )
+    found = "\n".join(texts(config))
+    for part in (
+        "runs/tiny has no checkpoint yet",
+        "finetune.train: a.jsonl",
+        "finetune.validation: b.jsonl",
+        "tokenizer.path",
+    ):
+        assert part in found
+    (here / "a.jsonl").touch()
+    (here / "b.jsonl").touch()
+    (here / "tokenizer").mkdir()
+    (here / "tokenizer/tokenizer.json").write_text(json.dumps({}), encoding="utf-8")
+    (base.step(10)).mkdir(parents=True)
+    (base.step(10) / "MANIFEST.json").touch()
+    assert findings(config) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30", 1800),
+        ("30:15", 1815),
+        ("2:30:15", 9015),
+        ("1-2", 93600),
+        ("1-2:30", 95400),
+        ("1-02:30:15", 95415),
+    ],
+)
+def test_slurm_times(text, seconds):
+    assert slurm_seconds(text) == seconds
+
+
+def test_what_no_layout_allows_is_told_beside_all_else(tiny, here):
+    config = tiny("training.global_batch_size=7", "parallel.tensor_parallel=1", "data.validation=[{path: data/gone}]")
+    found = examine(config)
+    assert found.report is None
+    said = "\n".join(finding.text for finding in found.errors)
+    for part in ("data-parallel ranks do not divide training.global_batch_size (7)", "data/train", "data/gone"):
+        assert part in said
+    with pytest.raises(PreflightError):
+        found.demand()
+    assert found.to_json() == {
+        "ok": False,
+        "errors": [finding.text for finding in found.errors],
+        "warnings": [],
+        "plan": None,
+    }
+
+
+def test_a_run_that_may_start_has_a_plan(tiny, here):
+    write_data(here / "data/train")
+    found = examine(tiny(), as_job=True)
+    assert found.demand() is found.report
+    assert found.to_json()["ok"] is True
+    assert found.to_json()["plan"]["data_parallel"] == 2
+
+
+def test_an_index_of_other_bytes(tiny, here):
+    write_data(here / "data/train")
+    (here / "data/train/index.npz").write_bytes(b"other")
+    (found,) = findings(tiny())
+    assert "data.train.0: data/train/index.npz: is damaged" in found.text
+    assert found.code == ExitCode.DATA
+
+
+def test_shards_that_are_missing_or_cut_short(tmp_path, tiny, here):
+    write_data(here / "data/train")
+    manifest = read_manifest("data/train")
+    shards = tuple(FileRecord(name, 10, "0" * 64) for name in ("a.tar", "b.tar", "c.tar"))
+    (here / "data/train/a.tar").write_bytes(b"0" * 10)
+    (here / "data/train/b.tar").write_bytes(b"0" * 9)
+    (found,) = check_files("data.train.0", "data/train", dataclasses.replace(manifest, shards=shards))
+    assert "b.tar has 9 bytes, not 10; c.tar: No such file or directory" in found.text
+    assert "a.tar" not in found.text
+
+
+def test_another_tokenizer_than_the_datas(tiny, here):
+    write_data(here / "data/train", tokenizer="{}")
+    (here / "tok").mkdir()
+    (here / "tok/tokenizer.json").write_text("{}", encoding="utf-8")
+    assert findings(tiny("tokenizer.path=tok")) == []
+    (here / "tok/tokenizer.json").write_text('{"other": 1}', encoding="utf-8")
+    (text,) = texts(tiny("tokenizer.path=tok"))
+    assert "tokenizer.path: tok: is not the tokenizer that the data was prepared with" in text
+    (text,) = texts(tiny("tokenizer.path=gone"))
+    assert "there is no tokenizer.json" in text
+
+
+def saved(run, step, model, sources=None):
+    folder = run.step(step)
+    folder.mkdir(parents=True)
+    state = {"step": step, "model": model, "loader": {"sources": sources} if sources else {}}
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    write_manifest(folder, CheckpointManifest(step=step, saved_at="", world_size=2, layout="", version="0", files={}))
+
+
+def test_the_checkpoint_to_go_on_from_must_be_of_this_model_and_data(tiny, here):
+    write_data(here / "data/train")
+    config = tiny()
+    run = run_folder(config)
+    saved(run, 4, config.model.model_dump(mode="json"), [read_manifest("data/train").manifest_hash[:SHORT_HASH_DIGITS]])
+    assert findings(config) == []
+    (text,) = texts(tiny("model.rms_norm_eps=1e-6"))
+    assert "model.rms_norm_eps: 1e-06: runs/tiny/checkpoints/step-00000004 was saved with 1e-05" in text
+    saved(run, 8, config.model.model_dump(mode="json"), ["0" * 16])
+    (text,) = texts(config)
+    assert "is not the data that runs/tiny/checkpoints/step-00000008 was trained on" in text
+    assert findings(config, resume="4") == []
+    (run.step(8) / "MANIFEST.json").write_text("{}", encoding="utf-8")
+    (found,) = findings(config)
+    assert found.level == "warning", "the one before can be used"
+    (found,) = findings(config, resume="8")
+    assert (found.level, found.code) == ("error", ExitCode.CHECKPOINT)
+
+
+def test_times_that_cannot_hold_a_step(tiny, here):
+    write_data(here / "data/train")
+    said = "\n".join(
+        texts(tiny("slurm.signal_lead_seconds=1", "monitor.hang_seconds=1", "training.global_batch_size=4096"))
+    )
+    assert "slurm.signal_lead_seconds: 1: a step is planned to take" in said
+    assert "monitor.hang_seconds: 1: a step is planned to take" in said
+
+
+def test_how_many_walltimes_a_run_takes(tiny):
+    config = tiny('slurm.time="4"', "slurm.signal_lead_seconds=60")
+    plan = make_plan(config).chosen
+    resolved = resolve(config, plan)
+    steps = int(1000 / plan.step_seconds)  # 1,000 s of work in pieces of 180 s
+    longer = resolved.model_copy(update={"training": resolved.training.model_copy(update={"steps": steps})})
+    assert jobs_needed(longer, plan) == 6
+    assert jobs_needed(resolved, plan) == 1
