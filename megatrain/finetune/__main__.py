@@ -1,5 +1,6 @@
 """One rank of a fine-tuning run: `python -m megatrain.finetune RUN`, under torchrun's variables or srun."""
 
+from contextlib import closing
 from pathlib import Path
 
 from megatrain.config import FinetuneConfig
@@ -56,15 +57,11 @@ def finetune(run_dir: RunDir, resume: str) -> None:
         make_validation=make_validation if held_out else None,
         initial_weights=Path(section.base),
     )
-    try:
+    with closing(parts):
         if position.step == 0:
             run_validation(parts, 0)  # what fine-tuning starts from
         train(parts, position.step)
         parts.report.ended(config.total_steps, run_dir.step(config.total_steps))
-    finally:
-        parts.loader.close()
-        parts.report.close()
-        parts.watchdog.close()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """One rank of a pretraining run: `python -m megatrain.train RUN`, under torchrun's variables or srun."""
 
+from contextlib import closing
+
 from megatrain.config import PretrainConfig
 from megatrain.config_file import load
 from megatrain.errors import ConfigError
@@ -47,13 +49,9 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
         make_loader=make_loader,
         make_validation=make_validation if data.validation else None,
     )
-    try:
+    with closing(parts):
         train(parts, position.step)
         parts.report.ended(config.total_steps, run_dir.step(config.total_steps))
-    finally:
-        parts.loader.close()
-        parts.report.close()
-        parts.watchdog.close()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,12 @@ class Parts:
     stop: StopRequest
     watchdog: Watchdog
 
+    def close(self) -> None:
+        """Ends the threads and files of the parts; the engine and its process group stay."""
+        self.loader.close()
+        self.report.close()
+        self.watchdog.close()
+
 
 def train(parts: Parts, start_step: int) -> None:
     """Train from `start_step` to the end of the run.
