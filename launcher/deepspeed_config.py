@@ -16,22 +16,24 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         ValueError: the batch does not divide over the ranks, or a field is still "auto".
     """
     training, parallel = config.training, config.parallel
-    if isinstance(parallel.tensor_parallel, str) or isinstance(training.micro_batch_size, str):
+    tensor, context, micro_batch = parallel.tensor_parallel, parallel.context_parallel, training.micro_batch_size
+    if isinstance(tensor, str) or isinstance(context, str) or isinstance(micro_batch, str):
         raise ValueError("the configuration is not resolved yet")
-    data_parallel = world_size // parallel.tensor_parallel
-    accumulation, rest = divmod(training.global_batch_size, training.micro_batch_size * data_parallel)
+    data_parallel = world_size // (tensor * context)
+    accumulation, rest = divmod(training.global_batch_size, micro_batch * data_parallel)
     if rest:
         raise ValueError(
             f"training.global_batch_size ({training.global_batch_size}) is not a multiple of micro_batch_size × "
-            f"data-parallel ranks ({training.micro_batch_size} × {data_parallel})"
+            f"data-parallel ranks ({micro_batch} × {data_parallel})"
         )
     settings: dict[str, Any] = {
-        "train_batch_size": training.global_batch_size,
-        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        # context-parallel ranks share their sequences; DeepSpeed, which counts replicas, counts each sequence for each
+        "train_batch_size": training.global_batch_size * context,
+        "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         # without ZeRO the trainer clips: DeepSpeed's norm is wrong there under tensor parallelism (train/engine.py)
         "gradient_clipping": config.optimizer.gradient_clipping if parallel.zero_stage else 0.0,
-        "zero_optimization": _zero(config, parallel.tensor_parallel),
+        "zero_optimization": _zero(config, tensor),
         "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
     }
     if training.precision == "bf16":

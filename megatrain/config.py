@@ -207,6 +207,7 @@ class TrainingSection(Section):
 
 class ParallelSection(Section):
     tensor_parallel: AutoCount = AUTO
+    context_parallel: AutoCount = Field(AUTO, description="ranks that share each sequence; for long ones")
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(_no_flag)] = AUTO
     sequence_parallel: bool | Literal["auto"] = Field(AUTO, description="split norms over the tensor-parallel ranks")
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = AUTO

@@ -62,7 +62,14 @@ def _model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[
             f"does not divide model.num_attention_heads ({heads})",
             f"Try {_nearest_divisor(heads, kv)}.",
         )
-    tensor = parallel.tensor_parallel
+    tensor, context = parallel.tensor_parallel, parallel.context_parallel
+    if isinstance(context, int) and kv % context:
+        yield Problem(
+            "parallel.context_parallel",
+            context,
+            f"does not divide {kv} key-value heads (model.num_key_value_heads)",
+            f"Try {_nearest_divisor(kv, context)}.",
+        )
     if isinstance(tensor, int) and kv % tensor:
         yield Problem(
             "parallel.tensor_parallel",

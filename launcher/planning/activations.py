@@ -1,8 +1,9 @@
 """What a model's passes hold on one rank, in bytes, as closed formulas: after arXiv 2205.05198, section 4, for a Llama
 block with flash attention and no dropout, and for the ops as this project runs them.
 
-Symbols: T = b·s tokens of a micro-batch, h hidden size, f intermediate size, V vocabulary, t tensor-parallel ranks,
-c bytes of a number in the compute dtype. With sequence parallelism the norms see T/t of the tokens.
+Symbols: T = b·s tokens of a micro-batch, of each sequence a context-parallel rank's part, h hidden size, f intermediate
+size, V vocabulary, t tensor-parallel ranks, c bytes of a number in the compute dtype. With sequence parallelism the
+norms see T/t of the tokens.
 """
 
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def activation_bytes(
     model: ModelSection, layout: Layout, *, sequence_length: int, precision: str, device: str, compiled: bool
 ) -> ActivationBytes:
     T, h, t, c = (
-        layout.micro_batch_size * sequence_length,
+        layout.micro_batch_size * sequence_length / layout.context_parallel,
         model.hidden_size,
         layout.tensor_parallel,
         number_bytes(precision),

@@ -1,8 +1,8 @@
 """Seconds of one optimizer step, as closed formulas. How far to trust them is said in docs/planning.md.
 
-Symbols: T tokens of a micro-batch on a rank, S sequence, h hidden size, f intermediate size, t tensor-parallel ranks, n
-data-parallel ranks, Ψ parameters on a rank before ZeRO, c bytes of a number in the compute dtype. megatrain turns on no
-overlap of communication in ZeRO-0, 1 and 2.
+Symbols: T tokens of a micro-batch on a rank, S sequence, h hidden size, f intermediate size, t tensor-parallel ranks, x
+context-parallel ranks, n replicas, Ψ parameters on a rank before ZeRO, c bytes of a number in the compute dtype.
+megatrain turns on no overlap of communication in ZeRO-0, 1 and 2.
 """
 
 from dataclasses import dataclass
@@ -29,16 +29,18 @@ class StepTime:
 
     compute: float
     tensor_parallel: float
+    context_parallel: float
     data_parallel: float
     data: float
     optimizer: float
 
     @property
     def total(self) -> float:
-        return self.compute + self.tensor_parallel + self.data_parallel + self.data + self.optimizer
+        parallel = self.tensor_parallel + self.context_parallel + self.data_parallel
+        return self.compute + parallel + self.data + self.optimizer
 
     def to_json(self) -> dict[str, float]:
-        parts = ("compute", "tensor_parallel", "data_parallel", "data", "optimizer", "total")
+        parts = ("compute", "tensor_parallel", "context_parallel", "data_parallel", "data", "optimizer", "total")
         return {part: round(getattr(self, part), 6) for part in parts}
 
 
@@ -56,17 +58,24 @@ def estimate_step(
     accumulation = layout.gradient_accumulation_steps
     compute = accumulation * _micro_batch(model, layout, sequence_length, precision, hardware, compiled)
     tensor = accumulation * _tensor_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
+    context = accumulation * _context_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
     optimizer = _optimizer(model, layout, hardware)
     tokens = accumulation * layout.micro_batch_size * sequence_length
-    busy = compute + tensor + data_parallel + optimizer
+    busy = compute + tensor + context + data_parallel + optimizer
     return StepTime(
         compute=compute,
         tensor_parallel=tensor,
+        context_parallel=context,
         data_parallel=data_parallel,
         data=max(0.0, tokens / READ_TOKENS_A_SECOND - busy),
         optimizer=optimizer,
     )
+
+
+def local_tokens(layout: Layout, sequence_length: int) -> float:
+    """Tokens of a micro-batch that pass through one rank."""
+    return layout.micro_batch_size * sequence_length / layout.context_parallel
 
 
 def model_flops_utilization(
@@ -104,7 +113,7 @@ def _micro_batch(
 ) -> float:
     """Forward and backward of one micro-batch on one rank."""
     block = block_time(model, layout, sequence_length, precision, hardware, compiled)
-    T = layout.micro_batch_size * sequence_length
+    T = local_tokens(layout, sequence_length)
     head = 3 * _matmul(T, model.hidden_size, model.padded_vocab_size / layout.tensor_parallel, precision, hardware)
     each = block.forward + block.backward + block.again(layout.activation_checkpointing)
     return model.num_hidden_layers * each + head
@@ -114,7 +123,7 @@ def block_time(
     model: ModelSection, layout: Layout, sequence_length: int, precision: str, hardware: Hardware, compiled: bool
 ) -> BlockTime:
     h, f, t = model.hidden_size, model.intermediate_size / layout.tensor_parallel, layout.tensor_parallel
-    T = layout.micro_batch_size * sequence_length
+    T = local_tokens(layout, sequence_length)
     queries, keys = model.num_attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
     shapes = [(h, queries), (h, keys), (h, keys), (queries, h), (h, f), (h, f), (f, h)]
     rate = hardware.tflops(precision) * 1e12 * hardware.training_efficiency
@@ -146,10 +155,25 @@ def _tensor_parallel(
     if t == 1:
         return 0.0
     link = hardware.link if t <= ranks_per_node else hardware.network
-    payload = layout.micro_batch_size * sequence_length * model.hidden_size * number_bytes(precision)
+    payload = local_tokens(layout, sequence_length) * model.hidden_size * number_bytes(precision)
     again = 1.5 if layout.activation_checkpointing == "full" else 1.0
     one = 2 * payload * (t - 1) / t / (link.bandwidth * 1e9) + 2 * (t - 1) * link.latency * 1e-6
     return (model.num_hidden_layers * 4 * again + 3) * one
+
+
+def _context_parallel(
+    model: ModelSection, layout: Layout, sequence_length: int, precision: str, ranks_per_node: int, hardware: Hardware
+) -> float:
+    """Exposed: two all-to-alls a layer and pass, of q, k and v and of attention's output (arXiv 2309.14509)."""
+    t, x = layout.tensor_parallel, layout.context_parallel
+    if x == 1:
+        return 0.0
+    link = hardware.link if t * x <= ranks_per_node else hardware.network
+    width = 2 * (model.num_attention_heads + model.key_value_heads) * model.head_size / t
+    payload = local_tokens(layout, sequence_length) * width * number_bytes(precision)
+    passes = 3 if layout.activation_checkpointing == "full" else 2
+    one = payload * (x - 1) / x / (link.bandwidth * 1e9) + 2 * (x - 1) * link.latency * 1e-6
+    return model.num_hidden_layers * passes * one
 
 
 def _data_parallel(
@@ -160,7 +184,7 @@ def _data_parallel(
     ZeRO-0 all-reduces. ZeRO-1 all-reduces, then gathers. ZeRO-2 scatters at each micro-batch and gathers once. ZeRO-3
     gathers twice and scatters once at each micro-batch, partly behind the computation.
     """
-    n, t, accumulation = layout.data_parallel, layout.tensor_parallel, layout.gradient_accumulation_steps
+    n, t, accumulation = layout.replicas, layout.tensor_parallel, layout.gradient_accumulation_steps
     if n == 1:
         return 0.0
     link = data_parallel_link(n, max(1, ranks_per_node // t), hardware)
@@ -183,7 +207,7 @@ def data_parallel_link(ranks: int, ranks_in_node: int, hardware: Hardware) -> Li
 
 def _optimizer(model: ModelSection, layout: Layout, hardware: Hardware) -> float:
     """Adam moves memory. Then the host's share, which an accelerator hides behind its queue and a CPU rank pays."""
-    owners = layout.data_parallel if layout.zero_stage >= 1 else 1
+    owners = layout.replicas if layout.zero_stage >= 1 else 1
     moved = ADAM_BYTES * local_parameters(model, layout.tensor_parallel) / owners
     host = HOST_SECONDS[layout.zero_stage] * (TENSORS_A_LAYER * model.num_hidden_layers + 3)
     seconds = moved / (MEMORY_RATE * hardware.memory_bandwidth * 1e9)

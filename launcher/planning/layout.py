@@ -8,9 +8,10 @@ ActivationCheckpointing = Literal["none", "selective", "full"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """One way to run; `data_parallel × tensor_parallel` ranks."""
+    """One way to run; `data_parallel × context_parallel × tensor_parallel` ranks."""
 
     tensor_parallel: int
+    context_parallel: int = 1
     data_parallel: int
     zero_stage: int
     sequence_parallel: bool
@@ -20,15 +21,21 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        return self.tensor_parallel * self.data_parallel
+        return self.tensor_parallel * self.context_parallel * self.data_parallel
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same slices of the weights; ZeRO partitions over them."""
+        return self.context_parallel * self.data_parallel
 
     def to_json(self) -> dict[str, Any]:
         return {field: getattr(self, field) for field in self.__dataclass_fields__}
 
     def __str__(self) -> str:
         sequence = " + sequence" if self.sequence_parallel else ""
+        context = f"context {self.context_parallel}, " if self.context_parallel > 1 else ""
         return (
-            f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, data {self.data_parallel}, "
+            f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, {context}data {self.data_parallel}, "
             f"micro-batch {self.micro_batch_size} × {self.gradient_accumulation_steps}, "
             f"{self.activation_checkpointing} recompute"
         )

@@ -88,6 +88,27 @@ def _whole_micro_batches(run: Run, choice: Choice) -> str | None:
     return f"micro_batch_size={micro} does not divide the {each} sequences of each of {data} data-parallel ranks"
 
 
+def _context_ranks(run: Run, choice: Choice) -> str | None:
+    tensor, context = choice["tensor_parallel"], choice["context_parallel"]
+    if run.world_size % (tensor * context) == 0:
+        return None
+    return f"tensor_parallel={tensor} × context_parallel={context} do not divide {run.world_size} ranks"
+
+
+def _context_heads(run: Run, choice: Choice) -> str | None:
+    tensor, context = choice["tensor_parallel"], choice["context_parallel"]
+    if run.model.key_value_heads % (tensor * context) == 0:
+        return None
+    each = f"{run.model.key_value_heads} key-value heads" + (f" over {tensor} tensor-parallel ranks" * (tensor > 1))
+    return f"context_parallel={context} does not divide {each}"
+
+
+def _context_length(run: Run, choice: Choice) -> str | None:
+    context = choice["context_parallel"]
+    odd = [length for length in run.sequence_lengths if length % context]
+    return f"context_parallel={context} does not divide the sequence length ({odd[0]})" if odd else None
+
+
 def _sequence_needs_tensor(run: Run, choice: Choice) -> str | None:
     if choice["sequence_parallel"] and choice["tensor_parallel"] == 1:
         return "sequence_parallel needs tensor_parallel > 1"
@@ -95,10 +116,11 @@ def _sequence_needs_tensor(run: Run, choice: Choice) -> str | None:
 
 
 def _sequence_divides(run: Run, choice: Choice) -> str | None:
-    tensor = choice["tensor_parallel"]
-    odd = [length for length in run.sequence_lengths if length % tensor]
+    tensor, context = choice["tensor_parallel"], choice["context_parallel"]
+    odd = [length for length in run.sequence_lengths if length % (tensor * context)]
     if choice["sequence_parallel"] and odd:
-        return f"tensor_parallel={tensor} does not divide the sequence length ({odd[0]}), as sequence_parallel asks"
+        length = f"{odd[0]}" if context == 1 else f"{odd[0]} over {context} context-parallel ranks"
+        return f"tensor_parallel={tensor} does not divide the sequence length ({length}), as sequence_parallel asks"
     return None
 
 
@@ -124,6 +146,19 @@ RULES = (
     Rule("MLP", ("tensor_parallel",), _divides_field("intermediate_size"), "megatrain/parallel/tensor_parallel.py"),
     Rule("vocabulary", ("tensor_parallel",), _divides_field("vocab_size"), "megatrain/parallel/vocab_parallel.py"),
     Rule("node", ("tensor_parallel",), _within_a_node, "collectives at every layer: the network is too slow for them"),
+    Rule("context ranks", ("tensor_parallel", "context_parallel"), _context_ranks, "megatrain/topology.py"),
+    Rule(
+        "context heads",
+        ("tensor_parallel", "context_parallel"),
+        _context_heads,
+        "an all-to-all hands out whole heads; megatrain/parallel/context_parallel.py",
+    ),
+    Rule(
+        "context length",
+        ("context_parallel",),
+        _context_length,
+        "equal parts of each sequence; megatrain/parallel/context_parallel.py",
+    ),
     Rule(
         "batch", ("tensor_parallel", "data_parallel"), _whole_batches, "deepspeed/runtime/config.py, _batch_assertion"
     ),
@@ -132,7 +167,7 @@ RULES = (
     ),
     Rule(
         "sequence length",
-        ("tensor_parallel", "sequence_parallel"),
+        ("tensor_parallel", "context_parallel", "sequence_parallel"),
         _sequence_divides,
         "reduce-scatter splits the sequence evenly; megatrain/parallel/collectives.py",
     ),

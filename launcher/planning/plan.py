@@ -22,9 +22,13 @@ from megatrain.errors import ConfigError, PreflightError
 _ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.10, 3: 1.12}
 _RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
 _TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
+_CONTEXT_PARALLEL_HANDICAP = 1.02  # likewise
 _WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory
 _TIGHT, _TIGHT_HANDICAP = 0.80, 1.02  # of 454 runs planned below 80% of memory none ran out (arXiv 2411.06465)
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
+SHORTEST_PART = (
+    2048  # tokens of a sequence for a context-parallel rank, where the planner chooses: fewer starve matmuls
+)
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -41,6 +45,10 @@ class Plan:
     @property
     def tensor_parallel(self) -> int:
         return self.layout.tensor_parallel
+
+    @property
+    def context_parallel(self) -> int:
+        return self.layout.context_parallel
 
     @property
     def data_parallel(self) -> int:
@@ -156,6 +164,7 @@ def resolve(config: Config, plan: Plan) -> Config:
         cluster = cluster.model_copy(update={"peak_tflops": peak})
     chosen = {
         "tensor_parallel": plan.tensor_parallel,
+        "context_parallel": plan.context_parallel,
         "zero_stage": plan.zero_stage,
         "sequence_parallel": plan.sequence_parallel,
         "activation_checkpointing": plan.activation_checkpointing,
@@ -209,8 +218,9 @@ class _Planner:
         """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
         parallel, batch = self.config.parallel, self.config.training.global_batch_size
         stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
-        for tensor in self._legal({}, "tensor_parallel", self._tensor_sizes()):
-            for data in self._legal(tensor, "data_parallel", [self.world_size // tensor["tensor_parallel"]]):
+        for tensor, context in self._model_ranks():
+            both = tensor["tensor_parallel"] * context["context_parallel"]
+            for data in self._legal(context, "data_parallel", [self.world_size // both]):
                 for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
                     for stage in self._legal(sequence, "zero_stage", stages):
                         for micro in self._legal(stage, "micro_batch_size", self._micro_batches(data)):
@@ -232,6 +242,22 @@ class _Planner:
             else:
                 yield choice
 
+    def _model_ranks(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Legal tensor-parallel sizes, each also with every legal context-parallel size."""
+        for tensor in self._legal({}, "tensor_parallel", self._tensor_sizes()):
+            for context in self._legal(tensor, "context_parallel", self._context_sizes(tensor)):
+                yield tensor, context
+
+    def _context_sizes(self, known: dict[str, Any]) -> list[int]:
+        fixed = self.config.parallel.context_parallel
+        if fixed != AUTO:
+            return [fixed]
+        most = min(
+            self.model.key_value_heads // known["tensor_parallel"], min(self.run.sequence_lengths) // SHORTEST_PART
+        )
+        each = self.world_size // known["tensor_parallel"]
+        return [1, *(size for size in range(2, most + 1) if each % size == 0)]
+
     def _tensor_sizes(self) -> list[int]:
         fixed = self.config.parallel.tensor_parallel
         if fixed != AUTO:
@@ -252,7 +278,11 @@ class _Planner:
     def _micro_batches(self, known: dict[str, Any]) -> list[int]:
         fixed, each = self.config.training.micro_batch_size, self.config.training.global_batch_size
         each //= known["data_parallel"]
-        return [size for size in MICRO_BATCHES if each % size == 0] if fixed == AUTO else [fixed]
+        if fixed != AUTO:
+            return [fixed]
+        if known["context_parallel"] > 1:
+            return [1]  # sequences are shared by ranks where one is too much for a rank
+        return [size for size in MICRO_BATCHES if each % size == 0]
 
     def _evaluate(self, layout: Layout) -> Plan | None:
         precision, length = self.config.training.precision, self.config.sequence_length
@@ -318,6 +348,7 @@ def _rank(plan: Plan, hardware: Hardware) -> tuple[bool, float]:
     if plan.tensor_parallel > 1:
         seconds *= _TENSOR_PARALLEL_HANDICAP ** (plan.tensor_parallel.bit_length() - 1)
         seconds *= 1.0 if plan.sequence_parallel else _WHOLE_NORMS_HANDICAP
+    seconds *= _CONTEXT_PARALLEL_HANDICAP ** (plan.context_parallel.bit_length() - 1)
     if plan.memory.total > _TIGHT * hardware.memory_bytes:
         seconds *= _TIGHT_HANDICAP
     return plan.zero_stage == 0, seconds

@@ -8,7 +8,8 @@ Read in DeepSpeed 0.19.8 and measured (docs/planning.md). Which of its optimizer
     2      DeepSpeedZeroOptimizer    DeepSpeedZeroOptimizer
     3      DeepSpeedZeroOptimizer_Stage3
 
-Symbols: Ψ parameters on this rank before ZeRO, n data-parallel ranks, c bytes of a number in the compute dtype.
+Symbols: Ψ parameters on this rank before ZeRO, n ranks that hold the same ones (data- and context-parallel), c bytes of
+a number in the compute dtype.
 """
 
 import math
@@ -65,7 +66,7 @@ def reduce_bucket(model: ModelSection, tensor_parallel: int) -> int:
 
 
 def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
-    psi, n, c = local_parameters(model, layout.tensor_parallel), layout.data_parallel, number_bytes(precision)
+    psi, n, c = local_parameters(model, layout.tensor_parallel), layout.replicas, number_bytes(precision)
     bucket = c * reduce_bucket(model, layout.tensor_parallel)
     largest = largest_parameter(model, layout.tensor_parallel)
     again = layout.gradient_accumulation_steps > 1

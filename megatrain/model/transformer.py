@@ -29,6 +29,13 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class Heads(nn.Module):
+    """Attention between positions, once every position has its query, key and value; a boundary to hang things on."""
+
+    def forward(self, q_BSHK: Tensor, k_BSHK: Tensor, v_BSHK: Tensor, mask: Any = None) -> Tensor:
+        return attention(q_BSHK, k_BSHK, v_BSHK, mask)
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelSection) -> None:
         super().__init__()
@@ -38,11 +45,12 @@ class Attention(nn.Module):
         self.query = nn.Linear(config.hidden_size, query_width, bias=False)
         self.key = nn.Linear(config.hidden_size, key_value_width, bias=False)
         self.value = nn.Linear(config.hidden_size, key_value_width, bias=False)
+        self.heads = Heads()
         self.output = nn.Linear(query_width, config.hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], mask: Any = None) -> Tensor:
         q, k, v = (linear(x_BSD).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value))
-        y_BSHK = attention(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, mask)
+        y_BSHK = self.heads(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, mask)
         out: Tensor = self.output(y_BSHK.flatten(-2))
         return out
 
@@ -97,7 +105,8 @@ class Transformer(nn.Module):
             input_ids_BS: int64.
             labels_BS: int64, the token to predict at each position; IGNORE_INDEX where there is none.
             position_ids_BS: int64; default 0, 1, 2, …
-            document_ids_BS: int32; attention stays within equal ids. Default: one document.
+            document_ids_BS: int32; attention stays within equal ids. Default: one document. Of the whole sequence, also
+                where the others are a part of it (megatrain/parallel/context_parallel.py).
         """
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]

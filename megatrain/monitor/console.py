@@ -174,16 +174,18 @@ class _Bar:
 
 def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str) -> list[str]:
     training, parallel, cluster = config.training, config.parallel, config.cluster
-    assert isinstance(parallel.tensor_parallel, int), "a resolved configuration"
+    tensor, context = parallel.tensor_parallel, parallel.context_parallel
+    assert isinstance(tensor, int), "a resolved configuration"
+    assert isinstance(context, int), "a resolved configuration"
     assert isinstance(training.micro_batch_size, int), "a resolved configuration"
     assert config.model is not None, "a resolved configuration"
-    data_parallel = Topology(world_size=world_size, tensor_parallel=parallel.tensor_parallel).data_parallel
-    accumulation = training.global_batch_size // (training.micro_batch_size * data_parallel)
+    topology = Topology(world_size=world_size, tensor_parallel=tensor, context_parallel=context)
+    accumulation = training.global_batch_size // (training.micro_batch_size * topology.data_parallel)
     as_configured = cluster.nodes > 1 and cluster.nodes * cluster.gpus_per_node == world_size
     ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else f"{world_size} ranks of"
     recompute = {"none": "", "selective": "selective recompute", "full": "full recompute"}
     features = ("compile" if parallel.compile else "", recompute.get(parallel.activation_checkpointing, ""))
-    layout = f"ZeRO-{parallel.zero_stage}, tensor {parallel.tensor_parallel}, data {data_parallel}"
+    layout = f"ZeRO-{parallel.zero_stage}, {topology}"
     batch = f"micro-batch {training.micro_batch_size} × {accumulation}"
     first = (
         f"megatrain {megatrain.__version__}", f"run {config.run.name}", f"{ranks} {cluster.hardware}",

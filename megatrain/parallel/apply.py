@@ -10,6 +10,7 @@ from megatrain.model.initialization import initial_weight, materialize
 from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
+from megatrain.parallel.context_parallel import apply_context_parallel
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import apply_tensor_parallel, shard_of, sum_replicated_gradients
 
@@ -28,6 +29,7 @@ def build_parallel_model(
     sequence_parallel = parallel.sequence_parallel is True
     # 1. Slices and collectives first: checkpointing must recompute them, and compile must see them.
     apply_tensor_parallel(model, mesh.tensor_group, sequence_parallel=sequence_parallel)
+    apply_context_parallel(model, mesh.context_group)
     # 2. Only what is left of each weight becomes real.
     materialize(model, partial(_initial_part, config=model_config, seed=seed), device)
     # 3. Hooks on parameters need the real ones.

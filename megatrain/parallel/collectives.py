@@ -4,9 +4,11 @@
     copy     (bwd all-reduce)   reduce   (fwd all-reduce)       whole on every rank
     gather   (bwd scatter)      scatter  (fwd reduce-scatter)   split along the sequence (dimension 1)
 
+    swap                        swap                        split along the sequence outside, along the heads inside
+
 The second pair is sequence parallelism (arXiv 2205.05198, section 4.2.2): the same bytes, but the norms and residuals
-between the regions are neither computed nor kept by more than one rank. Functional collectives keep the graph whole
-under torch.compile.
+between the regions are neither computed nor kept by more than one rank. `swap` is its own conjugate: the all-to-all of
+context parallelism (arXiv 2309.14509). Functional collectives keep the graph whole under torch.compile.
 """
 
 from typing import Any
@@ -39,6 +41,12 @@ def scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return out
 
 
+def swap(x: Tensor, group: dist.ProcessGroup, *, split: int, join: int) -> Tensor:
+    """Split along one dimension and joined along another: all-to-all. `group`'s size divides dimension `split`."""
+    out: Tensor = _Swap.apply(x, group, split, join)
+    return out
+
+
 def all_reduce(x: Tensor, group: dist.ProcessGroup, op: str = "sum") -> Tensor:
     """Not differentiable."""
     return _wait(functional.all_reduce(x.contiguous(), op, group))
@@ -50,6 +58,11 @@ def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _wait(functional.reduce_scatter_tensor(x.contiguous(), "sum", SEQUENCE, group))
+
+
+def _all_to_all(x: Tensor, group: dist.ProcessGroup, split: int, join: int) -> Tensor:
+    parts = torch.stack(x.chunk(dist.get_world_size(group), split))  # one for each rank
+    return torch.cat(_wait(functional.all_to_all_single(parts, None, None, group)).unbind(), join)
 
 
 def _wait(x: Tensor) -> Tensor:
@@ -98,3 +111,14 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _all_gather(grads[0], ctx.group), None
+
+
+class _Swap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, split: int, join: int) -> Tensor:
+        ctx.group, ctx.split, ctx.join = group, split, join
+        return _all_to_all(x, group, split, join)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _all_to_all(grads[0], ctx.group, ctx.join, ctx.split), None, None, None

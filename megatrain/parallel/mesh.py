@@ -8,11 +8,13 @@ from megatrain.topology import Topology
 class Mesh:
     """This rank's groups. Every rank must build it, with the same topology: making a group is collective.
 
-    Also serves as DeepSpeed's `mpu`: the methods at the end are the ones it calls.
+    Also serves as DeepSpeed's `mpu`: the methods at the end are the ones it calls. What it calls data-parallel are the
+    replicas, whichever part of the data each of them sees.
 
     Attributes:
         tensor_group: ranks that hold the other slices of this rank's weights.
-        data_group: ranks that hold the same slices and see other samples.
+        context_group: ranks that see the other parts of this rank's sequences.
+        replica_group: ranks that hold the same slices and see other samples, or other parts of them.
         control_group: all ranks, over gloo: flags, file hashes and other small facts, on no GPU stream.
     """
 
@@ -23,9 +25,11 @@ class Mesh:
         if self.world_size != topology.world_size:
             raise ValueError(f"the topology is for {topology.world_size} ranks, but {self.world_size} run")
         self.tensor_rank = topology.tensor_rank(self.rank)
+        self.context_rank = topology.context_rank(self.rank)
         self.data_rank = topology.data_rank(self.rank)
         self.tensor_group = _own_group(topology.tensor_groups(), self.rank)
-        self.data_group = _own_group(topology.data_groups(), self.rank)
+        self.context_group = _own_group(topology.context_groups(), self.rank)
+        self.replica_group = _own_group(topology.replica_groups(), self.rank)
         self.control_group = dist.new_group(backend="gloo")
 
     @property
@@ -33,8 +37,16 @@ class Mesh:
         return self.topology.tensor_parallel
 
     @property
+    def context_parallel(self) -> int:
+        return self.topology.context_parallel
+
+    @property
     def data_parallel(self) -> int:
         return self.topology.data_parallel
+
+    @property
+    def replicas(self) -> int:
+        return self.topology.replicas
 
     @property
     def is_main(self) -> bool:
@@ -54,13 +66,13 @@ class Mesh:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return self.data_group
+        return self.replica_group
 
     def get_data_parallel_rank(self) -> int:
-        return self.data_rank
+        return self.topology.replica_rank(self.rank)
 
     def get_data_parallel_world_size(self) -> int:
-        return self.data_parallel
+        return self.replicas
 
 
 def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:

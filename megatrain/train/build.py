@@ -50,9 +50,12 @@ def build(
     watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)
     device = process.join(config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
     tensor_parallel = config.parallel.tensor_parallel
+    context_parallel = config.parallel.context_parallel
     assert isinstance(tensor_parallel, int), "a resolved configuration"
+    assert isinstance(context_parallel, int), "a resolved configuration"
     assert config.model is not None, "a resolved configuration"
-    mesh = Mesh(Topology(world_size=torch.distributed.get_world_size(), tensor_parallel=tensor_parallel))
+    world_size = torch.distributed.get_world_size()
+    mesh = Mesh(Topology(world_size=world_size, tensor_parallel=tensor_parallel, context_parallel=context_parallel))
     console = Console(config, run, rank=mesh.rank, world_size=mesh.world_size)
     console.header(_read_plan(run))
     hosts = process.hosts(mesh.control_group)
@@ -69,7 +72,7 @@ def build(
     optimizer = build_optimizer(model, config.optimizer)
     ds_config = read_ds_config(run.ds_config)
     engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
-    layout = f"ZeRO-{config.parallel.zero_stage}, tensor {mesh.tensor_parallel}, data {mesh.data_parallel}"
+    layout = f"ZeRO-{config.parallel.zero_stage}, {mesh.topology}"
     store = CheckpointStore(
         run, mesh.control_group, layout=layout, keep_last=config.checkpoint.keep_last, report=console.line
     )

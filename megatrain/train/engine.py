@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import fragments
-from megatrain.data.loading.batch import Batch
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch
 from megatrain.model.transformer import Block
 from megatrain.parallel import collectives
+from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
 
@@ -73,9 +75,9 @@ class Engine:
             target_tokens: labels in the whole global batch. The gradient is that of the summed loss over it, wherever
                 in the global batch the labels are.
         """
-        loss = self._forward(batch)
-        # DeepSpeed divides by the accumulation steps and averages over data-parallel ranks; we want one global mean
-        scale = self._accumulation * self.mesh.data_parallel / target_tokens
+        loss = self._forward(self._part(batch))
+        # DeepSpeed divides by the accumulation steps and averages over replicas; we want one global mean
+        scale = self._accumulation * self.mesh.replicas / target_tokens
         self._engine.backward(loss * scale)
         return loss.detach()
 
@@ -94,11 +96,13 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
-        """Summed loss of one micro-batch (fp32)."""
+        """Summed loss and number of targets, fp64 [2], of what this rank sees of one micro-batch."""
+        part = self._part(batch)
         self._engine.eval()
-        loss = self._forward(batch)
+        loss = self._forward(part)
         self._engine.train()
-        return loss
+        targets = (part.labels != IGNORE_INDEX).sum()
+        return torch.stack((loss.double(), targets.to(loss.device).double()))
 
     def state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, Tensor]:
         """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
@@ -108,6 +112,12 @@ class Engine:
         """Call after the tensors of `state` were written."""
         fragments.set_optimizer_step(self._engine, optimizer_step)
         fragments.refresh_model_weights(self._engine)
+
+    def _part(self, batch: Batch) -> Batch:
+        """What this rank sees of a batch. Which document a position is in, all ranks of a sequence need to know."""
+        rank, size = self.mesh.context_rank, self.mesh.context_parallel
+        seen = ("input_ids", "labels", "position_ids")
+        return replace(batch, **{name: part_of_sequence(getattr(batch, name), rank, size) for name in seen})
 
     def _forward(self, batch: Batch) -> Tensor:
         batch = batch.to(self.device)

@@ -54,7 +54,7 @@ class Reporter:
         if step % self._every and step != self._total:
             return
         loss = torch.stack(self._losses).mean()
-        dist.all_reduce(loss, group=self._mesh.data_group)
+        dist.all_reduce(loss, group=self._mesh.replica_group)
         self._losses.clear()
         value = loss.item()  # waits for the device
         rates = self._throughput.report()

@@ -24,16 +24,18 @@ class Layout:
     compile: bool = False
     micro_batch: int = 2
     tied: bool = False
+    context: int = 1
 
     @property
     def world_size(self) -> int:
-        return self.tensor * self.data
+        return self.tensor * self.context * self.data
 
     def __str__(self) -> str:
         parts = [f"zero{self.zero}-tp{self.tensor}-dp{self.data}-{self.precision}"]
         parts += [word for word, on in (("sp", self.sequence_parallel), ("compile", self.compile)) if on]
         parts += [self.checkpointing] if self.checkpointing != "none" else []
         parts += ["tied"] if self.tied else []
+        parts += [f"cp{self.context}"] if self.context > 1 else []
         return "-".join(parts)
 
 
@@ -42,8 +44,8 @@ def model_section(tied: bool = False) -> ModelSection:
     return ModelSection(
         num_hidden_layers=3,
         hidden_size=72,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        num_attention_heads=12,
+        num_key_value_heads=4,
         intermediate_size=88,
         vocab_size=256,
         tie_word_embeddings=tied,
@@ -65,6 +67,7 @@ def config_of(layout: Layout) -> PretrainConfig:
             },
             "parallel": {
                 "tensor_parallel": layout.tensor,
+                "context_parallel": layout.context,
                 "zero_stage": layout.zero,
                 "sequence_parallel": layout.sequence_parallel,
                 "activation_checkpointing": layout.checkpointing,
@@ -102,7 +105,10 @@ class Run:
 
         self.layout = layout
         config = config_of(layout)
-        self.mesh = Mesh(Topology(world_size=layout.world_size, tensor_parallel=layout.tensor))
+        topology = Topology(
+            world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
+        )
+        self.mesh = Mesh(topology)
         model = build_parallel_model(config.model, config.parallel, self.mesh, seed=config.run.seed)
         optimizer = build_optimizer(model, config.optimizer)
         ds_config = deepspeed_config(config, layout.world_size)
@@ -129,7 +135,7 @@ class Run:
                 batch = Batch(ids[rows], labels[rows], positions, documents()[rows])
                 loss += self.engine.accumulate(batch, labels.numel())
                 norm = self.engine.step(rate_at(step))
-            dist.all_reduce(loss, group=self.mesh.data_group)
+            dist.all_reduce(loss, group=self.mesh.replica_group)
             measured.append((loss.item() / labels.numel(), norm))
         return measured
 

@@ -48,6 +48,7 @@ class Case:
                 },
                 "parallel": {
                     "tensor_parallel": layout.tensor_parallel,
+                    "context_parallel": layout.context_parallel,
                     "zero_stage": layout.zero_stage,
                     "sequence_parallel": layout.sequence_parallel,
                     "activation_checkpointing": layout.activation_checkpointing,

@@ -30,6 +30,16 @@ WHAT_IS_DONE_TO_A_MODEL = [
     Layout(2, 2, 1, tied=True),
     Layout(3, 1, 2, tied=True),
     Layout(1, 2, 2, "bf16", sequence_parallel=True, compile=True),
+    Layout(0, 1, 1, context=2),
+    Layout(1, 2, 1, context=2, sequence_parallel=True),
+    Layout(3, 2, 1, context=2, checkpointing="full"),
+    Layout(1, 1, 1, context=4),
+    Layout(1, 1, 2, context=2),
+    Layout(2, 1, 1, context=2, micro_batch=4),
+    Layout(3, 1, 2, context=2, checkpointing="selective"),
+    Layout(0, 1, 1, "bf16", context=2, compile=True),
+    Layout(1, 1, 1, "bf16", context=2, checkpointing="full"),
+    Layout(1, 1, 2, context=2, compile=True, checkpointing="selective"),
 ]
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}

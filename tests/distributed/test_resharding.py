@@ -21,12 +21,14 @@ LAYOUTS = [Layout(zero, tensor, data) for tensor in (1, 2) for data in (1, 2) fo
 # stage, tensor and data degree all change in some pair.
 PAIRS = [(i, (i + shift) % len(LAYOUTS)) for i in range(len(LAYOUTS)) for shift in (5, 7)]
 
-BF16_PAIRS = [
+OTHER_PAIRS = [
     (Layout(1, 2, 2, "bf16", sequence_parallel=True), Layout(3, 1, 2, "bf16")),
     (Layout(3, 2, 2, "bf16"), Layout(0, 2, 1, "bf16")),
     (Layout(0, 1, 1, "bf16"), Layout(2, 2, 2, "bf16")),
     (Layout(2, 1, 2, "bf16"), Layout(1, 1, 1, "bf16")),
     (Layout(3, 1, 2, tied=True), Layout(1, 2, 1, tied=True)),
+    (Layout(1, 1, 2, context=2), Layout(3, 2, 1)),
+    (Layout(0, 2, 2), Layout(2, 2, 1, context=2)),
 ]
 
 
@@ -67,7 +69,7 @@ def saved(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[Lay
 
 
 @pytest.mark.parametrize(
-    ("writer", "reader"), [(LAYOUTS[i], LAYOUTS[j]) for i, j in PAIRS] + BF16_PAIRS, ids=lambda layout: str(layout)
+    ("writer", "reader"), [(LAYOUTS[i], LAYOUTS[j]) for i, j in PAIRS] + OTHER_PAIRS, ids=lambda layout: str(layout)
 )
 def test_any_layout_reads_any_other(
     ranks: RankPool, saved: dict, writer: Layout, reader: Layout, tmp_path: Path

@@ -71,6 +71,7 @@ START: dict[str, list[Any]] = {
     "evaluation.sequences": [1, 5],
     "checkpoint.keep_last": [1, 2],
     "parallel.tensor_parallel": ["auto", 1, 2],
+    "parallel.context_parallel": ["auto", 1, 1, 2],
     "parallel.zero_stage": ["auto", 0, 1, 2, 3],
     "parallel.sequence_parallel": ["auto", "true", "false"],
     "parallel.activation_checkpointing": ["auto", "none", "selective", "full"],

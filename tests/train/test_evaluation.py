@@ -17,10 +17,11 @@ class UniformEngine:
     device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        self.mesh = SimpleNamespace(data_group=dist.group.WORLD)
+        self.mesh = SimpleNamespace(replica_group=dist.group.WORLD)
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
-        return math.log(50) * (batch.labels != IGNORE_INDEX).sum().float()
+        targets = (batch.labels != IGNORE_INDEX).sum().double()
+        return torch.stack((math.log(50) * targets, targets))
 
 
 def batch(*targets: int) -> Batch:
@@ -34,8 +35,8 @@ def batch(*targets: int) -> Batch:
 def test_the_mean_is_over_tokens_and_not_over_batches(one_rank) -> None:
     class HalfSure(UniformEngine):
         def evaluate(self, batch: Batch) -> torch.Tensor:
-            targets = (batch.labels != IGNORE_INDEX).sum().float()
-            return targets * (1.0 if targets == 1 else 3.0)
+            targets = (batch.labels != IGNORE_INDEX).sum().double()
+            return torch.stack((targets * (1.0 if targets == 1 else 3.0), targets))
 
     assert evaluate(HalfSure(), [batch(1), batch(3, 4)]) == (pytest.approx((1 * 1 + 7 * 3) / 8), 8)
 

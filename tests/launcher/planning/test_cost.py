@@ -47,15 +47,40 @@ def test_published_runs(rows, median, largest):
 
 
 def test_the_parts_add_up_and_none_is_negative():
-    time = step(tensor_parallel=2, data_parallel=4)
-    parts = (time.compute, time.tensor_parallel, time.data_parallel, time.data, time.optimizer)
+    time = step(tensor_parallel=2, context_parallel=2, data_parallel=2)
+    parts = (
+        time.compute,
+        time.tensor_parallel + time.context_parallel + time.data_parallel,
+        time.data,
+        time.optimizer,
+    )
     assert time.total == sum(parts)
     assert min(parts) >= 0
 
 
 def test_one_rank_communicates_nothing():
     time = step(data_parallel=1)
-    assert (time.tensor_parallel, time.data_parallel) == (0, 0)
+    assert (time.tensor_parallel, time.context_parallel, time.data_parallel) == (0, 0, 0)
+
+
+def test_sharing_sequences_shares_their_work_and_costs_two_all_to_alls_a_pass():
+    alone = step(data_parallel=1, micro_batch_size=1, length=65536)
+    shared = step(data_parallel=1, micro_batch_size=1, length=65536, context_parallel=4)
+    assert alone.compute / shared.compute == pytest.approx(4, rel=0.01)
+    moved = (
+        65536 / 4 * 2 * (32 + 32) * 128 * 2 * 3 / 4
+    )  # bytes a rank and pass: q, k, v and the output, all but its own
+    assert shared.context_parallel == pytest.approx(32 * 2 * moved / 360e9, rel=0.1)
+    again = step(data_parallel=1, context_parallel=4, activation_checkpointing="full").context_parallel
+    assert again / step(data_parallel=1, context_parallel=4).context_parallel == pytest.approx(1.5)
+    assert (
+        step(data_parallel=1, context_parallel=4, ranks_per_node=2).context_parallel > 5 * shared.context_parallel / 8
+    )
+
+
+def test_context_parallel_ranks_are_replicas_for_zero():
+    assert step(data_parallel=2, context_parallel=4).optimizer == step(data_parallel=8).optimizer
+    assert step(data_parallel=2, context_parallel=4).data_parallel == pytest.approx(step().data_parallel, rel=0.5)
 
 
 def test_recomputing_everything_makes_a_third_more_of_the_blocks():

@@ -8,7 +8,8 @@ from tests.launcher.shapes import MODEL
 
 LEGAL = {
     "tensor_parallel": 2,
-    "data_parallel": 4,
+    "context_parallel": 2,
+    "data_parallel": 2,
     "sequence_parallel": True,
     "zero_stage": 1,
     "micro_batch_size": 2,
@@ -39,6 +40,21 @@ BROKEN = {  # rule: the run, the choice, the reason
         "tensor_parallel=4 does not divide model.vocab_size (1022)",
     ),
     "node": (run(ranks_per_node=2), {"tensor_parallel": 4}, "tensor_parallel=4 reaches beyond a node of 2 ranks"),
+    "context ranks": (
+        run(world_size=6),
+        {"tensor_parallel": 2, "context_parallel": 2},
+        "tensor_parallel=2 × context_parallel=2 do not divide 6 ranks",
+    ),
+    "context heads": (
+        run(),
+        {"tensor_parallel": 2, "context_parallel": 4},
+        "context_parallel=4 does not divide 4 key-value heads over 2 tensor-parallel ranks",
+    ),
+    "context length": (
+        run(sequence_lengths=(128, 3)),
+        {"context_parallel": 2},
+        "context_parallel=2 does not divide the sequence length (3)",
+    ),
     "batch": (
         run(global_batch_size=6),
         {"tensor_parallel": 2, "data_parallel": 4},
@@ -51,7 +67,7 @@ BROKEN = {  # rule: the run, the choice, the reason
     ),
     "sequence length": (
         run(sequence_lengths=(128, 127)),
-        {"tensor_parallel": 2, "sequence_parallel": True},
+        {"tensor_parallel": 2, "context_parallel": 1, "sequence_parallel": True},
         "tensor_parallel=2 does not divide the sequence length (127), as sequence_parallel asks",
     ),
     "stage": (run(), {"zero_stage": 4}, "zero_stage=4: DeepSpeed has stages 0 to 3"),

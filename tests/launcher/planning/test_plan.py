@@ -85,6 +85,21 @@ def test_sequence_parallelism_divides_the_sequences_of_every_stage(tiny):
         make_plan(tiny(*asked, "data.stages=[{from_sample: 8, sequence_length: 1}]"))
 
 
+def test_long_sequences_are_shared_where_they_are_too_long_or_too_few(tiny):
+    long = (*LLAMA_8B, "data.sequence_length=131072", "training.global_batch_size=16", "cluster.nodes=16")
+    chosen = make_plan(tiny(*long)).chosen
+    assert chosen.context_parallel > 1
+    assert chosen.tensor_parallel * chosen.context_parallel * chosen.data_parallel == 128
+    assert chosen.micro_batch_size * chosen.gradient_accumulation_steps * chosen.data_parallel == 16
+    assert make_plan(tiny(*LLAMA_8B, "cluster.nodes=16")).chosen.context_parallel == 1
+
+
+def test_short_sequences_are_shared_only_when_asked_for(tiny):
+    four = ("cluster.gpus_per_node=4", "parallel.tensor_parallel=1")
+    assert {plan.context_parallel for plan in make_plan(tiny(*four)).candidates} == {1}
+    assert {plan.context_parallel for plan in make_plan(tiny(*four, "parallel.context_parallel=2")).candidates} == {2}
+
+
 def test_zero_1_is_the_default_and_zero_0_is_never_chosen(tiny):
     for precision in ("bf16", "fp32"):
         report = make_plan(tiny(f"training.precision={precision}"))
@@ -132,7 +147,14 @@ def test_json_has_the_documented_shape(tiny):
     document = make_plan(tiny(*LLAMA_8B)).to_json()
     assert list(document) == ["chosen", "candidates", "rejected"]
     assert set(document["chosen"]) >= {
-        *("tensor_parallel", "data_parallel", "zero_stage", "sequence_parallel", "micro_batch_size"),
+        *(
+            "tensor_parallel",
+            "context_parallel",
+            "data_parallel",
+            "zero_stage",
+            "sequence_parallel",
+            "micro_batch_size",
+        ),
         *("gradient_accumulation_steps", "activation_checkpointing", "memory_bytes", "step_seconds"),
         *("tokens_per_second_per_gpu", "mfu"),
     }

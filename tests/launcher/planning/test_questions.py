@@ -76,5 +76,7 @@ def test_doubling_names_both(tiny):
     answer = doubling(tiny(*LLAMA_1B))
     assert answer.startswith("2 → 4 nodes: ")
     assert 1.5 < float(re.search(r"([\d.]+) × the tokens/s", answer)[1]) <= 2.2
-    refused = doubling(tiny(*LLAMA_1B, "training.global_batch_size=16", "parallel.tensor_parallel=1"))
+    refused = doubling(
+        tiny(*LLAMA_1B, "training.global_batch_size=16", "parallel.tensor_parallel=1", "parallel.context_parallel=1")
+    )
     assert refused.startswith("on 4 nodes: ")
