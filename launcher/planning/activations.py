@@ -36,11 +36,12 @@ class _Widths:
     keys: float  # or values
     statistics: float  # attention's, one fp32 number a head
     mlp: float
+    swapped: float  # attention's output once more, as the all-to-all of context parallelism hands it back
 
     @property
     def everything(self) -> float:
         """Without recomputation: norms, their outputs; q, k, v, attention's output; gate, up, silu(gate), product."""
-        attention = 2 * self.queries + 2 * self.keys + self.statistics
+        attention = 2 * self.queries + 2 * self.keys + self.statistics + self.swapped
         return 2 * (self.norm + self.whole) + attention + 4 * self.mlp
 
 
@@ -95,6 +96,7 @@ def _widths(model: ModelSection, layout: Layout, c: int, *, fused_norm: bool) ->
         keys=c * model.key_value_heads * model.head_size / t,
         statistics=4 * model.num_attention_heads / t,
         mlp=c * model.intermediate_size / t,
+        swapped=c * model.num_attention_heads * model.head_size / t if layout.context_parallel > 1 else 0.0,
     )
 
 
@@ -107,6 +109,9 @@ def _selective(width: _Widths, layout: Layout, compiled: bool) -> tuple[float, f
     """
     useful = width.keys + width.queries + width.statistics + 2 * width.mlp
     kept = width.stream + useful + width.queries + width.keys + (1 if compiled else 2) * width.whole
+    if layout.context_parallel > 1:  # results of both all-to-alls; queries, keys and values are copied out of the first
+        useful += width.swapped
+        kept += width.swapped + width.queries + 2 * width.keys
     if layout.tensor_parallel > 1:
         useful += 2 * width.whole
         kept += 2 * width.whole + (2 * width.stream if layout.sequence_parallel else 0)

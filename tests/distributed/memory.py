@@ -127,6 +127,34 @@ def _cases() -> list[Case]:
                     activation_checkpointing=recompute,  # type: ignore[arg-type]
                 )
                 cases.append(Case(name=name, model=model, layout=layout, sequence_length=length, precision=precision))
+    return cases + _shared_sequences()
+
+
+def _shared_sequences() -> list[Case]:
+    """Context parallelism, under every ZeRO stage."""
+    turns = itertools.cycle(
+        [  # model, tensor, recompute, precision
+            ("narrow", 1, "none", "bf16"),
+            ("wide", 2, "selective", "bf16"),
+            ("wide", 1, "full", "bf16"),
+            ("narrow", 1, "selective", "fp32"),
+            ("narrow", 2, "none", "bf16"),
+        ]
+    )
+    cases = []
+    for stage in (0, 1, 2, 3, 1, 2, 3, 0):
+        name, tensor, recompute, precision = next(turns)
+        layout = Layout(
+            tensor_parallel=tensor,
+            context_parallel=2,
+            data_parallel=2 // tensor,
+            zero_stage=stage,
+            sequence_parallel=tensor > 1,
+            micro_batch_size=2,
+            gradient_accumulation_steps=1 + stage % 2,
+            activation_checkpointing=recompute,  # type: ignore[arg-type]
+        )
+        cases.append(Case(name=name, model=MODELS[name], layout=layout, sequence_length=512, precision=precision))
     return cases
 
 
@@ -211,7 +239,13 @@ def _build(case: Case) -> tuple[Any, Any]:
     from megatrain.train.optimizer import build_optimizer
 
     config, layout = case.config, case.layout
-    mesh = Mesh(Topology(world_size=layout.world_size, tensor_parallel=layout.tensor_parallel))
+    mesh = Mesh(
+        Topology(
+            world_size=layout.world_size,
+            tensor_parallel=layout.tensor_parallel,
+            context_parallel=layout.context_parallel,
+        )
+    )
     model = build_parallel_model(config.model, config.parallel, mesh, seed=1)
     engine = Engine(
         model,

@@ -21,7 +21,8 @@ def config() -> PretrainConfig:
         "data": {"sequence_length": 2048, "train": [{"path": "data/web"}]},
         "training": {"tokens": 2.5e9, "global_batch_size": 256, "micro_batch_size": 4},
         "parallel": {
-            "tensor_parallel": 1, "zero_stage": 1, "sequence_parallel": False, "activation_checkpointing": "selective",
+            "tensor_parallel": 1, "context_parallel": 1, "zero_stage": 1,
+            "sequence_parallel": False, "activation_checkpointing": "selective",
         },
         "cluster": {"hardware": "h100-sxm", "nodes": 8, "gpus_per_node": 8},
     }  # fmt: skip

@@ -192,6 +192,12 @@ def test_the_example_runs_plan_well(name):
     assert 0.2 < chosen.mfu < 0.6
 
 
+def test_the_long_example_shares_its_sequences():
+    chosen = make_plan(config_file.load(shipped("configs/llama-8b-long.yaml"), ["model.vocab_size=128256"])).chosen
+    assert chosen.context_parallel > 1
+    assert chosen.mfu > 0.25
+
+
 def test_a_vocabulary_that_nothing_tells(tiny, here):
     with pytest.raises(DataError, match="data/train"):
         make_plan(tiny("model.vocab_size=auto"))
