@@ -1,11 +1,15 @@
 """A tiny run, trained under a named layout, and the plain process that it must agree with."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from megatrain.config import ModelSection, OptimizerSection, PretrainConfig
+
+if TYPE_CHECKING:
+    from megatrain.data.loading.batch import Batch
 
 STEPS = 20
 GLOBAL_BATCH = 8
@@ -116,27 +120,29 @@ class Run:
             model, optimizer, self.mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping
         )
 
+    def micro_batches(self, step: int) -> Iterator["Batch"]:
+        """This rank's share of a global batch."""
+        from megatrain.data.loading.batch import Batch
+
+        ids, labels = global_batch(step)
+        per_rank, size = GLOBAL_BATCH // self.layout.data, self.layout.micro_batch
+        for at in range(self.mesh.data_rank * per_rank, (self.mesh.data_rank + 1) * per_rank, size):
+            rows = slice(at, at + size)
+            yield Batch(ids[rows], labels[rows], torch.arange(SEQUENCE).expand(size, -1), documents()[rows])
+
     def train(self, first: int, last: int) -> list[tuple[float, float]]:
         """Loss and gradient norm of steps [first, last)."""
         import torch.distributed as dist
 
-        from megatrain.data.loading.batch import Batch
-
         measured = []
-        per_rank = GLOBAL_BATCH // self.layout.data
+        targets = GLOBAL_BATCH * SEQUENCE
         for step in range(first, last):
-            ids, labels = global_batch(step)
             loss = torch.zeros(())
-            for at in range(0, per_rank, self.layout.micro_batch):
-                rows = slice(
-                    self.mesh.data_rank * per_rank + at, self.mesh.data_rank * per_rank + at + self.layout.micro_batch
-                )
-                positions = torch.arange(SEQUENCE).expand(self.layout.micro_batch, -1)
-                batch = Batch(ids[rows], labels[rows], positions, documents()[rows])
-                loss += self.engine.accumulate(batch, labels.numel())
+            for batch in self.micro_batches(step):
+                loss += self.engine.accumulate(batch, targets)
                 norm = self.engine.step(rate_at(step))
             dist.all_reduce(loss, group=self.mesh.replica_group)
-            measured.append((loss.item() / labels.numel(), norm))
+            measured.append((loss.item() / targets, norm))
         return measured
 
 
@@ -177,5 +183,12 @@ def trained(layout: Layout) -> list[tuple[float, float]]:
     return Run(layout).train(0, STEPS)
 
 
-def describe(layout: Layout) -> dict[str, Any]:
-    return asdict(layout)
+def evaluated(layout: Layout) -> tuple[float, int]:
+    """Loss and target tokens of two global batches, as an evaluation finds them; some positions have no target."""
+    from megatrain.train.evaluation import evaluate
+
+    run = Run(layout)
+    batches = [batch for step in (0, 1) for batch in run.micro_batches(step)]
+    for batch in batches:
+        batch.labels[:, :5] = -100
+    return evaluate(run.engine, batches)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tests.distributed.layouts import STEPS, Layout, plain_run, trained
+from tests.distributed.layouts import STEPS, Layout, evaluated, plain_run, trained
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -60,6 +60,14 @@ def test_losses_and_norms_of_a_plain_process(ranks: RankPool, layout: Layout, re
     for step, (got, want) in enumerate(zip(results[0], expected, strict=True)):
         assert math.isclose(got[0], want[0], rel_tol=TOLERANCE[layout.precision]), f"loss at step {step}"
         assert math.isclose(got[1], want[1], rel_tol=TOLERANCE[layout.precision]), f"gradient norm at step {step}"
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 1, 2), Layout(3, 2, 1, context=2, sequence_parallel=True)], ids=str)
+def test_an_evaluation_finds_the_same_on_any_ranks(ranks: RankPool, layout: Layout) -> None:
+    (alone,) = ranks.run(1, evaluated, Layout(0, 1, 1))
+    for loss, tokens in ranks.run(layout.world_size, evaluated, layout):
+        assert loss == pytest.approx(alone[0], rel=1e-6)
+        assert tokens == alone[1] == 2 * 8 * (32 - 5)
 
 
 def test_the_reference_learns(reference: dict) -> None:
