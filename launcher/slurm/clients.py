@@ -171,17 +171,24 @@ def requeue(job: str, *, exclude: Iterable[str] = ()) -> None:
     excluded = ",".join(exclude)
     if excluded:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's, while there is something left to say
-    client("scontrol", "requeue", job)
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while excluded and time.monotonic() < deadline:
-        try:
-            client("scontrol", "update", f"JobId={job}", f"ExcNodeList={excluded}")
-            break
-        except PreflightError:
-            time.sleep(0.2)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        client("scontrol", "requeue", job)
+        if excluded:
+            _exclude(job, excluded)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.environ.get("SLURM_JOB_ID") == job:
         time.sleep(_WAIT_SECONDS)
+
+
+def _exclude(job: str, nodes: str) -> None:
+    """As soon as Slurm takes it, or not at all."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(PreflightError):
+            client("scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}")
+            return
+        time.sleep(0.2)
 
 
 def hostnames(nodes: str) -> list[str]:

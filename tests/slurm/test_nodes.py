@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -80,6 +81,22 @@ def test_a_node_that_failed_twice_is_left_out(cluster, submit):
     assert fields["JobState"] == "COMPLETED", job.log
     assert bad not in nodes_of(cluster, job)
     assert f"{bad} failed twice; queued again without" in job.log
+
+
+def test_a_job_that_ends_while_the_controller_is_away_is_queued_again_when_it_is_back(cluster, submit):
+    wait = "while not (run.path / 'go').exists(): time.sleep(0.1)\n"
+    job = submit(f"if start < 1:\n    {wait}    save(1)\n    leave(75, 'SIGUSR2')\nsave(2)", "training.steps=2")
+    job.started()
+    with ThreadPoolExecutor() as pool:
+        restart = pool.submit(cluster.operate, "away", "20")
+        wait_until(lambda: clients.ask([job.id]) is None, 60)
+        (job.run.path / "go").touch()
+        wait_until(lambda: job.run.steps() == [1])
+        restart.result()
+    fields = cluster.wait_for(job.id, "COMPLETED", "FAILED", seconds=90)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), job.log
+    assert "asking again" in job.log
+    assert job.run.steps() == [1, 2]
 
 
 def test_a_controller_that_restarts_loses_no_job_and_a_full_queue_is_refused(cluster, submit):
