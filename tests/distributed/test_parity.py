@@ -42,7 +42,7 @@ WHAT_IS_DONE_TO_A_MODEL = [
     Layout(1, 1, 2, context=2, compile=True, checkpointing="selective"),
 ]
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}
+TOLERANCE = {"fp32": (2e-6, 2e-5), "bf16": (1e-3, 2e-2)}  # relative, of losses and of gradient norms
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,10 @@ def test_losses_and_norms_of_a_plain_process(ranks: RankPool, layout: Layout, re
     expected = reference[layout.precision, layout.tied]
     assert len(results[0]) == STEPS
     for step, (got, want) in enumerate(zip(results[0], expected, strict=True)):
-        assert math.isclose(got[0], want[0], rel_tol=TOLERANCE[layout.precision]), f"loss at step {step}"
-        assert math.isclose(got[1], want[1], rel_tol=TOLERANCE[layout.precision]), f"gradient norm at step {step}"
+        for what, mine, theirs, tolerance in zip(
+            ("loss", "gradient norm"), got, want, TOLERANCE[layout.precision], strict=True
+        ):
+            assert math.isclose(mine, theirs, rel_tol=tolerance), f"{what} at step {step}"
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 1, 2), Layout(3, 2, 1, context=2, sequence_parallel=True)], ids=str)
