@@ -258,6 +258,32 @@ def generate(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="a run, or one checkpoint", metavar="RUN_OR_CHECKPOINT")],
+    out: Annotated[Path, typer.Argument(help="a new folder", metavar="FOLDER")],
+    dtype: Annotated[str, typer.Option(help="of the weights: bfloat16, float16 or float32")] = "bfloat16",
+    shard_gb: Annotated[float, typer.Option(min=0.001, help="the most that one file of weights takes")] = 5.0,
+) -> None:
+    """Write a folder that Hugging Face's libraries load: safetensors, config.json and the tokenizer.
+
+    Example: megatrain export runs/llama-125m exported/llama-125m --dtype float32
+    """
+    from megatrain.checkpoint import export as exporting
+    from megatrain.monitor.formatting import quantity
+
+    _existing(path)
+    if dtype not in exporting.DTYPES:
+        raise ConfigError(f"--dtype {dtype}: must be one of {', '.join(exporting.DTYPES)}")
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    done = exporting.export(path, out, dtype=dtype, shard_bytes=round(shard_gb * 1e9), report=say)
+    print(
+        f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {done.bytes / 1e9:.2f} GB, "
+        f"of {done.checkpoint}\n"
+        f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(done.folder)!r})"
+    )
+
+
+@app.command()
 def tensorboard(
     runs: Annotated[list[Path] | None, typer.Argument(help="default: every run in runs/", metavar="[RUN]...")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535)] = 6006,

@@ -1,24 +1,14 @@
 """What `sample` draws, and `generate` from a run folder to text."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
-from megatrain.checkpoint.storage import HashingWriter
-from megatrain.config import ModelSection, PretrainConfig
-from megatrain.config_file import dump
-from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.errors import CheckpointError
 from megatrain.generate import generate, sample
-from megatrain.model.initialization import initial_weight, materialize
-from megatrain.model.transformer import Transformer
-from megatrain.run_dir import RunDir
+from tests.trained import make_trained_run, tiny_model
 
 VOCABULARY, PADDED, EOS = 20, 32, 7
 
@@ -95,53 +85,9 @@ def test_greedy_is_the_argmax_of_the_model_at_every_step() -> None:
     assert len(set(tokens)) > 1
 
 
-def section(vocab_size: int) -> ModelSection:
-    return ModelSection(
-        num_hidden_layers=2,
-        hidden_size=16,
-        num_attention_heads=2,
-        intermediate_size=32,
-        vocab_size=vocab_size,
-        initializer_range=0.3,
-    )
-
-
-def tiny_model(vocab_size: int) -> Transformer:
-    with torch.device("meta"):
-        model = Transformer(section(vocab_size))
-    materialize(model, lambda name, p: initial_weight(name, p.shape, section(vocab_size), 0))
-    return model
-
-
 @pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    """A run with one checkpoint, as a training leaves it."""
-    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "once upon a time there was a model " * 9}))
-    vocabulary = 384
-    train_tokenizer([str(tmp_path / "text.jsonl")], tmp_path / "tokenizer", 300)
-    config = PretrainConfig.model_validate(
-        {
-            "run": {"name": "tiny"},
-            "model": section(vocabulary).model_dump(),
-            "tokenizer": {"path": str(tmp_path / "tokenizer")},
-            "data": {"sequence_length": 16, "train": [{"path": "none"}]},
-            "training": {"steps": 1, "global_batch_size": 1},
-        }
-    )
-    run = RunDir(tmp_path / "runs" / "tiny")
-    folder = run.step(10)
-    folder.mkdir(parents=True)
-    run.config.write_text(dump(config), encoding="utf-8")
-    writer = HashingWriter(folder)
-    weights = {f"weight.{name}": p.detach() for name, p in tiny_model(vocabulary).named_parameters()}
-    dcp.save(weights, storage_writer=writer, no_dist=True)
-    (folder / "state.json").write_text(json.dumps({"step": 10, "model": section(vocabulary).model_dump()}))
-    state = FileRecord(bytes=(folder / "state.json").stat().st_size, sha256=sha256_of(folder / "state.json"))
-    manifest = Manifest(
-        step=10, saved_at="", world_size=1, layout="", version="", files=writer.records | {"state.json": state}
-    )
-    write_manifest(folder, manifest)
-    return run
+def run(tmp_path):
+    return make_trained_run(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*intent is to save in a single process")

@@ -1,6 +1,7 @@
 """A checkpoint in one process, without the engine that wrote it: for export, generation and inspection."""
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -14,21 +15,25 @@ from megatrain.config import ModelSection
 from megatrain.model.transformer import Transformer
 
 
-def read_tensors(folder: Path, *, kind: str | None = None) -> dict[str, Tensor]:
+def read_tensors(folder: Path, *, kind: str | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Whole fp32 tensors by their names in the checkpoint, on the CPU.
 
     Args:
         kind: only this kind, such as "weight" or "exp_avg", and named without it.
+        names: of that kind, only these.
 
     Raises:
         CheckpointError: the folder's description of its tensors is missing, damaged, or not one of ours.
     """
     reader = SafeReader(folder)
     stored = reader.read_metadata().state_dict_metadata
+    wanted = None if names is None else {f"{kind}.{name}" for name in names}
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in stored.items()
-        if isinstance(entry, TensorStorageMetadata) and (kind is None or name.startswith(f"{kind}."))
+        if isinstance(entry, TensorStorageMetadata)
+        and (kind is None or name.startswith(f"{kind}."))
+        and (wanted is None or name in wanted)
     }
     with warnings.catch_warnings():
         # one process is what is asked for

@@ -54,6 +54,17 @@ def from_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[
     return _renamed(needed, config, {theirs: ours for ours, theirs in _pairs(config)})
 
 
+def shapes(config: ModelSection) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our tensors, by our name; without the head's where word embeddings are tied."""
+    return {name: shape for name, shape in _shapes(config) if not (config.tie_word_embeddings and name == _TIED)}
+
+
+def their_name(ours: str) -> str:
+    """Of one of our tensors."""
+    number = next((part for part in ours.split(".") if part.isdecimal()), None)
+    return NAMES[ours.replace(f".{number}.", ".{}.", 1)].format(number)
+
+
 def llama_config(
     config: ModelSection,
     *,

@@ -1,0 +1,66 @@
+"""A run with one checkpoint, as a training leaves it, made without training."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
+from megatrain.checkpoint.storage import HashingWriter
+from megatrain.config import ModelSection, PretrainConfig
+from megatrain.config_file import dump
+from megatrain.data.text.tokenizer import train_tokenizer
+from megatrain.model.initialization import initial_weight, materialize
+from megatrain.model.transformer import Transformer
+from megatrain.run_dir import RunDir
+
+VOCABULARY = 384
+SEQUENCE = 16
+
+
+def section(vocab_size: int, *, tied: bool = False) -> ModelSection:
+    return ModelSection(
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=vocab_size,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+
+
+def tiny_model(vocab_size: int, *, tied: bool = False) -> Transformer:
+    config = section(vocab_size, tied=tied)
+    with torch.device("meta"):
+        model = Transformer(config)
+    materialize(model, lambda name, p: initial_weight(name, p.shape, config, 0))
+    return model
+
+
+def make_trained_run(folder: Path, *, tied: bool = False) -> RunDir:
+    """FOLDER/runs/tiny, with a checkpoint of step 10, and the tokenizer it names."""
+    (folder / "text.jsonl").write_text(json.dumps({"text": "once upon a time there was a model " * 9}))
+    train_tokenizer([str(folder / "text.jsonl")], folder / "tokenizer", 300)
+    config = PretrainConfig.model_validate(
+        {
+            "run": {"name": "tiny"},
+            "model": section(VOCABULARY, tied=tied).model_dump(),
+            "tokenizer": {"path": str(folder / "tokenizer")},
+            "data": {"sequence_length": SEQUENCE, "train": [{"path": "none"}]},
+            "training": {"steps": 1, "global_batch_size": 1},
+        }
+    )
+    run = RunDir(folder / "runs" / "tiny")
+    checkpoint = run.step(10)
+    checkpoint.mkdir(parents=True)
+    run.config.write_text(dump(config), encoding="utf-8")
+    writer = HashingWriter(checkpoint)
+    weights = {f"weight.{name}": p.detach() for name, p in tiny_model(VOCABULARY, tied=tied).named_parameters()}
+    dcp.save(weights, storage_writer=writer, no_dist=True)
+    (checkpoint / "state.json").write_text(json.dumps({"step": 10, "model": config.model.model_dump()}))
+    state = FileRecord(bytes=(checkpoint / "state.json").stat().st_size, sha256=sha256_of(checkpoint / "state.json"))
+    files = writer.records | {"state.json": state}
+    write_manifest(checkpoint, Manifest(step=10, saved_at="", world_size=1, layout="", version="", files=files))
+    return run
