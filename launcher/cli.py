@@ -269,7 +269,7 @@ def export(
     Example: megatrain export runs/llama-125m exported/llama-125m --dtype float32
     """
     from megatrain.checkpoint import export as exporting
-    from megatrain.monitor.formatting import quantity
+    from megatrain.monitor.formatting import gib, quantity
 
     _existing(path)
     if dtype not in exporting.DTYPES:
@@ -277,7 +277,7 @@ def export(
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     done = exporting.export(path, out, dtype=dtype, shard_bytes=round(shard_gb * 1e9), report=say)
     print(
-        f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {done.bytes / 1e9:.2f} GB, "
+        f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
         f"of {done.checkpoint}\n"
         f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(done.folder)!r})"
     )

@@ -256,12 +256,12 @@ class SlurmSection(Section):
 class FinetuneSection(Section):
     """Supervised fine-tuning on prompt and response pairs; the loss is on the response only."""
 
-    base: Path = Field(description="a run folder, or one of its checkpoints")
+    base: Path = Field(description="a run, one of its checkpoints, or a Llama in Hugging Face's format")
     train: Annotated[tuple[Path, ...], Field(strict=False, min_length=1)] = Field(description="jsonl files")
     validation: Annotated[tuple[Path, ...], Field(strict=False)] = ()
     prompt_field: str = "prompt"
     response_field: str = "response"
-    sequence_length: Count | None = Field(None, description="default: the base run's")
+    sequence_length: Count | None = Field(None, description="default: the base's; 4096 where a pretrained one has more")
 
 
 class _Run(Section):

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatrain import config_file
-from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
+from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.errors import ConfigError, DataError
+from megatrain.model.huggingface import is_pretrained, read_pretrained
 from megatrain.run_dir import RunDir, parse_step
 
+LONGEST_BY_DEFAULT = 4096  # tokens, where a pretrained model could take more
 SHORTEST_EXAMPLE = 2  # tokens
 VOCABULARY_MULTIPLE = 128  # so that it divides over tensor-parallel ranks, and fills matmul tiles
 
@@ -73,14 +75,31 @@ def _with_vocabulary(model: ModelSection, size: int) -> ModelSection:
     return model.model_copy(update={"vocab_size": -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE})
 
 
+class _Base(NamedTuple):
+    """What a fine-tuning takes from where it starts."""
+
+    model: ModelSection | None
+    tokenizer: TokenizerSection | None
+    sequence_length: int
+
+
+def _base(given: str) -> _Base:
+    run = base_run(given)
+    if run.config.is_file():
+        config = config_file.load(run.config)
+        return _Base(config.model, config.tokenizer, config.sequence_length)
+    if is_pretrained(Path(given)):
+        model, longest = read_pretrained(Path(given))
+        tokenizer = TokenizerSection(path=given) if tokenizer_file(given).is_file() else None
+        return _Base(model, tokenizer, min(longest, LONGEST_BY_DEFAULT))
+    raise ConfigError(
+        f"finetune.base: {given!r}: is not a run ({run.config} is missing), and not a model in Hugging Face's format. "
+        "Give the folder of a megatrain run, one of its checkpoints, or a folder with config.json and safetensors."
+    )
+
+
 def _with_base(config: FinetuneConfig) -> FinetuneConfig:
-    run = base_run(config.finetune.base)
-    if not run.config.is_file():
-        raise ConfigError(
-            f"finetune.base: {config.finetune.base!r}: is not a run ({run.config} is missing). "
-            "Give the folder of a megatrain run, or one of its checkpoints."
-        )
-    base = config_file.load(run.config)
+    base = _base(config.finetune.base)
     found: dict[str, Any] = {"model": config.model or base.model, "tokenizer": config.tokenizer or base.tokenizer}
     if found["tokenizer"] is None:
         raise ConfigError(

@@ -18,6 +18,7 @@ from launcher.run_files import check_resume, check_same_run, run_folder
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.model.huggingface import is_pretrained
 
 
 class PreflightFailedError(PreflightError):
@@ -193,8 +194,11 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
 
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
-    base = base_run(config.finetune.base)
-    if not base.steps():
+    base, folder = base_run(config.finetune.base), Path(config.finetune.base)
+    if is_pretrained(folder) and not any(folder.glob("*.safetensors")):
+        text = f"finetune.base: {folder}: has no *.safetensors; weights in pickles (*.bin) are not read."
+        yield Finding("error", text, ExitCode.CHECKPOINT)
+    elif not is_pretrained(folder) and not base.steps():
         yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
     for name in ("train", "validation"):
         for path in getattr(config.finetune, name):

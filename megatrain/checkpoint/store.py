@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain import __version__
@@ -75,14 +76,17 @@ class CheckpointStore:
 
         return self._together(commit)
 
-    def load(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    def load(self, folder: Path, tensors: Mapping[str, Tensor], reader: StorageReader | None = None) -> None:
         """Fill this rank's tensors in place from a checkpoint of any layout.
+
+        Args:
+            reader: of another kind of storage than our own checkpoints.
 
         Raises:
             CheckpointError: a tensor is missing or has another shape.
         """
         try:
-            dcp.load(dict(tensors), storage_reader=SafeReader(folder), process_group=self.group)
+            dcp.load(dict(tensors), storage_reader=reader or SafeReader(folder), process_group=self.group)
         except CheckpointException as error:
             first = next(iter(error.failures.values()))[0]
             raise CheckpointError(

@@ -1,16 +1,24 @@
 """Weights in and out, under the names that Hugging Face's LlamaForCausalLM gives them.
 
 The two models are one architecture, and both turn channel pairs (i, i + K/2) in rotary embeddings, so that a tensor
-only changes its name: none is transposed, split or permuted. No transformers here; only its names.
+only changes its name: none is transposed, split or permuted. No transformers here, only its names; and no torch, so
+that the launcher can read what a folder holds.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from megatrain.config import ModelSection
-from megatrain.errors import CheckpointError
+from megatrain.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Ours -> theirs; {} stands for the number of a block.
 NAMES = {
@@ -28,6 +36,15 @@ NAMES = {
     "head.weight": "lm_head.weight",
 }
 
+CONFIG = "config.json"
+_SAME_NAME = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "rms_norm_eps",
+)
 _TIED = "head.weight"  # the embedding's, where word embeddings are tied: stored once, as the embedding
 _COMPUTED = "rotary_emb.inv_freq"  # a buffer in files of old versions, which follows from rope_theta
 
@@ -63,6 +80,56 @@ def their_name(ours: str) -> str:
     """Of one of our tensors."""
     number = next((part for part in ours.split(".") if part.isdecimal()), None)
     return NAMES[ours.replace(f".{number}.", ".{}.", 1)].format(number)
+
+
+def is_pretrained(path: Path) -> bool:
+    """Whether the folder is a model in Hugging Face's format."""
+    return (path / CONFIG).is_file()
+
+
+def read_pretrained(path: Path) -> tuple[ModelSection, int]:
+    """The model of a folder in Hugging Face's format, and the longest sequence that it was made for, in tokens.
+
+    Raises:
+        ConfigError: its config.json is not a Llama's, or has what this architecture has not; says what.
+    """
+    file = path / CONFIG
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return _model_section(content), int(content["max_position_embeddings"])
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except KeyError as error:
+        raise ConfigError(f"{file}: {error.args[0]}: is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _model_section(content: dict[str, Any]) -> ModelSection:
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    expected = {
+        "model_type": (content.get("model_type"), "llama"),
+        "hidden_act": (content.get("hidden_act", "silu"), "silu"),
+        "attention_bias": (content.get("attention_bias", False), False),
+        "mlp_bias": (content.get("mlp_bias", False), False),
+        "rope_parameters.rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+    }
+    for field, (found, wanted) in expected.items():
+        if found != wanted:
+            raise ValueError(f"{field}: is {found!r}; megatrain has this architecture with {wanted!r} only")
+    return ModelSection.model_validate(
+        {
+            **{name: content[name] for name in _SAME_NAME},
+            "num_key_value_heads": content.get("num_key_value_heads"),
+            "head_dim": content.get("head_dim"),
+            "rope_theta": float(content.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+            "tie_word_embeddings": content.get("tie_word_embeddings", False),
+            "initializer_range": content.get("initializer_range", 0.02),
+        }
+    )
 
 
 def llama_config(

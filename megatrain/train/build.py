@@ -43,8 +43,8 @@ def build(
 
     Args:
         make_loader, make_validation: what feeds training, and what each evaluation reads, for one rank of a mesh.
-        initial_weights: a run of the same model, or one of its checkpoints, that a run without checkpoints of its own
-            starts from.
+        initial_weights: a run of the same model, one of its checkpoints, or a model in Hugging Face's format, that a
+            run without checkpoints of its own starts from.
     """
     stop = StopRequest()  # first: a signal during a long start must not be lost
     watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from megatrain.checkpoint.manifest import read_manifest, read_state
+from megatrain.checkpoint.pretrained import PretrainedReader
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config, ModelSection
 from megatrain.errors import CheckpointError
+from megatrain.model.huggingface import is_pretrained
 from megatrain.run_dir import RunDir, parse_step
 from megatrain.train.engine import Engine
 
@@ -77,14 +79,21 @@ class Checkpointer:
         return Position(state["step"], state["loader"], folder)
 
     def load_weights(self, base: Path) -> Path:
-        """Start from another run's weights, with a fresh optimizer; returns the checkpoint that was read.
+        """Start from other weights, with a fresh optimizer; returns the checkpoint, or the model folder, that was read.
 
         Args:
-            base: a run, for its newest checkpoint that verifies, or one of its checkpoints.
+            base: a run, for its newest checkpoint that verifies, one of its checkpoints, or a model in Hugging Face's
+                format.
 
         Raises:
             CheckpointError: there is none, it is damaged, or of another model.
         """
+        if is_pretrained(base):
+            assert self._config.model is not None, "a resolved configuration"
+            reader = PretrainedReader(base, self._config.model)
+            self._store.load(base, self._engine.state(weights_only=True), reader)
+            self._engine.loaded(optimizer_step=0)
+            return base
         if parse_step(base) is None:
             newest = self._store.newest_valid(RunDir(base))
             if newest is None:

@@ -1,7 +1,7 @@
 """What passes the preflight starts: random runs, as odd as a file may say, trained by the real trainer on gloo ranks.
 
-Each is started, then started again with another length, layout and batch, then fine-tuned. MEGATRAIN_STARTS=300 tries
-more of them.
+Each is started, then started again with another length, layout and batch, then fine-tuned, every other one from what it
+was exported to. MEGATRAIN_STARTS=300 tries more of them.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import torch
 from launcher.preflight import checks
 from launcher.run_files import is_finetune, prepare_run
 from megatrain import config_file
+from megatrain.checkpoint.export import export
 from megatrain.data.preparation.prepare import PrepareOptions, prepare
 from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.errors import MegatrainError
@@ -158,11 +159,15 @@ def test_what_passes_the_preflight_starts(ranks: RankPool, here: Path, number: i
     losses = start(ranks, begun) + start(ranks, passing(fixed, again()))
     assert len(losses) >= 3
 
+    base = str(begun[0])
+    if number % 2:
+        base = str(export(begun[0].path, Path(f"exported-{number}"), dtype="float32").folder)
+
     def tuned() -> Iterator[list[str]]:
         while True:
             length = f"finetune.sequence_length={chance.choice(['null', 30, 64])}"
-            base = f"finetune.base=runs/odd-{number}"
-            yield [f"run.name=tuned-{number}", "training.steps=2", base, length, *picked(chance, START)]
+            fixed = [f"run.name=tuned-{number}", "training.steps=2", f"finetune.base={base}", length]
+            yield [*fixed, *picked(chance, START)]
 
     losses += start(ranks, passing(FINETUNE, tuned()))
     assert torch.tensor(losses).isfinite().all(), losses

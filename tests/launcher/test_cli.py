@@ -12,6 +12,7 @@ import pytest
 from megatrain import config_file
 from megatrain.errors import ExitCode
 from tests.launcher.conftest import TINY, write_data
+from tests.trained import make_trained_run
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "deepspeed", "transformers", "datasets", "tensorboard", "numpy")
@@ -78,6 +79,7 @@ VERBS = [
     ["checkpoint", "ls"],
     ["checkpoint", "verify"],
     ["generate"],
+    ["export"],
     ["tensorboard"],
     ["doctor"],
 ]
@@ -229,3 +231,19 @@ def test_version(tmp_path):
     from megatrain import __version__
 
     assert command("--version", cwd=tmp_path).stdout == f"megatrain {__version__}\n"
+
+
+def test_export_says_how_to_load_it(tmp_path):
+    run = make_trained_run(tmp_path)
+    done = command("export", str(run), "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "17.0k parameters in bfloat16" in done.stdout
+    assert "from_pretrained('out')" in done.stdout
+    again = command("export", str(run), "out", cwd=tmp_path)
+    assert (again.returncode, again.stderr.strip()) == (
+        2,
+        "error: out: is there already; give the name of a new folder",
+    )
+    wrong = command("export", str(run), "other", "--dtype", "int8", cwd=tmp_path)
+    assert wrong.stderr.strip() == "error: --dtype int8: must be one of bfloat16, float16, float32"
+    assert not (tmp_path / "other").exists()

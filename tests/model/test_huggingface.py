@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from megatrain.errors import CheckpointError
-from megatrain.model.huggingface import from_huggingface, llama_config, to_huggingface
+from megatrain.errors import CheckpointError, ConfigError
+from megatrain.model.huggingface import from_huggingface, llama_config, read_pretrained, to_huggingface
 
 
 def theirs_with(state, section):
@@ -90,3 +90,36 @@ def test_the_rotary_buffer_of_old_files_is_passed_over(model_section, make_model
 def test_transformers_is_not_imported() -> None:
     code = "import sys, megatrain.model.huggingface; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
+    section = model_section(rope_theta=5e5, tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(llama_config(section, max_position_embeddings=2048)))
+    back, longest = read_pretrained(tmp_path)
+    assert back == section.model_copy(update={"head_dim": section.head_size})
+    assert longest == 2048
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "gpt2"}, "model_type: is 'gpt2'; megatrain has this architecture with 'llama' only"),
+        ({"attention_bias": True}, "attention_bias: is True"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type: is 'llama3'"),
+        ({"hidden_size": None}, "hidden_size: Input should be a valid integer"),
+        ({"hidden_size": "wide"}, "hidden_size: Input should be a valid integer"),
+    ],
+)
+def test_another_architecture_is_refused(model_section, tmp_path, change, said) -> None:
+    content = llama_config(model_section(), max_position_embeddings=64) | change
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as caught:
+        read_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {said}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": "llama"}'])
+def test_what_is_no_configuration_is_refused(tmp_path, text) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config.json: "):
+        read_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from launcher.planning.inputs import resolve_inputs
 from megatrain import config_file
 from megatrain.config import FinetuneConfig
 from megatrain.errors import ConfigError, DataError
+from megatrain.model.huggingface import llama_config
 from megatrain.run_dir import RunDir
 from tests.launcher.conftest import write_data
 
@@ -74,6 +75,20 @@ def test_a_fine_tuning_of_sequences_too_short_to_learn_from(tiny, here):
     run.config.write_text(config_file.dump(tiny("tokenizer.path=tokenizer")), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"finetune.sequence_length: 1: must be at least 2"):
         resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.sequence_length=1"]))
+
+
+def test_a_fine_tuning_takes_model_tokenizer_and_length_from_a_pretrained_model(tiny, here):
+    before = tiny().model
+    folder = here / "llama"
+    folder.mkdir()
+    content = llama_config(before, max_position_embeddings=131072)
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match="tokenizer: the base run names none"):
+        resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.base=llama"]))
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    config = resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.base=llama"]))
+    assert config.model == before.model_copy(update={"head_dim": 16})
+    assert (config.tokenizer.path, config.sequence_length) == ("llama", 4096)
 
 
 def test_a_base_that_is_no_run(here):
