@@ -90,7 +90,6 @@ def run(tmp_path):
     return make_trained_run(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:.*intent is to save in a single process")
 class TestGenerate:
     def test_text_follows_the_prompt(self, run) -> None:
         text = generate(run.path, "once upon", max_new_tokens=8)

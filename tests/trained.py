@@ -1,6 +1,7 @@
 """A run with one checkpoint, as a training leaves it, made without training."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -58,7 +59,9 @@ def make_trained_run(folder: Path, *, tied: bool = False) -> RunDir:
     run.config.write_text(dump(config), encoding="utf-8")
     writer = HashingWriter(checkpoint)
     weights = {f"weight.{name}": p.detach() for name, p in tiny_model(VOCABULARY, tied=tied).named_parameters()}
-    dcp.save(weights, storage_writer=writer, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.save(weights, storage_writer=writer, no_dist=True)
     (checkpoint / "state.json").write_text(json.dumps({"step": 10, "model": config.model.model_dump()}))
     state = FileRecord(bytes=(checkpoint / "state.json").stat().st_size, sha256=sha256_of(checkpoint / "state.json"))
     files = writer.records | {"state.json": state}

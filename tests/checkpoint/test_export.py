@@ -11,8 +11,6 @@ from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import CheckpointError, ConfigError
 from tests.trained import make_trained_run
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*intent is to save in a single process")
-
 
 @pytest.fixture
 def run(tmp_path):
