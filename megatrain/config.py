@@ -46,6 +46,15 @@ class RunSection(Section):
     seed: NonNegative = Field(1337, description="seeds the weights and the order of the data")
 
 
+class RopeScaling(Section):
+    """Slower rotation of the slow channels, for sequences longer than a model was first trained on: as Llama 3.1."""
+
+    factor: Annotated[float, Field(ge=1)] = Field(description="how much slower the slowest channels turn")
+    low_freq_factor: Positive = Field(1.0, description="channels that turn less often in the original length: slowed")
+    high_freq_factor: Positive = Field(4.0, description="channels that turn more often in it: as they were")
+    original_max_position_embeddings: Count = Field(description="tokens of that original length")
+
+
 class ModelSection(Section):
     """A decoder-only Transformer of the Llama family."""
 
@@ -57,6 +66,7 @@ class ModelSection(Section):
     intermediate_size: Count = Field(description="width inside the SwiGLU MLP")
     vocab_size: AutoCount = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
     rope_theta: Positive = 10000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: Positive = 1e-5
     tie_word_embeddings: bool = False
     initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")

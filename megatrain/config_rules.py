@@ -55,6 +55,12 @@ def _model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[
         )
     elif model.head_size % 2:
         yield Problem("model.head_dim", model.head_size, "must be even: rotary embeddings turn pairs of channels")
+    if model.rope_scaling and model.rope_scaling.high_freq_factor <= model.rope_scaling.low_freq_factor:
+        yield Problem(
+            "model.rope_scaling.high_freq_factor",
+            model.rope_scaling.high_freq_factor,
+            f"must be more than low_freq_factor ({model.rope_scaling.low_freq_factor})",
+        )
     if heads % kv:
         yield Problem(
             "model.num_key_value_heads",

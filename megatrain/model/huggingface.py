@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from megatrain.config import ModelSection
+from megatrain.config import ModelSection, RopeScaling
 from megatrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _SAME_NAME = (
     "vocab_size",
     "rms_norm_eps",
 )
+_SCALED = "llama3"  # their name of RopeScaling
 _TIED = "head.weight"  # the embedding's, where word embeddings are tied: stored once, as the embedding
 _COMPUTED = "rotary_emb.inv_freq"  # a buffer in files of old versions, which follows from rope_theta
 
@@ -115,17 +116,21 @@ def _model_section(content: dict[str, Any]) -> ModelSection:
         "hidden_act": (content.get("hidden_act", "silu"), "silu"),
         "attention_bias": (content.get("attention_bias", False), False),
         "mlp_bias": (content.get("mlp_bias", False), False),
-        "rope_parameters.rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
     }
     for field, (found, wanted) in expected.items():
         if found != wanted:
             raise ValueError(f"{field}: is {found!r}; megatrain has this architecture with {wanted!r} only")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", _SCALED):
+        raise ValueError(f"rope_parameters.rope_type: is {kind!r}; megatrain has 'default' and {_SCALED!r}")
+    scaling = {name: rope[name] for name in RopeScaling.model_fields} if kind == _SCALED else None
     return ModelSection.model_validate(
         {
             **{name: content[name] for name in _SAME_NAME},
             "num_key_value_heads": content.get("num_key_value_heads"),
             "head_dim": content.get("head_dim"),
             "rope_theta": float(content.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+            "rope_scaling": scaling,
             "tie_word_embeddings": content.get("tie_word_embeddings", False),
             "initializer_range": content.get("initializer_range", 0.02),
         }
@@ -147,6 +152,9 @@ def llama_config(
         max_position_embeddings: the sequence length of training, in tokens.
         dtype: of the tensors beside it, such as "bfloat16".
     """
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if config.rope_scaling is not None:
+        rope = {"rope_type": _SCALED, **config.rope_scaling.model_dump()}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -161,8 +169,9 @@ def llama_config(
         "intermediate_size": config.intermediate_size,
         "vocab_size": config.padded_vocab_size,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,  # for transformers 4; 5 reads the next line
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,  # this and the next line are for transformers 4; 5 reads the one after
+        "rope_scaling": rope if config.rope_scaling is not None else None,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
         "max_position_embeddings": max_position_embeddings,

@@ -110,7 +110,8 @@ class Transformer(nn.Module):
         """
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
-        rotary = rotary_table(position_ids_BS, self.config.head_size, self.config.rope_theta)
+        config = self.config
+        rotary = rotary_table(position_ids_BS, config.head_size, config.rope_theta, config.rope_scaling)
         mask = attention_mask(document_ids_BS)
         x_BSD = self.embedding(input_ids_BS)
         for block in self.blocks:

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from megatrain.config import RopeScaling
 from megatrain.kernels.rotary import apply_rotary, apply_rotary_reference, rotary_table
 
 TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 1e-6}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
@@ -65,3 +66,16 @@ def test_pairs_lie_half_a_head_apart() -> None:
     x[..., 0] = 1.0
     turned = apply_rotary(x, *rotary_table(torch.tensor([[1]]), 4, 10000.0))
     torch.testing.assert_close(turned.flatten(), torch.tensor([math.cos(1), 0.0, math.sin(1), 0.0]))
+
+
+def test_scaling_slows_the_slow_channels_and_spares_the_fast_ones():
+    """Llama 3.1: between one and four turns in the original length it changes by degrees."""
+    scaling = RopeScaling(factor=8.0, original_max_position_embeddings=64)
+    one = torch.ones(1, 1, dtype=torch.int64)
+    plain, slowed = (torch.asin(rotary_table(one, 16, 100.0, s)[1]).flatten() for s in (None, scaling))
+    turns = 64 * plain / (2 * math.pi)
+    assert torch.equal(slowed[turns > 4], plain[turns > 4])
+    torch.testing.assert_close(slowed[turns < 1], plain[turns < 1] / 8)
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    assert ((slowed < plain) & (slowed > plain / 8))[between].all()

@@ -7,8 +7,11 @@ import sys
 import pytest
 import torch
 
+from megatrain.config import RopeScaling
 from megatrain.errors import CheckpointError, ConfigError
 from megatrain.model.huggingface import from_huggingface, llama_config, read_pretrained, to_huggingface
+
+SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
 
 def theirs_with(state, section):
@@ -25,7 +28,9 @@ def theirs_with(state, section):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("fields", [{}, {"num_key_value_heads": None}, {"head_dim": None, "rope_theta": 10000.0}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_key_value_heads": None}, {"head_dim": None, "rope_theta": 10000.0}, {"rope_scaling": SCALING}]
+)
 def test_the_same_logits(model_section, make_model, tied, fields) -> None:
     section = model_section(tie_word_embeddings=tied, **fields)
     model = make_model(section)
@@ -93,7 +98,7 @@ def test_transformers_is_not_imported() -> None:
 
 
 def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
-    section = model_section(rope_theta=5e5, tie_word_embeddings=True)
+    section = model_section(rope_theta=5e5, tie_word_embeddings=True, rope_scaling=SCALING)
     (tmp_path / "config.json").write_text(json.dumps(llama_config(section, max_position_embeddings=2048)))
     back, longest = read_pretrained(tmp_path)
     assert back == section.model_copy(update={"head_dim": section.head_size})
@@ -105,7 +110,8 @@ def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
     [
         ({"model_type": "gpt2"}, "model_type: is 'gpt2'; megatrain has this architecture with 'llama' only"),
         ({"attention_bias": True}, "attention_bias: is True"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.rope_type: is 'llama3'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type: is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "factor: is missing"),
         ({"hidden_size": None}, "hidden_size: Input should be a valid integer"),
         ({"hidden_size": "wide"}, "hidden_size: Input should be a valid integer"),
     ],
