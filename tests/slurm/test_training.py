@@ -124,8 +124,10 @@ def test_whatever_befalls_a_run_its_losses_are_those_of_one_that_nothing_befell(
     assert hung.error is not None
     assert hung.error.startswith("hung: no progress")
     assert "in odd" in (run.logs / "stacks-rank-1.txt").read_text()
-    assert (stopped.end_step, stopped.exit_code) == (85, 75)
-    assert (finished.start_step, finished.end_step, finished.exit_code) == (85, STEPS, 0)
+    assert stopped.end_step is not None
+    assert stopped.end_step >= 85, "as soon as the signal is there"
+    assert stopped.exit_code == 75
+    assert (finished.start_step, finished.end_step, finished.exit_code) == (stopped.end_step, STEPS, 0)
     assert not [node for attempt in read_attempts(run) for node in attempt.failed_nodes]
     wait_until(lambda: not cluster.processes(), 30)
 
