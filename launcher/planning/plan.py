@@ -218,8 +218,8 @@ class _Planner:
         """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
         parallel, batch = self.config.parallel, self.config.training.global_batch_size
         stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
-        for tensor, context in self._model_ranks():
-            both = tensor["tensor_parallel"] * context["context_parallel"]
+        for context in self._model_ranks():
+            both = context["tensor_parallel"] * context["context_parallel"]
             for data in self._legal(context, "data_parallel", [self.world_size // both]):
                 for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
                     for stage in self._legal(sequence, "zero_stage", stages):
@@ -242,11 +242,10 @@ class _Planner:
             else:
                 yield choice
 
-    def _model_ranks(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Legal tensor-parallel sizes, each also with every legal context-parallel size."""
+    def _model_ranks(self) -> Iterator[dict[str, Any]]:
+        """Every legal tensor-parallel size with every context-parallel size that is legal with it."""
         for tensor in self._legal({}, "tensor_parallel", self._tensor_sizes()):
-            for context in self._legal(tensor, "context_parallel", self._context_sizes(tensor)):
-                yield tensor, context
+            yield from self._legal(tensor, "context_parallel", self._context_sizes(tensor))
 
     def _context_sizes(self, known: dict[str, Any]) -> list[int]:
         fixed = self.config.parallel.context_parallel

@@ -1,5 +1,6 @@
 """Everything about a run that can be known before a GPU is held. All findings at once, errors apart from warnings."""
 
+import itertools
 import math
 import os
 import shutil
@@ -15,10 +16,13 @@ from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer
 from launcher.run_files import check_resume, check_same_run, run_folder
-from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
+from megatrain.config import AUTO, Config, FinetuneConfig, FinetuneSection, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.finetune.pairs import read_pairs
 from megatrain.model.huggingface import is_pretrained
+
+CHECKED_EXAMPLES = 50_000
 
 
 class PreflightFailedError(PreflightError):
@@ -202,11 +206,20 @@ def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
         yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
     for name in ("train", "validation"):
         for path in getattr(config.finetune, name):
-            if not Path(path).is_file():
-                yield Finding("error", f"finetune.{name}: {path}: there is no such file.", ExitCode.DATA)
+            yield from _examples(f"finetune.{name}", path, config.finetune)
     if config.tokenizer is not None and not tokenizer_file(config.tokenizer.path).is_file():
         text = f"tokenizer.path: {config.tokenizer.path}: there is no tokenizer.json."
         yield Finding("error", text, ExitCode.DATA)
+
+
+def _examples(field: str, path: str, section: FinetuneSection) -> Iterator[Finding]:
+    """As many of a file's examples as can be read in a moment; the ranks read them all."""
+    try:
+        pairs = read_pairs(Path(path), section.prompt_field, section.response_field)
+        for _ in itertools.islice(pairs, CHECKED_EXAMPLES):
+            pass
+    except DataError as error:
+        yield Finding("error", f"{field}: {error}", ExitCode.DATA)
 
 
 def _time(config: Config, plan: Plan) -> Iterator[Finding]:

@@ -4,8 +4,7 @@ Examples are short beside a training sequence, so several share a row, each a do
 not leave. The loss is on responses, and on the end of text after each.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import DataError
+from megatrain.finetune.pairs import read_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def read_examples(
     Raises:
         DataError: a file is missing or empty, or a line is not an object with both fields as text.
     """
-    pairs = [pair for path in paths for pair in _pairs(Path(path), prompt_field, response_field)]
+    pairs = [pair for path in paths for pair in read_pairs(Path(path), prompt_field, response_field)]
     prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
     responses = tokenizer.encode_batch([response for _, response in pairs])
     examples = []
@@ -94,31 +93,3 @@ def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> Pack
         ends.append(end)
         at = end
     return PackedRow(Row(tokens, np.array(ends, dtype=np.int64)), is_target)
-
-
-def _pairs(path: Path, prompt_field: str, response_field: str) -> Iterator[tuple[str, str]]:
-    try:
-        # not splitlines: JSON strings may hold U+2028 and other separators as they are
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text") from None
-    if not any(line.strip() for line in lines):
-        raise DataError(f"{path}: holds no examples; write an object a line with {prompt_field} and {response_field}")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            example = json.loads(line)
-        except ValueError:
-            raise DataError(f"{path}:{number}: is not JSON; write an object a line") from None
-        for field in (prompt_field, response_field):
-            if not isinstance(example, dict) or not isinstance(example.get(field), str):
-                raise DataError(
-                    f"{path}:{number}: {field}: is not there as text. "
-                    "finetune.prompt_field and finetune.response_field name the fields to read"
-                )
-        if not example[response_field]:
-            raise DataError(f"{path}:{number}: {response_field}: is empty: nothing to learn; leave the line out")
-        yield example[prompt_field], example[response_field]

@@ -95,7 +95,7 @@ class TestMistakes:
 
     def test_a_file_that_is_not_text(self, tokenizer, tmp_path) -> None:
         (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(DataError, match="binary: is not UTF-8"):
+        with pytest.raises(DataError, match=r"binary:1: is not UTF-8"):
             read([str(tmp_path / "binary")], tokenizer)
 
     def test_a_file_that_is_not_there(self, tokenizer, tmp_path) -> None:

@@ -113,8 +113,13 @@ def test_fine_tuning(tiny, here):
         "tokenizer.path",
     ):
         assert part in found
-    (here / "a.jsonl").touch()
+    (here / "a.jsonl").write_text('{"prompt": "p", "response": "r"}\n{"prompt": "p"}\n', encoding="utf-8")
     (here / "b.jsonl").touch()
+    found = "\n".join(texts(config))
+    assert "finetune.train: a.jsonl:2: response: is not there as text" in found
+    assert "finetune.validation: b.jsonl: holds no examples" in found
+    for name in ("a.jsonl", "b.jsonl"):
+        (here / name).write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
     (here / "tokenizer").mkdir()
     (here / "tokenizer/tokenizer.json").write_text(json.dumps({}), encoding="utf-8")
     (base.step(10)).mkdir(parents=True)
