@@ -18,9 +18,9 @@ from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, c
 from launcher.run_files import check_resume, check_same_run, run_folder
 from megatrain.config import AUTO, Config, FinetuneConfig, FinetuneSection, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
-from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.errors import CheckpointError, DataError, ExitCode, MegatrainError, PreflightError
 from megatrain.finetune.pairs import read_pairs
-from megatrain.model.huggingface import is_pretrained
+from megatrain.model.huggingface import is_pretrained, weight_files
 
 CHECKED_EXAMPLES = 50_000
 
@@ -199,9 +199,11 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
     base, folder = base_run(config.finetune.base), Path(config.finetune.base)
-    if is_pretrained(folder) and not any(folder.glob("*.safetensors")):
-        text = f"finetune.base: {folder}: has no *.safetensors; weights in pickles (*.bin) are not read."
-        yield Finding("error", text, ExitCode.CHECKPOINT)
+    if is_pretrained(folder) and config.model is not None:
+        try:
+            weight_files(folder, config.model)
+        except CheckpointError as error:
+            yield _from(error, "finetune.base: ")
     elif not is_pretrained(folder) and not base.steps():
         yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
     for name in ("train", "validation"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch.distributed.checkpoint import LoadPlan, LoadPlanner, StorageReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -19,8 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from megatrain.config import ModelSection
-from megatrain.errors import CheckpointError
-from megatrain.model.huggingface import shapes, their_name
+from megatrain.model.huggingface import shapes, their_name, weight_files
 
 _KIND = "weight."  # what names of weights begin with in our checkpoints
 
@@ -29,17 +28,12 @@ class PretrainedReader(StorageReader):
     """Reads the weights of a model folder under the names of our checkpoints.
 
     Raises:
-        CheckpointError: there are no safetensors files, one is damaged, or a tensor is missing or has another shape.
+        CheckpointError: as `huggingface.weight_files`.
     """
 
     def __init__(self, folder: Path, model: ModelSection) -> None:
-        self._folder = folder
         self._shapes = shapes(model)
-        self._files: dict[str, Path] = {}  # of each of their names
-        self._found: dict[str, tuple[int, ...]] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            self._look_into(file)
-        self._check()
+        self._files = weight_files(folder, model)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""
@@ -83,31 +77,6 @@ class PretrainedReader(StorageReader):
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-    def _look_into(self, file: Path) -> None:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                    self._files[name] = file
-                    self._found[name] = tuple(opened.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: is damaged, or not a safetensors file: {error}") from None
-
-    def _check(self) -> None:
-        if not self._files:
-            raise CheckpointError(
-                f"{self._folder}: has no *.safetensors. Weights in pickles (*.bin) are not read: save them anew with "
-                "transformers, `model.save_pretrained(folder)`."
-            )
-        wrong = []
-        for name, shape in self._shapes.items():
-            theirs = their_name(name)
-            if theirs not in self._found:
-                wrong.append(f"{self._folder}: {theirs}: is missing")
-            elif (found := self._found[theirs]) != shape:
-                wrong.append(f"{self._folder}: {theirs}: has shape {found}, the model section says {shape}")
-        if wrong:
-            raise CheckpointError("\n".join(wrong))
 
 
 def _slices(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:

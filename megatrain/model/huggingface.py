@@ -45,6 +45,7 @@ _SAME_NAME = (
     "vocab_size",
     "rms_norm_eps",
 )
+_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _SCALED = "llama3"  # their name of RopeScaling
 _TIED = "head.weight"  # the embedding's, where word embeddings are tied: stored once, as the embedding
 _COMPUTED = "rotary_emb.inv_freq"  # a buffer in files of old versions, which follows from rope_theta
@@ -107,6 +108,51 @@ def read_pretrained(path: Path) -> tuple[ModelSection, int]:
         raise ConfigError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
+    """The safetensors file of each tensor of the model, by their name. Reads headers only.
+
+    Raises:
+        CheckpointError: there are none, one is damaged or cut short, or a tensor is missing or has another shape.
+    """
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        found |= {name: (file, shape) for name, shape in _header(file).items()}
+    if not found:
+        raise CheckpointError(
+            f"{path}: has no *.safetensors. Weights in pickles (*.bin) are not read: save them anew with transformers, "
+            "`model.save_pretrained(folder)`."
+        )
+    wrong = []
+    for ours, shape in shapes(config).items():
+        name = their_name(ours)
+        if name not in found:
+            wrong.append(f"{path}: {name}: is missing")
+        elif found[name][1] != shape:
+            wrong.append(f"{path}: {name}: has shape {found[name][1]}, the model section says {shape}")
+    if wrong:
+        raise CheckpointError("\n".join(wrong))
+    return {name: file for name, (file, _) in found.items()}
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors. It begins with 8 bytes, the length of the JSON that describes the rest."""
+    try:
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError("its header is too long")
+            tensors = json.loads(opened.read(length))
+        tensors.pop("__metadata__", None)
+        size = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        if file.stat().st_size != size:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes, its header says {size:,}")
+        return {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{file}: is damaged, or not a safetensors file: {error}") from None
 
 
 def _model_section(content: dict[str, Any]) -> ModelSection:

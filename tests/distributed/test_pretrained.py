@@ -114,9 +114,6 @@ def test_what_does_not_fit_is_named(theirs: Path, tmp_path: Path) -> None:
     said = str(caught.value)
     assert "model.layers.3.mlp.up_proj.weight: is missing" in said
     assert "model.layers.0.mlp.up_proj.weight: has shape (88, 72), the model section says (96, 72)" in said
-    (tmp_path / "model.safetensors").write_bytes(b"not one")
-    with pytest.raises(CheckpointError, match="is damaged, or not a safetensors file"):
-        PretrainedReader(tmp_path, model_section())
 
 
 def test_their_configuration_is_ours(theirs: Path) -> None:

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from megatrain.config import RopeScaling
 from megatrain.errors import CheckpointError, ConfigError
-from megatrain.model.huggingface import from_huggingface, llama_config, read_pretrained, to_huggingface
+from megatrain.model.huggingface import from_huggingface, llama_config, read_pretrained, to_huggingface, weight_files
 
 SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
@@ -129,3 +130,29 @@ def test_what_is_no_configuration_is_refused(tmp_path, text) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config.json: "):
         read_pretrained(tmp_path)
+
+
+class TestWeightFiles:
+    @pytest.fixture
+    def folder(self, model_section, make_model, tmp_path):
+        section = model_section()
+        state = {name: p.detach().contiguous() for name, p in make_model(section).named_parameters()}
+        save_file(to_huggingface(state, section), tmp_path / "model.safetensors", metadata={"format": "pt"})
+        return tmp_path
+
+    def test_where_each_tensor_lies(self, folder, model_section) -> None:
+        files = weight_files(folder, model_section())
+        assert set(files.values()) == {folder / "model.safetensors"}
+        assert "model.layers.1.mlp.down_proj.weight" in files
+
+    def test_a_file_that_is_cut_short(self, folder, model_section) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(CheckpointError, match=r"model.safetensors: is damaged.*bytes, its header says"):
+            weight_files(folder, model_section())
+
+    @pytest.mark.parametrize("content", [b"", b"not one", b"\xff" * 20, (2).to_bytes(8, "little") + b"[]"])
+    def test_what_is_no_such_file(self, folder, model_section, content) -> None:
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is damaged, or not a safetensors file|has no \*.safetensors"):
+            weight_files(folder, model_section())

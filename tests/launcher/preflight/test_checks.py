@@ -15,6 +15,7 @@ from megatrain.checkpoint.manifest import write_manifest
 from megatrain.data.folder.files import FileRecord
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
+from megatrain.model.huggingface import llama_config
 from tests.launcher.conftest import write_data
 
 
@@ -125,6 +126,13 @@ def test_fine_tuning(tiny, here):
     (base.step(10)).mkdir(parents=True)
     (base.step(10) / "MANIFEST.json").touch()
     assert findings(config) == []
+    (here / "llama").mkdir()
+    content = llama_config(tiny().model, max_position_embeddings=64)
+    (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
+    (here / "llama/tokenizer.json").write_text("{}", encoding="utf-8")
+    finetune = config.finetune.model_copy(update={"base": "llama"})
+    (text,) = texts(config.model_copy(update={"finetune": finetune}))
+    assert text.startswith("finetune.base: llama: has no *.safetensors")
 
 
 @pytest.mark.parametrize(
