@@ -137,7 +137,7 @@ def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of a safetensors file's tensors. It begins with 8 bytes, the length of the JSON that describes the rest."""
+    """Shapes of a safetensors file's tensors. Its first 8 bytes are the length of the JSON that describes the rest."""
     try:
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
