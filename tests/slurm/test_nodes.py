@@ -88,7 +88,7 @@ def test_a_job_that_ends_while_the_controller_is_away_is_queued_again_when_it_is
     job = submit(f"if start < 1:\n    {wait}    save(1)\n    leave(75, 'SIGUSR2')\nsave(2)", "training.steps=2")
     job.started()
     with ThreadPoolExecutor() as pool:
-        restart = pool.submit(cluster.operate, "away", "20")
+        restart = pool.submit(cluster.operate, "away", "8")
         wait_until(lambda: clients.ask([job.id]) is None, 60)
         (job.run.path / "go").touch()
         wait_until(lambda: job.run.steps() == [1])

@@ -10,7 +10,7 @@ from megatrain.run_dir import RunDir
 from tests.project import make_project, megatrain, metrics
 from tests.slurm.conftest import wait_until
 
-STEPS = 150
+STEPS = 100
 # Slows the first start down, so that its time limit finds it training; changes no number.
 SLOW = """
 import os, runpy, sys, time

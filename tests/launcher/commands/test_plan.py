@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from launcher.planning.hardware import load_hardware
 from megatrain.errors import ExitCode
 from tests.launcher.conftest import TINY
 from tests.launcher.test_cli import command
@@ -84,4 +85,8 @@ def test_misuse_names_the_option(folder, arguments, said):
 def test_calibrate_writes_a_profile_that_plans(folder):
     done = command("plan", "own.yaml", "--calibrate", "--gpus", "2", cwd=folder)
     assert done.returncode == ExitCode.DONE, done.stderr
+    assert "written: own.yaml" in done.stdout
+    hardware = load_hardware(str(folder / "own.yaml"), 1)
+    assert hardware.bf16_tflops > 0
+    assert 0 < hardware.link.bandwidth < 1000
     assert plan(folder, "cluster.hardware=own.yaml").returncode == ExitCode.DONE
