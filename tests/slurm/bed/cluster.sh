@@ -6,8 +6,8 @@
 #   cluster.sh crash NODE        kills everything on a node (root)
 #   cluster.sh freeze|thaw NODE  stops a node's processes, and lets them go on (root)
 #   cluster.sh boot NODE         starts a crashed node again
-#   cluster.sh controller [LINE] kills the controller and starts it again, with one more line of slurm.conf
-#   cluster.sh away SECONDS      the same, with a pause between
+#   cluster.sh down              kills the controller
+#   cluster.sh up [LINE]         starts it again, with one more line of slurm.conf
 #
 # Environment: BED (its folder), NODES, CPUS and GPUS (of each node), PREFIX (of node names), PORT, SLURMD_TIMEOUT.
 # It needs Debian's slurm-wlm and munge, writes to $BED only, and as root adds the nodes' names to /etc/hosts.
@@ -162,13 +162,15 @@ signal_node() { # signal_node NODE SIGNAL
     kill -"$2" "${ids[@]}" 2>/dev/null || true
 }
 
-controller() { # controller LINE SECONDS: as after a power cut: it knows its jobs from the state it has saved
+down() { # as in a power cut: what the controller knows of its jobs is the state that it has saved
     local id
     id=$(cat "$BED/run/slurmctld.pid")
     sleep 6 # it writes its state down every 5 s
     kill -KILL "$id"
     while alive "$id"; do sleep 0.05; done
-    sleep "${2:-0}"
+}
+
+up() { # up [LINE]
     { cat "$SLURM_CONF.first"; echo "${1:-}"; } >"$SLURM_CONF"
     daemon slurmctld slurmctld -D -f "$SLURM_CONF"
     for _ in $(seq 100); do
@@ -186,7 +188,7 @@ case ${1:-} in
     crash) signal_node "$2" KILL && rm -f "$BED/run/slurmd-$2.pid" ;;
     freeze) signal_node "$2" STOP ;;
     thaw) signal_node "$2" CONT ;;
-    controller) controller "${2:-}" ;;
-    away) controller "" "$2" ;;
+    down) down ;;
+    up) up "${2:-}" ;;
     *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac
