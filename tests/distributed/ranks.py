@@ -38,15 +38,26 @@ class RankPool:
                 break
             for pipe in waiting:
                 if pipe in ready:
-                    outcomes[pipe] = pipe.recv()
+                    outcomes[pipe] = self._outcome(pipe)
                     if not outcomes[pipe][0]:
                         deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        if not all(process.is_alive() for process in self._processes):
+            self._begin_again()
         if failed := [outcomes[pipe][1] for pipe in pipes if pipe in outcomes and not outcomes[pipe][0]]:
             raise AssertionError("\n".join(failed))
         if len(outcomes) < world_size:
             silent = [rank for rank, pipe in enumerate(pipes) if pipe not in outcomes]
             raise TimeoutError(f"ranks {silent} of {world_size} gave no answer in {_TIMEOUT_SECONDS} s")
         return [outcomes[pipe][1] for pipe in pipes]
+
+    def _outcome(self, pipe: Connection) -> tuple[bool, Any]:
+        try:
+            answer: tuple[bool, Any] = pipe.recv()
+            return answer
+        except EOFError:
+            rank = self._pipes.index(pipe)
+            self._processes[rank].join(_GRACE_SECONDS)
+            return False, f"--- rank {rank} died with {self._processes[rank].exitcode}"
 
     def close(self) -> None:
         for process in self._processes:
