@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -274,7 +275,7 @@ def export(
     _existing(path)
     if dtype not in exporting.DTYPES:
         raise ConfigError(f"--dtype {dtype}: must be one of {', '.join(exporting.DTYPES)}")
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    say = partial(print, file=sys.stderr)
     done = exporting.export(path, out, dtype=dtype, shard_bytes=round(shard_gb * 1e9), report=say)
     print(
         f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "

@@ -68,21 +68,16 @@ def _model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[
             f"does not divide model.num_attention_heads ({heads})",
             f"Try {_nearest_divisor(heads, kv)}.",
         )
-    tensor, context = parallel.tensor_parallel, parallel.context_parallel
-    if isinstance(context, int) and kv % context:
-        yield Problem(
-            "parallel.context_parallel",
-            context,
-            f"does not divide {kv} key-value heads (model.num_key_value_heads)",
-            f"Try {_nearest_divisor(kv, context)}.",
-        )
-    if isinstance(tensor, int) and kv % tensor:
-        yield Problem(
-            "parallel.tensor_parallel",
-            tensor,
-            f"does not divide {kv} key-value heads (model.num_key_value_heads)",
-            f"Try {_nearest_divisor(kv, tensor)}.",
-        )
+    for name in ("tensor_parallel", "context_parallel"):
+        ranks = getattr(parallel, name)
+        if isinstance(ranks, int) and kv % ranks:
+            yield Problem(
+                f"parallel.{name}",
+                ranks,
+                f"does not divide {kv} key-value heads (model.num_key_value_heads)",
+                f"Try {_nearest_divisor(kv, ranks)}.",
+            )
+    tensor = parallel.tensor_parallel
     if isinstance(tensor, int) and model.intermediate_size % tensor:
         yield Problem(
             "parallel.tensor_parallel", tensor, f"does not divide model.intermediate_size ({model.intermediate_size})"

@@ -103,7 +103,10 @@ def test_one_at_a_time(run):
 
 
 def test_a_lock_that_its_holder_left_is_taken(run, monkeypatch):
-    (run.path / ".attempts.lock").mkdir()
+    lock = run.path / ".attempts.lock"
+    lock.mkdir()
+    left = lock.stat().st_mtime_ns
     monkeypatch.setattr(attempts, "_LOCK_SECONDS", 0.1)
     with locked(run):
-        pass
+        assert lock.stat().st_mtime_ns > left, "a lock of its own"
+    assert not lock.exists()
