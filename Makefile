@@ -1,5 +1,5 @@
 # Everything runs from .venv, which these targets create and keep up to date.
-#   make PYTHON=/path/to/python quickstart      another interpreter (3.11 or newer)
+#   make PYTHON=/path/to/python quickstart      another interpreter (3.11 to 3.13)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -43,8 +43,8 @@ clean: ## remove .venv, caches, and what the quickstart wrote
 
 # The stamps are newer than the files that decide what is installed.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "error: megatrain needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=…"; exit 3; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "error: megatrain needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=…"; exit 3; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: no venv for $(PYTHON) (Debian: apt-get install python3-venv)"; exit 3; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
