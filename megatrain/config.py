@@ -212,7 +212,7 @@ class TrainingSection(Section):
     steps: Count | None = Field(None, description="length of the run in optimizer steps; or give tokens")
     global_batch_size: Count = Field(description="sequences an optimizer step, over all ranks")
     micro_batch_size: AutoCount = Field(AUTO, description="sequences a rank holds at once")
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32", "auto"] = Field("bf16", description="auto: what the hardware multiplies fastest")
 
 
 class ParallelSection(Section):

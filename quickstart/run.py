@@ -137,7 +137,7 @@ def resume_on_another_layout(run: RunDir, results: Results) -> None:
 
 def finetune(base: RunDir, run: RunDir, results: Results) -> None:
     title("Fine-tuning from the tensor-parallel checkpoint")
-    megatrain("finetune", FINETUNE, f"run.name={run.path.name}", f"finetune.base={base}", *precision(), "--nproc", "2")
+    megatrain("finetune", FINETUNE, f"run.name={run.path.name}", f"finetune.base={base}", "--nproc", "2")
     losses = validation_losses(run)
     results.before_finetuning, results.after_finetuning = losses[0], losses[max(losses)]
     expect(
@@ -160,16 +160,8 @@ def generate(run: RunDir, tuned: RunDir) -> None:
 
 def train(run: RunDir, *overrides: str, exit_code: int = 0, stop_at: str | None = None) -> Outcome:
     name = f"run.name={run.path.name}"
-    arguments = ("train", PRETRAIN, name, *precision(), *overrides, "--nproc", "2")
+    arguments = ("train", PRETRAIN, name, *overrides, "--nproc", "2")
     return megatrain(*arguments, exit_code=exit_code, stop_at=stop_at)
-
-
-def precision() -> list[str]:
-    """The override for a CPU that would have to emulate bf16, at a fraction of the speed of its fp32."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
-    native = any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16"))  # the last is Arm's
-    return [] if native else ["training.precision=fp32"]
 
 
 def expect_resumed(outcome: Outcome, step: int) -> None:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.files import shipped
+from launcher.planning.processor import rates
 from megatrain.config import Positive
 from megatrain.errors import ConfigError
 
@@ -55,8 +56,8 @@ class Processor(_Strict):
     device: Literal["cpu"]
     cores_per_node: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(description="auto: of this machine")
     memory_gib: Positive | Literal["auto"] = Field(description="of a node; auto: of this machine")
-    bf16_tflops_per_core: Positive
-    fp32_tflops_per_core: Positive
+    bf16_tflops_per_core: Positive | Literal["auto"] = Field(description="auto: measured on this machine")
+    fp32_tflops_per_core: Positive | Literal["auto"] = Field(description="likewise")
     training_efficiency: Efficiency
     matmul_half_size: Positive = 100.0
     memory_bandwidth: Positive = Field(description="GB/s of a node")
@@ -70,7 +71,7 @@ class Hardware(_Strict):
     name: str
     device: Literal["cuda", "rocm", "cpu"]
     memory_bytes: int
-    peak_tflops: float  # dense bf16, on paper
+    peak_tflops: float  # dense bf16, on paper; of a CPU, the most that its cores multiply in either precision
     bf16_tflops: float  # reachable
     fp32_tflops: float
     training_efficiency: float
@@ -145,13 +146,15 @@ def _share(name: str, profile: Processor, ranks_per_node: int) -> Hardware:
     cores = profile.cores_per_node if isinstance(profile.cores_per_node, int) else len(os.sched_getaffinity(0))
     memory = profile.memory_gib * GIB if isinstance(profile.memory_gib, float | int) else _machine_memory()
     share = cores / ranks_per_node
+    bf16 = profile.bf16_tflops_per_core if profile.bf16_tflops_per_core != "auto" else rates().bf16 / 1e12
+    fp32 = profile.fp32_tflops_per_core if profile.fp32_tflops_per_core != "auto" else rates().fp32 / 1e12
     return Hardware(
         name=name,
         device="cpu",
         memory_bytes=int(memory / ranks_per_node),
-        peak_tflops=profile.bf16_tflops_per_core * share,
-        bf16_tflops=profile.bf16_tflops_per_core * share,
-        fp32_tflops=profile.fp32_tflops_per_core * share,
+        peak_tflops=max(bf16, fp32) * share,
+        bf16_tflops=bf16 * share,
+        fp32_tflops=fp32 * share,
         training_efficiency=profile.training_efficiency,
         matmul_half_size=profile.matmul_half_size,
         memory_bandwidth=profile.memory_bandwidth / ranks_per_node,

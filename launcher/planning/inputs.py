@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launcher.planning.precision import with_precision
 from megatrain import config_file
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.data.folder.manifest import read_manifest
@@ -17,11 +18,13 @@ VOCABULARY_MULTIPLE = 128  # so that it divides over tensor-parallel ranks, and 
 
 
 def resolve_inputs(config: Config) -> Config:
-    """The same run with its model complete: no `auto` vocabulary, and in a fine-tuning the base's model and tokenizer.
+    """The same run with its model and precision complete: no `auto` vocabulary, and in a fine-tuning the base's model
+    and tokenizer.
 
     Raises:
         ConfigError, DataError: a file that holds the answer is absent or unreadable.
     """
+    config = with_precision(config)
     if isinstance(config, FinetuneConfig):
         return _with_base(config)
     if config.model.vocab_size != AUTO:

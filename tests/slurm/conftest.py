@@ -80,6 +80,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     bed = tmp_path_factory.mktemp("slurm") / "bed"
     port = 20_000 + os.getpid() % 1_000 * 10  # so that two test runs do not meet
     environment = {**os.environ, "BED": str(bed), "NODES": "3", "PORT": str(port), "PREFIX": f"bed{port}n"}
+    # in a session of its own, and at the end of a pipe: it stops the cluster however this process ends
+    guard = subprocess.Popen([BED, "guard"], env=environment, stdin=subprocess.PIPE, start_new_session=True)
     subprocess.run([BED, "start"], env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(bed / "etc" / "slurm.conf")
@@ -90,7 +92,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             del os.environ["SLURM_CONF"]
         else:
             os.environ["SLURM_CONF"] = before
-        subprocess.run([BED, "stop"], env=environment, check=True, timeout=120)
+        guard.communicate(timeout=120)
 
 
 CONFIG = """

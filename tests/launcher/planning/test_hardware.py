@@ -16,7 +16,7 @@ def test_all_that_are_promised_ship():
 def test_a_profile_is_plausible(name):
     hardware = load_hardware(name, 1)
     assert hardware.bf16_tflops <= hardware.peak_tflops, "nothing runs above its peak"
-    assert hardware.fp32_tflops < hardware.bf16_tflops
+    assert hardware.fp32_tflops < hardware.bf16_tflops or hardware.device == "cpu"
     assert hardware.network.bandwidth <= hardware.link.bandwidth
     assert hardware.memory_bytes > GIB
 

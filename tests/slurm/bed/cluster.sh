@@ -3,6 +3,7 @@
 #
 #   cluster.sh start             prints the `export SLURM_CONF=…` that clients need
 #   cluster.sh stop              ends what start began, and nothing else
+#   cluster.sh guard             waits until its standard input ends, as it does when its parent dies, then stops
 #   cluster.sh crash NODE        kills everything on a node (root)
 #   cluster.sh freeze|thaw NODE  stops a node's processes, and lets them go on (root)
 #   cluster.sh boot NODE         starts a crashed node again
@@ -184,6 +185,7 @@ up() { # up [LINE]
 case ${1:-} in
     start) start ;;
     stop) stop ;;
+    guard) cat >/dev/null; stop ;;
     boot) boot "$2" ;;
     crash) signal_node "$2" KILL && rm -f "$BED/run/slurmd-$2.pid" ;;
     freeze) signal_node "$2" STOP ;;
