@@ -130,8 +130,11 @@ def plan(
         print(measure(file, gpus))
         return
     from launcher.commands import plan as plan_cli
+    from launcher.planning.assumed import assume
 
-    config = _load(file, overrides)
+    config, assumed = assume(_load(file, overrides))
+    for sentence in assumed:
+        print(f"assumed: {sentence}", file=sys.stderr)
     if gpus is not None:
         config = plan_cli.on_gpus(config, gpus)
     if sweep is not None:
@@ -141,7 +144,7 @@ def plan(
     elif days is not None or largest or double:
         plan_cli.answer(config, days=days, largest=largest, double=double)
     else:
-        plan_cli.show_plan(config, as_json)
+        plan_cli.show_plan(config, as_json, assumed)
 
 
 @app.command()

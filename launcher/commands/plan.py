@@ -1,6 +1,7 @@
 """What `megatrain plan` prints."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.commands.report import plan_text
@@ -30,14 +31,22 @@ def on_gpus(config: Config, gpus: int) -> Config:
     return config.model_copy(update={"cluster": cluster})
 
 
-def show_plan(config: Config, as_json: bool) -> None:
+def show_plan(config: Config, as_json: bool, assumed: Sequence[str] = ()) -> None:
+    """Print the plan.
+
+    Args:
+        assumed: what it takes for granted, a sentence each; see planning/assumed.py.
+    """
     try:
         report = make_plan(config)
     except NothingFitsError as error:
         if as_json:
-            print(json.dumps(error.to_json(), indent=2))
+            print(json.dumps({**error.to_json(), "assumed": list(assumed)}, indent=2))
         raise
-    print(json.dumps(report.to_json(), indent=2) if as_json else plan_text(resolve(config, report.chosen), report))
+    if as_json:
+        print(json.dumps({**report.to_json(), "assumed": list(assumed)}, indent=2))
+    else:
+        print(plan_text(resolve(config, report.chosen), report))
 
 
 def show_sweep(config: Config, text: str, png: Path | None, as_json: bool) -> None:

@@ -1,10 +1,14 @@
 """`megatrain plan`: its questions, its JSON, and how it ends where nothing fits."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from launcher.commands.plan import show_plan
+from launcher.planning.assumed import assume
 from launcher.planning.hardware import load_hardware
+from megatrain import config_file
 from megatrain.errors import ExitCode
 from tests.launcher.conftest import TINY
 from tests.launcher.test_cli import command
@@ -37,6 +41,25 @@ def test_a_plan_shows_its_parts_and_its_reasons(folder):
     ):
         assert part in said
     assert "tensor_parallel=4 does not divide 2 key-value heads" in said
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in Path("configs").glob("*.yaml") if "finetune" not in path.name)
+)
+def test_every_shipped_configuration_is_planned_before_its_data_is_made(name, monkeypatch, capsys, tmp_path):
+    config = config_file.load(Path("configs") / name)
+    monkeypatch.chdir(tmp_path)
+    config, assumed = assume(config)
+    show_plan(config, True, assumed)
+    document = json.loads(capsys.readouterr().out)
+    assert document["chosen"]["step_seconds"] > 0
+    assert any("32,768" in sentence for sentence in document["assumed"])
+
+
+def test_nothing_is_assumed_where_the_vocabulary_can_be_known(tiny):
+    config = tiny("model.vocab_size=auto", "tokenizer.path=.")
+    assert assume(config) == (config, []), "the folder is there: that it holds no tokenizer is an error"
+    assert assume(tiny()) == (tiny(), [])
 
 
 def test_nothing_fits_is_3_with_the_nearest_misses(folder):
