@@ -29,7 +29,7 @@ def problems(config: Config) -> Iterator[Problem]:
             f"Try {_nearest_divisor(training.global_batch_size, training.micro_batch_size)}.",
         )
     if model is not None:
-        yield from _model_problems(model, parallel)
+        yield from model_problems(model, parallel)
     if isinstance(config, PretrainConfig):
         yield from _data_problems(config.data)
         if config.data.sequential and config.tokenizer is None:
@@ -44,7 +44,8 @@ def problems(config: Config) -> Iterator[Problem]:
         )
 
 
-def _model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[Problem]:
+def model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[Problem]:
+    """Rules between the sizes of a model, and between them and the ranks that share it."""
     heads, kv = model.num_attention_heads, model.key_value_heads
     if model.head_dim is None and model.hidden_size % heads:
         yield Problem(

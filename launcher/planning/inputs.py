@@ -9,7 +9,7 @@ from megatrain import config_file
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.errors import ConfigError, DataError
-from megatrain.model.huggingface import is_pretrained, read_pretrained
+from megatrain.model.config_json import is_pretrained, read_pretrained
 from megatrain.run_dir import RunDir, parse_step
 
 LONGEST_BY_DEFAULT = 4096  # tokens, where a pretrained model could take more

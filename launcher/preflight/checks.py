@@ -20,7 +20,8 @@ from megatrain.config import AUTO, Config, FinetuneConfig, FinetuneSection, Pret
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import CheckpointError, DataError, ExitCode, MegatrainError, PreflightError
 from megatrain.finetune.pairs import read_pairs
-from megatrain.model.huggingface import is_pretrained, weight_files
+from megatrain.model.config_json import is_pretrained
+from megatrain.model.weight_files import weight_files
 
 CHECKED_EXAMPLES = 50_000
 

@@ -21,7 +21,8 @@ from megatrain.config import ModelSection
 from megatrain.config_file import load
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import CheckpointError, ConfigError
-from megatrain.model.huggingface import llama_config, shapes, their_name
+from megatrain.model.config_json import llama_config
+from megatrain.model.huggingface import shapes, their_name
 from megatrain.run_dir import RunDir, write_json
 
 DType = Literal["bfloat16", "float16", "float32"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint import LoadPlan, LoadPlanner, StorageReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -19,7 +19,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.futures import Future
 
 from megatrain.config import ModelSection
-from megatrain.model.huggingface import shapes, their_name, weight_files
+from megatrain.errors import CheckpointError
+from megatrain.model.huggingface import shapes, their_name
+from megatrain.model.weight_files import weight_files
 
 _KIND = "weight."  # what names of weights begin with in our checkpoints
 
@@ -28,7 +30,7 @@ class PretrainedReader(StorageReader):
     """Reads the weights of a model folder under the names of our checkpoints.
 
     Raises:
-        CheckpointError: as `huggingface.weight_files`.
+        CheckpointError: as `weight_files.weight_files`; or a file has changed since.
     """
 
     def __init__(self, folder: Path, model: ModelSection) -> None:
@@ -69,10 +71,13 @@ class PretrainedReader(StorageReader):
             for item in plan.items:
                 name = their_name(item.storage_index.fqn.removeprefix(_KIND))
                 file = self._files[name]
-                if file not in opened:
-                    opened[file] = stack.enter_context(safe_open(file, framework="pt"))
                 target = planner.resolve_tensor(item).detach()
-                target.copy_(opened[file].get_slice(name)[_slices(item.storage_offsets, item.lengths)])
+                try:
+                    if file not in opened:
+                        opened[file] = stack.enter_context(safe_open(file, framework="pt"))
+                    target.copy_(opened[file].get_slice(name)[_slices(item.storage_offsets, item.lengths)])
+                except (SafetensorError, OSError) as error:
+                    raise CheckpointError(f"{file}: {name}: cannot be read: {error}") from None
                 planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)

@@ -11,7 +11,7 @@ from megatrain.checkpoint.pretrained import PretrainedReader
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config, ModelSection
 from megatrain.errors import CheckpointError
-from megatrain.model.huggingface import is_pretrained
+from megatrain.model.config_json import is_pretrained
 from megatrain.run_dir import RunDir, parse_step
 from megatrain.train.engine import Engine
 

@@ -10,7 +10,8 @@ from megatrain.checkpoint.export import export
 from megatrain.checkpoint.pretrained import PretrainedReader
 from megatrain.checkpoint.read import read_tensors
 from megatrain.errors import CheckpointError
-from megatrain.model.huggingface import from_huggingface, read_pretrained
+from megatrain.model.config_json import read_pretrained
+from megatrain.model.huggingface import from_huggingface
 from megatrain.run_dir import RunDir
 from tests.distributed.layouts import Layout, Run, config_of, documents, global_batch, model_section
 from tests.distributed.ranks import RankPool

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from megatrain.config import RopeScaling
-from megatrain.errors import CheckpointError, ConfigError
-from megatrain.model.huggingface import from_huggingface, llama_config, read_pretrained, to_huggingface, weight_files
+from megatrain.errors import CheckpointError
+from megatrain.model.config_json import llama_config
+from megatrain.model.huggingface import from_huggingface, to_huggingface
 
 SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
@@ -96,63 +96,3 @@ def test_the_rotary_buffer_of_old_files_is_passed_over(model_section, make_model
 def test_transformers_is_not_imported() -> None:
     code = "import sys, megatrain.model.huggingface; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
-    section = model_section(rope_theta=5e5, tie_word_embeddings=True, rope_scaling=SCALING)
-    (tmp_path / "config.json").write_text(json.dumps(llama_config(section, max_position_embeddings=2048)))
-    back, longest = read_pretrained(tmp_path)
-    assert back == section.model_copy(update={"head_dim": section.head_size})
-    assert longest == 2048
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"model_type": "gpt2"}, "model_type: is 'gpt2'; megatrain has this architecture with 'llama' only"),
-        ({"attention_bias": True}, "attention_bias: is True"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type: is 'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "factor: is missing"),
-        ({"hidden_size": None}, "hidden_size: Input should be a valid integer"),
-        ({"hidden_size": "wide"}, "hidden_size: Input should be a valid integer"),
-    ],
-)
-def test_another_architecture_is_refused(model_section, tmp_path, change, said) -> None:
-    content = llama_config(model_section(), max_position_embeddings=64) | change
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ConfigError) as caught:
-        read_pretrained(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {said}")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": "llama"}'])
-def test_what_is_no_configuration_is_refused(tmp_path, text) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"config.json: "):
-        read_pretrained(tmp_path)
-
-
-class TestWeightFiles:
-    @pytest.fixture
-    def folder(self, model_section, make_model, tmp_path):
-        section = model_section()
-        state = {name: p.detach().contiguous() for name, p in make_model(section).named_parameters()}
-        save_file(to_huggingface(state, section), tmp_path / "model.safetensors", metadata={"format": "pt"})
-        return tmp_path
-
-    def test_where_each_tensor_lies(self, folder, model_section) -> None:
-        files = weight_files(folder, model_section())
-        assert set(files.values()) == {folder / "model.safetensors"}
-        assert "model.layers.1.mlp.down_proj.weight" in files
-
-    def test_a_file_that_is_cut_short(self, folder, model_section) -> None:
-        file = folder / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:-1])
-        with pytest.raises(CheckpointError, match=r"model.safetensors: is damaged.*bytes, its header says"):
-            weight_files(folder, model_section())
-
-    @pytest.mark.parametrize("content", [b"", b"not one", b"\xff" * 20, (2).to_bytes(8, "little") + b"[]"])
-    def test_what_is_no_such_file(self, folder, model_section, content) -> None:
-        (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"is damaged, or not a safetensors file|has no \*.safetensors"):
-            weight_files(folder, model_section())

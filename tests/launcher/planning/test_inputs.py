@@ -8,7 +8,7 @@ from launcher.planning.inputs import resolve_inputs
 from megatrain import config_file
 from megatrain.config import FinetuneConfig
 from megatrain.errors import ConfigError, DataError
-from megatrain.model.huggingface import llama_config
+from megatrain.model.config_json import llama_config
 from megatrain.run_dir import RunDir
 from tests.launcher.conftest import write_data
 

@@ -15,7 +15,7 @@ from megatrain.checkpoint.manifest import write_manifest
 from megatrain.data.folder.files import FileRecord
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
-from megatrain.model.huggingface import llama_config
+from megatrain.model.config_json import llama_config
 from tests.launcher.conftest import write_data
 
 
