@@ -258,7 +258,11 @@ def generate(
     from megatrain.generate import generate as continue_text
 
     _existing(path)
-    print(continue_text(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+
+    def warn(text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    print(continue_text(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, warn=warn))
 
 
 @app.command()

@@ -1,9 +1,11 @@
 """Writes a run's folder before it starts; refuses to start over another run, or from a checkpoint that is not there."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.deepspeed_config import deepspeed_config
+from launcher.planning.inputs import run_folder
 from launcher.planning.plan import Plan, resolve
 from megatrain import config_file
 from megatrain.checkpoint.manifest import read_state
@@ -12,6 +14,7 @@ from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.ordering.position import changes_since, identity
 from megatrain.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.run_dir import RunDir, write_atomically, write_json
+from megatrain.run_inputs import is_same_base, keep_inputs, keep_inputs_late, kept_tokenizer_sha256, tokenizer_sha256
 
 # What a started run is made of: another value would be another run. Layout, length, batch, schedule, learning rate,
 # evaluation, monitoring and cluster may change between two starts.
@@ -26,12 +29,8 @@ _FREE = (
 )
 
 
-def run_folder(config: Config) -> RunDir:
-    return RunDir(Path(config.run.directory) / config.run.name)
-
-
 def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
-    """Write config.yaml (resolved), ds_config.json and plan.json, each atomically.
+    """Write copies of what the run takes from elsewhere; config.yaml (resolved), ds_config.json and plan.json.
 
     Args:
         resume: "auto", "must", "never", or the step to go on from.
@@ -39,6 +38,7 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
     Raises:
         ConfigError: the folder holds another run, or `resume` is none of these.
         CheckpointError: the checkpoint that `resume` asks for is not there, or it forbids the one that is.
+        DataError: the tokenizer cannot be read.
         PreflightError: the folder cannot be written.
     """
     resolved, run = resolve(config, plan), run_folder(config)
@@ -46,6 +46,7 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
     check_same_run(run, resolved)
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
+        (keep_inputs_late if started(run) else keep_inputs)(run, resolved)
         write_atomically(run.config, config_file.dump(resolved))
         write_json(run.ds_config, deepspeed_config(resolved, plan.world_size))
         write_json(run.plan, plan.to_json())
@@ -85,6 +86,10 @@ def check_same_run(run: RunDir, resolved: Config) -> None:
     changed = [key for key in kept if before.get(key) != now.get(key)]
     if isinstance(resolved, PretrainConfig) and _is_same_data(run, resolved.data, resolved.run.seed):
         changed = [key for key in changed if key != "data.train"]  # folders may have moved, sources may be new
+    if "tokenizer.path" in changed and _is_same_tokenizer(run, before.get("tokenizer.path"), now.get("tokenizer.path")):
+        changed.remove("tokenizer.path")
+    if "finetune.base" in changed and _is_same_base(run, before["finetune.base"], now["finetune.base"]):
+        changed.remove("finetune.base")
     if changed:
         lines = [f"{key}: {now.get(key)!r}: {run} was started with {before.get(key)!r}." for key in changed]
         raise ConfigError("\n".join([*lines, "this is another run: give it another run.name, or undo the change."]))
@@ -103,6 +108,31 @@ def _is_same_data(run: RunDir, data: DataSection, seed: int) -> bool:
         return False
     changes_since(state, identity(data, seed, hashes))
     return True
+
+
+def _is_same_tokenizer(run: RunDir, before: str | None, now: str | None) -> bool:
+    """Whether another path holds the run's tokenizer. Where nothing tells which that was, whatever is named is."""
+    if now is None:
+        return True  # the run keeps its own
+    expected = kept_tokenizer_sha256(run)
+    if expected is None and before is not None:
+        with suppress(MegatrainError):
+            expected = tokenizer_sha256(before)
+    try:
+        return expected is None or tokenizer_sha256(now) == expected
+    except MegatrainError as error:
+        raise type(error)(f"tokenizer.path: {error}") from None
+
+
+def _is_same_base(run: RunDir, before: str, now: str) -> bool:
+    """Whether another path holds the weights that the run started from."""
+    if Path(before).resolve() == Path(now).resolve():
+        return True
+    try:
+        return is_same_base(run, now) is not False  # None: from before it was recorded
+    except MegatrainError as error:
+        text = f"was started with {before!r}, which it needs no more: leave that as it is."
+        raise ConfigError(f"finetune.base: {now!r}: cannot be compared ({error}). {run} {text}") from None
 
 
 def started(run: RunDir) -> bool:

@@ -1,5 +1,6 @@
 """Text from a checkpoint, in one process: to see what a run has learnt. Not a serving engine."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,15 +8,22 @@ from torch import Tensor
 
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_model
-from megatrain.config_file import load
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import CheckpointError
 from megatrain.model.transformer import Transformer
-from megatrain.run_dir import RunDir, parse_step
+from megatrain.run_dir import RunDir
+from megatrain.run_inputs import load_run
 
 
 def generate(
-    path: Path, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.8, seed: int = 0, top_k: int = 50
+    path: Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.8,
+    seed: int = 0,
+    top_k: int = 50,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> str:
     """The prompt and what the model adds to it, up to an end of text.
 
@@ -28,10 +36,10 @@ def generate(
         DataError: the run's tokenizer cannot be read.
     """
     folder = find_checkpoint(path)
-    run = RunDir(folder.parent.parent if parse_step(path) is not None else path)
-    config = load(run.config)
+    run = RunDir(folder.parent.parent)
+    config = load_run(run, warn=warn, verify=True)
     if config.tokenizer is None:
-        raise CheckpointError(f"{run.config}: names no tokenizer; set tokenizer.path in the run's configuration")
+        raise CheckpointError(f"{run}: has no tokenizer; put its files into {run.tokenizer}")
     tokenizer = Tokenizer.load(config.tokenizer.path)
     model = read_model(folder).eval()
     start = tokenizer.encode(prompt) or [tokenizer.eos_id]

@@ -4,6 +4,9 @@ RUN/
     config.yaml            the resolved configuration: every `auto` decided
     ds_config.json         what DeepSpeed is given
     plan.json              the chosen layout and what was predicted of it
+    inputs.json            where tokenizer/ and base/ were copied from, and their hashes; see `run_inputs`
+    tokenizer/             the tokenizer as it was when the run began
+    base/                  what the pretrained model of a fine-tuning said of itself
     environment.json       versions, git revision, hosts
     metrics.jsonl          an object per logged step
     logs/                  what the ranks printed
@@ -33,6 +36,9 @@ class RunDir:
         self.config = self.path / "config.yaml"
         self.ds_config = self.path / "ds_config.json"
         self.plan = self.path / "plan.json"
+        self.inputs = self.path / "inputs.json"
+        self.tokenizer = self.path / "tokenizer"
+        self.base = self.path / "base"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.logs = self.path / "logs"

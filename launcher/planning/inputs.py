@@ -1,16 +1,17 @@
 """What a configuration takes from other files: the vocabulary from the data, a fine-tuning's model from its base."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from launcher.planning.precision import with_precision
 from megatrain import config_file
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
-from megatrain.data.folder.manifest import read_manifest
-from megatrain.errors import ConfigError, DataError
+from megatrain.data.folder.manifest import TOKENIZER, read_manifest
+from megatrain.data.text.vocabulary import parse_vocabulary
+from megatrain.errors import ConfigError, DataError, MegatrainError
 from megatrain.model.config_json import is_pretrained, read_pretrained
-from megatrain.run_dir import RunDir, parse_step
+from megatrain.run_dir import RunDir
+from megatrain.run_inputs import base_run, load_run, own_tokenizer, read_tokenizer, tokenizer_file
 
 LONGEST_BY_DEFAULT = 4096  # tokens, where a pretrained model could take more
 SHORTEST_EXAMPLE = 2  # tokens
@@ -32,46 +33,41 @@ def resolve_inputs(config: Config) -> Config:
     return config.model_copy(update={"model": _with_vocabulary(config.model, _vocabulary(config))})
 
 
-def base_run(base: str) -> RunDir:
-    """The run that `finetune.base` names, directly or by one of its checkpoints."""
-    path = Path(base)
-    return RunDir(path.parent.parent if parse_step(path) is not None else path)
+def run_folder(config: Config) -> RunDir:
+    return RunDir(Path(config.run.directory) / config.run.name)
+
+
+def tokenizer_path(config: Config) -> str | None:
+    """Where the run's tokenizer is read from: its own copy once it has checkpoints, else where the file says."""
+    own = own_tokenizer(run_folder(config)) if run_folder(config).steps() else None
+    given = config.tokenizer.path if config.tokenizer is not None else None
+    return str(own) if own is not None else given
 
 
 def tokenizer_vocabulary(path: str) -> int:
-    """Ids in a tokenizer.json: the largest, plus one.
+    """Ids in a tokenizer: the largest, plus one.
 
     Raises:
-        DataError: the file is absent, or is no tokenizer.
+        DataError, PreflightError: the file is absent, or is no tokenizer.
     """
     file = tokenizer_file(path)
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        ids = [token["id"] for token in data.get("added_tokens", [])]
-        vocabulary = data["model"]["vocab"]
-        # BPE and WordPiece map a token to its id; Unigram lists tokens in the order of their ids
-        ids += vocabulary.values() if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        return int(max(ids)) + 1
-    except OSError as error:
+    if not file.exists():
         raise DataError(
-            f"tokenizer.path: {file}: cannot be read: {error.strerror}. Make it with `megatrain data tokenizer train`; "
+            f"tokenizer.path: {file}: cannot be read: No such file or directory. "
+            "Make it with `megatrain data tokenizer train`; "
             "to plan without one, give a number such as model.vocab_size=32768."
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(
-            f"tokenizer.path: {file}: is not a tokenizer.json as Hugging Face tokenizers write it"
-        ) from None
-
-
-def tokenizer_file(path: str) -> Path:
-    return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        )
+    try:
+        return parse_vocabulary(read_tokenizer(path)[TOKENIZER], file).size
+    except MegatrainError as error:
+        raise type(error)(f"tokenizer.path: {error}") from None
 
 
 def _vocabulary(config: PretrainConfig) -> int:
-    first = config.data.train[0].path
-    if config.tokenizer is None or (Path(first).exists() and not config.data.sequential):
+    first, tokenizer = config.data.train[0].path, tokenizer_path(config)
+    if tokenizer is None or (Path(first).exists() and not config.data.sequential):
         return read_manifest(first).vocab_size
-    return tokenizer_vocabulary(config.tokenizer.path)
+    return tokenizer_vocabulary(tokenizer)
 
 
 def _with_vocabulary(model: ModelSection, size: int) -> ModelSection:
@@ -89,11 +85,13 @@ class _Base(NamedTuple):
 def _base(given: str) -> _Base:
     run = base_run(given)
     if run.config.is_file():
-        config = config_file.load(run.config)
+        config = load_run(run)
         return _Base(config.model, config.tokenizer, config.sequence_length)
     if is_pretrained(Path(given)):
         model, longest = read_pretrained(Path(given))
-        tokenizer = TokenizerSection(path=given) if tokenizer_file(given).is_file() else None
+        file = tokenizer_file(given)
+        path = given if file.name == TOKENIZER else str(file)
+        tokenizer = TokenizerSection(path=path) if file.exists() else None
         return _Base(model, tokenizer, min(longest, LONGEST_BY_DEFAULT))
     raise ConfigError(
         f"finetune.base: {given!r}: is not a run ({run.config} is missing), and not a model in Hugging Face's format. "
@@ -101,12 +99,21 @@ def _base(given: str) -> _Base:
     )
 
 
+def _begun(config: FinetuneConfig) -> _Base | None:
+    """What the run itself is made of, once it has checkpoints: it needs its base no more."""
+    run = run_folder(config)
+    if not (run.steps() and run.config.is_file()):
+        return None
+    own = config_file.load(run.config)
+    return _Base(own.model, own.tokenizer, own.sequence_length) if isinstance(own, FinetuneConfig) else None
+
+
 def _with_base(config: FinetuneConfig) -> FinetuneConfig:
-    base = _base(config.finetune.base)
+    base = _begun(config) or _base(config.finetune.base)
     found: dict[str, Any] = {"model": config.model or base.model, "tokenizer": config.tokenizer or base.tokenizer}
     if found["tokenizer"] is None:
         raise ConfigError(
-            "tokenizer: the base run names none; add `tokenizer: {path: …}`, the one its data was made with."
+            f"tokenizer: {config.finetune.base} has none; add `tokenizer: {{path: …}}`, the one it was trained with."
         )
     length = config.finetune.sequence_length or base.sequence_length
     if length < SHORTEST_EXAMPLE:
@@ -115,5 +122,7 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
         )
     finetune = config.finetune.model_copy(update={"sequence_length": length})
     if found["model"].vocab_size == AUTO:
-        found["model"] = _with_vocabulary(found["model"], tokenizer_vocabulary(found["tokenizer"].path))
+        found["model"] = _with_vocabulary(
+            found["model"], tokenizer_vocabulary(tokenizer_path(config) or found["tokenizer"].path)
+        )
     return config.model_copy(update={**found, "finetune": finetune})

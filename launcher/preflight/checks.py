@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planning.hardware import GIB
-from launcher.planning.inputs import base_run, resolve_inputs, tokenizer_file
+from launcher.planning.inputs import resolve_inputs, run_folder, tokenizer_path
 from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
+from launcher.preflight.base_model import check_base
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer
-from launcher.run_files import check_resume, check_same_run, run_folder
+from launcher.preflight.own_copies import check_own_copies
+from launcher.run_files import check_resume, check_same_run
 from megatrain.config import AUTO, Config, FinetuneConfig, FinetuneSection, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
-from megatrain.errors import CheckpointError, DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
 from megatrain.finetune.pairs import read_pairs
-from megatrain.model.config_json import is_pretrained
-from megatrain.model.weight_files import weight_files
 
 CHECKED_EXAMPLES = 50_000
 
@@ -102,6 +102,7 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
         findings += _caught(lambda: check_same_run(run, resolved))
     findings += _disk(resolved, run.path)
     findings += _data(resolved) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
+    findings += check_own_copies(resolved, run)
     findings += check_checkpoint(resolved, run, resume)
     if as_job and plan:
         findings += _time(resolved, plan)
@@ -194,25 +195,15 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
             "data: the sources were prepared with different tokenizers. Prepare them again with one of them.",
             ExitCode.DATA,
         )
-    elif manifests and config.tokenizer is not None:
-        yield from check_tokenizer(config.tokenizer.path, manifests[0].tokenizer_sha256)
+    elif manifests and (path := tokenizer_path(config)) is not None:
+        yield from check_tokenizer(path, manifests[0].tokenizer_sha256)
 
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
-    base, folder = base_run(config.finetune.base), Path(config.finetune.base)
-    if is_pretrained(folder) and config.model is not None:
-        try:
-            weight_files(folder, config.model)
-        except CheckpointError as error:
-            yield _from(error, "finetune.base: ")
-    elif not is_pretrained(folder) and not base.steps():
-        yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
+    yield from check_base(config)
     for name in ("train", "validation"):
         for path in getattr(config.finetune, name):
             yield from _examples(f"finetune.{name}", path, config.finetune)
-    if config.tokenizer is not None and not tokenizer_file(config.tokenizer.path).is_file():
-        text = f"tokenizer.path: {config.tokenizer.path}: there is no tokenizer.json."
-        yield Finding("error", text, ExitCode.DATA)
 
 
 def _examples(field: str, path: str, section: FinetuneSection) -> Iterator[Finding]:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.planning.inputs import tokenizer_file
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
-from megatrain.data.folder.files import sha256_file
 from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.run_dir import RunDir
+from megatrain.run_inputs import tokenizer_sha256
 
 SHOWN_SHARDS = 3  # of those that are amiss
 
@@ -54,14 +53,16 @@ def check_files(field: str, path: str, manifest: Manifest) -> Iterator[Finding]:
 
 def check_tokenizer(path: str, expected_sha256: str) -> Iterator[Finding]:
     """The tokenizer that the run names must be the one that its data was made with."""
-    file = tokenizer_file(path)
-    if not file.is_file():
-        yield _data(f"tokenizer.path: {path}: there is no tokenizer.json.")
-    elif sha256_file(file) != expected_sha256:
-        yield _data(
-            f"tokenizer.path: {path}: is not the tokenizer that the data was prepared with (SHA-256 differs). "
-            "Name that one, or prepare the data again."
-        )
+    try:
+        if tokenizer_sha256(path) == expected_sha256:
+            return
+    except MegatrainError as error:
+        yield Finding("error", f"tokenizer.path: {error}", error.exit_code)
+        return
+    yield _data(
+        f"tokenizer.path: {path}: is not the tokenizer that the data was prepared with (SHA-256 differs). "
+        "Name that one, or prepare the data again."
+    )
 
 
 def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:

@@ -4,9 +4,9 @@ from contextlib import closing
 from pathlib import Path
 
 from megatrain.config import FinetuneConfig
-from megatrain.config_file import load
 from megatrain.errors import ConfigError
 from megatrain.run_dir import RunDir
+from megatrain.run_inputs import load_run
 from megatrain.train import process
 
 
@@ -18,7 +18,7 @@ def finetune(run_dir: RunDir, resume: str) -> None:
     from megatrain.train.build import build
     from megatrain.train.loop import run_validation, train
 
-    config = load(run_dir.config)
+    config = load_run(run_dir)
     if not isinstance(config, FinetuneConfig):
         raise ConfigError(f"{run_dir.config}: is a pretraining run; start it with `megatrain train`")
     section, micro_batch_size = config.finetune, config.training.micro_batch_size

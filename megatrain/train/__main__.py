@@ -3,9 +3,9 @@
 from contextlib import closing
 
 from megatrain.config import PretrainConfig
-from megatrain.config_file import load
 from megatrain.errors import ConfigError
 from megatrain.run_dir import RunDir
+from megatrain.run_inputs import load_run
 from megatrain.train import process
 
 
@@ -18,7 +18,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
     from megatrain.train.build import build
     from megatrain.train.loop import Loader, train
 
-    config = load(run_dir.config)
+    config = load_run(run_dir)
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{run_dir.config}: is a fine-tuning run; start it with `megatrain finetune`")
     micro_batch_size = config.training.micro_batch_size

@@ -34,7 +34,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_data(folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, tokenizer: str = "a") -> None:
+def write_data(
+    folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, tokenizer: str = "a", tokenizer_sha256: str = ""
+) -> None:
     """A manifest.json as `data prepare` writes it, its index a stand-in, without shards: what the launcher reads."""
     index = b"index"
     recipe: dict[str, Any] = {
@@ -42,7 +44,7 @@ def write_data(folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, to
         "holdout": 0.0,
         "text_field": "text",
         "sources": {"count": 0, "bytes": 0, "sha256": ""},
-        "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer_sha256 or hashlib.sha256(tokenizer.encode()).hexdigest(),
         "vocab_size": vocab_size,
         "eos_id": 0,
         "dtype": "uint16",
@@ -68,3 +70,14 @@ def write_data(folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, to
     (folder / "index.npz").write_bytes(index)
     content["manifest_hash"] = hashlib.sha256(canonical.encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, *tokens: str, first_id: int = 0, **config: str | None) -> str:
+    """A tokenizer.json of these tokens, and a tokenizer_config.json; the SHA-256 of the former."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
+    added = [{"id": number, "content": token} for number, token in enumerate(tokens, start=first_id or 2)]
+    content = json.dumps({"model": model, "added_tokens": added}).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(content)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return hashlib.sha256(content).hexdigest()

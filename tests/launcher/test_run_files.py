@@ -1,14 +1,17 @@
 """A run's folder is written whole, and never over another run."""
 
 import json
+import shutil
 
 import pytest
 
 from launcher.planning.plan import make_plan
 from launcher.run_files import prepare_run, run_folder
 from megatrain import config_file
-from megatrain.errors import CheckpointError, ConfigError, PreflightError
+from megatrain.errors import CheckpointError, ConfigError, DataError, PreflightError
 from megatrain.run_dir import MANIFEST
+from megatrain.run_inputs import kept_tokenizer_sha256
+from tests.launcher.conftest import write_tokenizer
 
 
 def prepare(config, **arguments):
@@ -113,6 +116,56 @@ def test_a_folder_that_cannot_be_written(tiny, here):
     (here / "runs").write_text("a file", encoding="utf-8")
     with pytest.raises(PreflightError, match=r"run.directory: runs/tiny: cannot be written"):
         prepare(tiny())
+
+
+class TestTheSameTokenizerElsewhere:
+    """A run knows its tokenizer by what it is, not by where it lay."""
+
+    @pytest.fixture
+    def run(self, tiny, here):
+        write_tokenizer(here / "tok", "<s>")
+        run = prepare(tiny("tokenizer.path=tok"))
+        save_checkpoint(run, 10)
+        return run
+
+    def test_the_copy_stays_whatever_becomes_of_the_original(self, tiny, here, run):
+        before = {file.name: file.read_bytes() for file in run.tokenizer.iterdir()}
+        assert before["tokenizer.json"] == (here / "tok/tokenizer.json").read_bytes()
+        write_tokenizer(here / "tok", "</s>")
+        prepare(tiny("tokenizer.path=tok"))
+        (here / "tok").rename(here / "gone")
+        prepare(tiny("tokenizer.path=tok"))
+        assert {file.name: file.read_bytes() for file in run.tokenizer.iterdir()} == before
+
+    def test_another_path_of_the_same_goes_on(self, tiny, here, run):
+        prepare(tiny(f"tokenizer.path={here}/tok"))
+        (here / "tok").rename(here / "moved")
+        prepare(tiny("tokenizer.path=moved/tokenizer.json"))
+        prepare(tiny())  # none is named: its own
+
+    def test_another_tokenizer_is_refused(self, tiny, here, run):
+        write_tokenizer(here / "other", "</s>")
+        with pytest.raises(ConfigError, match=r"tokenizer.path: 'other': runs/tiny was started with 'tok'"):
+            prepare(tiny("tokenizer.path=other"))
+        with pytest.raises(DataError, match=r"tokenizer.path: gone: cannot be read"):
+            prepare(tiny("tokenizer.path=gone"))
+
+    def test_a_run_from_before_there_were_copies_makes_them(self, tiny, here, run):
+        run.inputs.unlink()
+        shutil.rmtree(run.tokenizer)
+        prepare(tiny("tokenizer.path=tok"))
+        assert (run.tokenizer / "tokenizer.json").read_bytes() == (here / "tok/tokenizer.json").read_bytes()
+        run.inputs.unlink()
+        shutil.rmtree(run.tokenizer)
+        (here / "tok").rename(here / "gone")
+        prepare(tiny("tokenizer.path=tok"))
+        assert not run.tokenizer.exists()
+
+    def test_a_run_that_has_not_begun_takes_the_present_one(self, tiny, here):
+        for token in ("<s>", "</s>"):
+            expected = write_tokenizer(here / "tok", token)
+            run = prepare(tiny("tokenizer.path=tok"))
+            assert kept_tokenizer_sha256(run) == expected
 
 
 def test_the_name_of_the_folder(tiny):

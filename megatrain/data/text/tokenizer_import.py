@@ -7,17 +7,18 @@ equally likely (runs of one sign), the libraries may differ.
 """
 
 import base64
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Model
 
+from megatrain.base.files import parse_json, parse_model, read_bytes, recognise
 from megatrain.data.text.tokenizer import EOS, PAD, SPLIT, Tokenizer, write_tokenizer
-from megatrain.errors import ConfigError, DataError, PreflightError
+from megatrain.errors import ConfigError, DataError, MegatrainError, PreflightError
 
 _O200K = "|".join(
     [
@@ -46,6 +47,8 @@ _SCHEMES = {
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
 _NEVER = -1e6  # a logarithm of a probability
 _SAME_SCORE = 1e-3
+_LIMIT = 512 << 20  # bytes of a file; the largest in use have about 20 MB
+_LONGEST_TOKEN = 1024  # letters; the longest in use have 256
 _TEKKEN_SPECIAL = ("<unk>", "<s>", "</s>")  # the first of Mistral's special tokens; the rest are named by number
 _PROBES = (
     "",
@@ -69,10 +72,7 @@ def import_tokenizer(file: str | Path, out: str | Path, pattern: str | None = No
         PreflightError: that library is not installed.
     """
     path = Path(file)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    content = read_bytes(path, limit=_LIMIT, error=DataError)
     if not is_foreign(content):
         raise DataError(f"{path}: is a tokenizer.json already: use it as it is")
     return write_tokenizer(convert(content, path, pattern), out)
@@ -93,11 +93,20 @@ def convert(content: bytes, file: Path, pattern: str | None = None) -> Tokenizer
     Raises:
         DataError, PreflightError: as `import_tokenizer`.
     """
-    if _is_tekken(content):
-        return _from_tekken(content, file)
-    if _RANK_LINE.match(content):
-        return _from_tiktoken(content, file, pattern)
-    return _from_sentencepiece(content, file)
+    try:
+        if _is_tekken(content):
+            return _from_tekken(content, file)
+        if _RANK_LINE.match(content):
+            return _from_tiktoken(content, file, pattern)
+        if known := recognise(content[:64]):
+            raise DataError(f"{file}: is not a tokenizer: it is {known}")
+        if file.suffix == ".json":
+            raise DataError(f"{file}: is not JSON: it begins with {content[:20]!r}")
+        return _from_sentencepiece(content, file)
+    except (MegatrainError, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # the libraries raise their own, and panics, which are no Exception
+        raise DataError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from None
 
 
 def _from_sentencepiece(content: bytes, file: Path) -> Tokenizer:
@@ -156,7 +165,9 @@ def _bpe_of(proto: Any) -> models.BPE:
 def _unigram_of(proto: Any) -> models.Unigram:
     # control pieces and <unk> have score 0, the best of all, but SentencePiece never finds them in text
     vocabulary = [(piece.piece, _NEVER if piece.type in (2, 3) else piece.score) for piece in proto.pieces]
-    unknown = next(number for number, piece in enumerate(proto.pieces) if piece.type == 2)
+    unknown = next((number for number, piece in enumerate(proto.pieces) if piece.type == 2), None)
+    if unknown is None:
+        raise ValueError("it has no unknown token")
     return models.Unigram(vocabulary, unk_id=unknown, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
@@ -184,25 +195,53 @@ def _scheme(file: Path, pattern: str | None, tokens: int) -> _Scheme:
     return _Scheme(pattern, EOS, tokens)
 
 
+_Count = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+class _TekkenPart(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _TekkenConfig(_TekkenPart):
+    pattern: str
+    default_vocab_size: _Count
+    default_num_special_tokens: _Count
+
+
+class _TekkenToken(_TekkenPart):
+    rank: _Count
+    token_bytes: str
+
+
+class _TekkenSpecial(_TekkenPart):
+    rank: _Count
+    token_str: str
+
+
+class _Tekken(_TekkenPart):
+    config: _TekkenConfig
+    vocab: list[_TekkenToken]
+    special_tokens: list[_TekkenSpecial] | None = None
+
+
 def _is_tekken(content: bytes) -> bool:
     return content.lstrip()[:1] == b"{" and b'"token_bytes"' in content[:4096]
 
 
 def _from_tekken(content: bytes, file: Path) -> Tokenizer:
     """Mistral's JSON of ranks: special tokens come first, and of the ranks only so many are used."""
+    where = f"{file}: is not a tekken.json as Mistral writes it"
+    value = parse_model(_Tekken, parse_json(content, where, DataError), where, DataError)
     try:
-        value = json.loads(content)
-        config = value["config"]
-        reserved = config["default_num_special_tokens"]
-        used = value["vocab"][: config["default_vocab_size"] - reserved]
-        ranks = {base64.b64decode(token["token_bytes"]): token["rank"] + reserved for token in used}
-        named = {token["rank"]: token["token_str"] for token in value.get("special_tokens") or []}
-        pattern = config["pattern"]
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{file}: is not a tekken.json as Mistral writes it") from None
+        reserved = value.config.default_num_special_tokens
+        used = value.vocab[: max(0, value.config.default_vocab_size - reserved)]
+        ranks = {base64.b64decode(token.token_bytes): token.rank + reserved for token in used}
+    except ValueError:
+        raise DataError(f"{where}: token_bytes must be base64") from None
+    named = {token.rank: token.token_str for token in value.special_tokens or []}
     names = dict(enumerate(_TEKKEN_SPECIAL)) | named
     specials = {names.get(number, f"<SPECIAL_{number}>"): number for number in range(reserved)}
-    return _from_ranks(ranks, pattern, specials, file, "</s>", names.get(11) if named else None)
+    return _from_ranks(ranks, value.config.pattern, specials, file, "</s>", names.get(11) if named else None)
 
 
 def _from_ranks(
@@ -234,6 +273,8 @@ def _merges(ordered: list[Any], vocabulary: dict[str, int], text: Callable[[Any]
     found = []
     for item in ordered:
         token = text(item)
+        if len(token) > _LONGEST_TOKEN:
+            raise ValueError(f"a token of it has {len(token):,} letters; at most {_LONGEST_TOKEN:,} are read")
         pairs = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         found += sorted(
             (pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary),

@@ -119,6 +119,36 @@ def test_what_cannot_be_imported(tmp_path, ranks, tokenizer_folder):
     assert not (tmp_path / "out").exists()
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        *((name, POINTER, "it is a git-lfs pointer.*git lfs pull") for name in ("tokenizer.json", "tokenizer.model")),
+        *((name, b"", "is not a tokenizer: it is empty") for name in ("tokenizer.json", "tokenizer.model")),
+        ("tokenizer.json", b"\n<!doctype html>", "it is an HTML page"),
+        ("tokenizer.json", b"[1, 2]", r"is not JSON: it begins with b'\[1, 2\]'"),
+        ("tokenizer.model", b"\x0a\x00", "cannot be imported: |is no tokenizer.json"),
+        ("ranks.tiktoken", b"YQ== 99999999999999999999\n", "does not say how it cuts text"),
+        ("cl100k_base.tiktoken", b"YQ== 99999999999999999999\n", "cannot be imported: "),
+        ("cl100k_base.tiktoken", base64.b64encode(b"a" * 2000) + b" 0\n", "has 2,000 letters; at most 1,024 are read"),
+        ("tekken.json", b'{"token_bytes": ' + b"[" * 100_000, "is JSON nested too deeply"),
+        ("tekken.json", b'{"token_bytes": 1, "config": {}, "vocab": []}', "config.pattern: Field required"),
+        (
+            "tekken.json",
+            b'{"config": {"pattern": "a", "default_vocab_size": 5, "default_num_special_tokens": 1000000000000}, '
+            b'"vocab": [{"rank": 0, "token_bytes": "YQ=="}]}',
+            "default_num_special_tokens: 1000000000000: Input should be less than",
+        ),
+    ],
+)
+def test_what_only_has_a_tokenizers_name(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        Tokenizer.load(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3"])
 def test_mistrals_own_sentencepiece_model(tmp_path, name):
     mistral = pytest.importorskip("mistral_common")

@@ -1,16 +1,19 @@
 """What a configuration takes from other files."""
 
 import json
+import shutil
 
 import pytest
 
 from launcher.planning.inputs import resolve_inputs
+from launcher.planning.plan import make_plan
+from launcher.run_files import prepare_run
 from megatrain import config_file
 from megatrain.config import FinetuneConfig
 from megatrain.errors import ConfigError, DataError
 from megatrain.model.config_json import llama_config
 from megatrain.run_dir import RunDir
-from tests.launcher.conftest import write_data
+from tests.launcher.conftest import write_data, write_tokenizer
 
 FINETUNE = """
 run: {name: tuned}
@@ -42,10 +45,32 @@ def test_added_tokens_count(tiny, here):
     assert resolve_inputs(config).model.vocab_size == 256
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": {"vocab": {}}}', '{"model": {"vocab": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "[]",
+            "{}",
+            '{"model": {"vocab": {}}}',
+            '{"model": {"vocab": 3}}',
+            "version https://git-lfs",
+            "[" * 99_999,
+        ),
+        *(
+            '{"model": {"vocab": {"a": ID}}}'.replace("ID", number)
+            for number in ("-1", "NaN", "Infinity", "1e400", "2.5", "1" * 5000)
+        ),
+        *(
+            '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": ID}]}'.replace("ID", number)
+            for number in ("-1", "NaN")
+        ),
+    ],
+    ids=lambda text: text[:60],
+)
 def test_a_file_that_is_no_tokenizer(tiny, here, text):
     (here / "tokenizer.json").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"tokenizer.path: tokenizer.json: is not a tokenizer.json"):
+    with pytest.raises(DataError, match=r"tokenizer.path: tokenizer.json: is not (a tokenizer|JSON)"):
         resolve_inputs(tiny("model.vocab_size=auto", "tokenizer.path=tokenizer.json"))
 
 
@@ -83,12 +108,45 @@ def test_a_fine_tuning_takes_model_tokenizer_and_length_from_a_pretrained_model(
     folder.mkdir()
     content = llama_config(before, max_position_embeddings=131072)
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ConfigError, match="tokenizer: the base run names none"):
+    with pytest.raises(ConfigError, match=r"tokenizer: (llama|runs/tiny) has none"):
         resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.base=llama"]))
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     config = resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.base=llama"]))
     assert config.model == before.model_copy(update={"head_dim": 16})
     assert (config.tokenizer.path, config.sequence_length) == ("llama", 4096)
+
+
+def test_a_fine_tuning_that_goes_on_needs_no_base(tiny, here):
+    write_tokenizer(here / "tok", "<s>")
+    before = tiny("tokenizer.path=tok", "run.name=tuned")
+    own = config_file.parse(FINETUNE, overrides=["finetune.sequence_length=64", "tokenizer.path=tok"])
+    run = RunDir("runs/tuned")
+    run.path.mkdir(parents=True)
+    run.config.write_text(config_file.dump(own.model_copy(update={"model": before.model})), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"finetune.base: 'runs/tiny': is not a run"):
+        resolve_inputs(config_file.parse(FINETUNE))
+    run.step(5).mkdir(parents=True)
+    (run.step(5) / "MANIFEST.json").touch()
+    config = resolve_inputs(config_file.parse(FINETUNE))
+    assert (config.model, config.tokenizer.path, config.sequence_length) == (before.model, "tok", 64)
+
+
+def test_a_base_run_gives_its_own_copy_of_its_tokenizer(tiny, here):
+    write_tokenizer(here / "tok", "<s>")
+    run = prepare_run(tiny("tokenizer.path=tok"), make_plan(tiny()).chosen)
+    shutil.move(run.path, here / "archived")
+    shutil.rmtree("tok")
+    config = resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.base=archived"]))
+    assert config.tokenizer.path == "archived/tokenizer"
+
+
+def test_a_pretrained_model_with_a_sentencepiece_model_only(tiny, here):
+    (here / "llama").mkdir()
+    content = llama_config(tiny().model, max_position_embeddings=64)
+    (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
+    (here / "llama/tokenizer.model").touch()
+    config = resolve_inputs(config_file.parse(FINETUNE, overrides=["finetune.base=llama"]))
+    assert config.tokenizer.path == "llama/tokenizer.model"
 
 
 def test_a_base_that_is_no_run(here):
@@ -100,5 +158,5 @@ def test_a_base_without_a_tokenizer(tiny, here):
     run = RunDir("runs/tiny")
     run.path.mkdir(parents=True)
     run.config.write_text(config_file.dump(tiny()), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"tokenizer: the base run names none"):
+    with pytest.raises(ConfigError, match=r"tokenizer: (llama|runs/tiny) has none"):
         resolve_inputs(config_file.parse(FINETUNE))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -16,7 +17,7 @@ from megatrain.data.folder.files import FileRecord
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
 from megatrain.model.config_json import llama_config
-from tests.launcher.conftest import write_data
+from tests.launcher.conftest import write_data, write_tokenizer
 
 
 def findings(config, **arguments):
@@ -101,7 +102,9 @@ def test_a_run_of_another_model(tiny, here):
 
 
 def test_fine_tuning(tiny, here):
+    write_tokenizer(here / "tokenizer", "<s>")
     base = prepare_run(tiny("tokenizer.path=tokenizer"), make_plan(tiny()).chosen)
+    shutil.rmtree(here / "tokenizer")  # the run has its own
     config = config_file.parse(
         "{run: {name: t}, finetune: {base: runs/tiny, train: [a.jsonl], validation: [b.jsonl]},"
         " training: {steps: 5, global_batch_size: 4}}"
@@ -111,7 +114,6 @@ def test_fine_tuning(tiny, here):
         "runs/tiny has no checkpoint yet",
         "finetune.train: a.jsonl",
         "finetune.validation: b.jsonl",
-        "tokenizer.path",
     ):
         assert part in found
     (here / "a.jsonl").write_text('{"prompt": "p", "response": "r"}\n{"prompt": "p"}\n', encoding="utf-8")
@@ -121,15 +123,13 @@ def test_fine_tuning(tiny, here):
     assert "finetune.validation: b.jsonl: holds no examples" in found
     for name in ("a.jsonl", "b.jsonl"):
         (here / name).write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
-    (here / "tokenizer").mkdir()
-    (here / "tokenizer/tokenizer.json").write_text(json.dumps({}), encoding="utf-8")
     (base.step(10)).mkdir(parents=True)
     (base.step(10) / "MANIFEST.json").touch()
     assert findings(config) == []
     (here / "llama").mkdir()
     content = llama_config(tiny().model, max_position_embeddings=64)
     (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
-    (here / "llama/tokenizer.json").write_text("{}", encoding="utf-8")
+    write_tokenizer(here / "llama", "<s>")
     finetune = config.finetune.model_copy(update={"base": "llama"})
     (text,) = texts(config.model_copy(update={"finetune": finetune}))
     assert text.startswith("finetune.base: llama: has no *.safetensors")
@@ -195,15 +195,15 @@ def test_shards_that_are_missing_or_cut_short(tmp_path, tiny, here):
 
 
 def test_another_tokenizer_than_the_datas(tiny, here):
-    write_data(here / "data/train", tokenizer="{}")
-    (here / "tok").mkdir()
-    (here / "tok/tokenizer.json").write_text("{}", encoding="utf-8")
+    write_data(here / "data/train", tokenizer_sha256=write_tokenizer(here / "tok", "<s>"))
     assert findings(tiny("tokenizer.path=tok")) == []
-    (here / "tok/tokenizer.json").write_text('{"other": 1}', encoding="utf-8")
+    write_tokenizer(here / "tok", "</s>")
     (text,) = texts(tiny("tokenizer.path=tok"))
     assert "tokenizer.path: tok: is not the tokenizer that the data was prepared with" in text
     (text,) = texts(tiny("tokenizer.path=gone"))
-    assert "there is no tokenizer.json" in text
+    assert "tokenizer.path: gone: cannot be read: No such file" in text
+    (text,) = texts(tiny("tokenizer.path=/etc/passwd"))
+    assert "tokenizer.path: /etc/passwd: is no tokenizer.json" in text
 
 
 def saved(run, step, model, sources=None):

@@ -1,0 +1,109 @@
+"""Of the preflight, where a fine-tuning starts: the base's weights, and the tokenizer that goes with them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.planning.inputs import run_folder, tokenizer_path
+from launcher.preflight.on_disk import Finding
+from megatrain.config import AUTO, FinetuneConfig
+from megatrain.data.folder.manifest import TOKENIZER
+from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
+from megatrain.errors import ExitCode, MegatrainError
+from megatrain.model.config_json import is_pretrained
+from megatrain.model.weight_files import weight_files
+from megatrain.run_inputs import (
+    base_run,
+    load_run,
+    pad_token,
+    read_base,
+    read_tokenizer,
+    tokenizer_file,
+)
+
+_SHOWN = 3  # tokens
+
+
+def check_base(config: FinetuneConfig) -> Iterator[Finding]:
+    """A run that has checkpoints needs its base no more; its tokenizer must fit the model in any case."""
+    begun = bool(run_folder(config).steps())
+    if not begun:
+        yield from _weights(config)
+    path = tokenizer_path(config)
+    if path is None:
+        return  # said elsewhere
+    try:
+        files = read_tokenizer(path)
+        vocabulary = parse_vocabulary(files[TOKENIZER], path)
+        pad = pad_token(files)
+    except MegatrainError as error:
+        yield Finding("error", f"tokenizer.path: {error}", error.exit_code)
+        return
+    yield from _beyond(config, vocabulary, path, pad)
+    if not begun:
+        yield from _bases_tokenizer(config, vocabulary, path)
+
+
+def _weights(config: FinetuneConfig) -> Iterator[Finding]:
+    base, folder = base_run(config.finetune.base), Path(config.finetune.base)
+    if not is_pretrained(folder):
+        if not base.steps():
+            yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
+        return
+    try:
+        if config.model is not None:
+            weight_files(folder, config.model)
+        read_base(config.finetune.base)
+    except MegatrainError as error:
+        yield Finding("error", f"finetune.base: {error}", error.exit_code)
+
+
+def _beyond(config: FinetuneConfig, vocabulary: Vocabulary, path: str, pad: str | None) -> Iterator[Finding]:
+    """An id without a row in the embedding would end the first step; padding is done with another id."""
+    if config.model is None or config.model.vocab_size == AUTO:
+        return
+    beyond = {token: number for token, number in vocabulary.beyond(config.model.vocab_size).items() if token != pad}
+    if beyond:
+        shown = ", ".join(f"{token!r} ({number})" for token, number in list(beyond.items())[:_SHOWN])
+        more = f" and {len(beyond) - _SHOWN:,} more" if len(beyond) > _SHOWN else ""
+        yield Finding(
+            "error",
+            f"tokenizer.path: {path}: its tokens {shown}{more} lie beyond the model's embedding of "
+            f"{config.model.vocab_size:,} rows (model.vocab_size). Name the tokenizer that the base was trained with.",
+            ExitCode.DATA,
+        )
+
+
+def _bases_tokenizer(config: FinetuneConfig, vocabulary: Vocabulary, path: str) -> Iterator[Finding]:
+    """Other ids for the same text would make noise of what the base has learnt."""
+    theirs = _tokenizer_of_base(config.finetune.base)
+    if theirs is None or theirs == path:
+        return
+    try:
+        before = parse_vocabulary(read_tokenizer(theirs)[TOKENIZER], theirs)
+    except MegatrainError as error:
+        yield Finding("warning", f"tokenizer.path: {path}: cannot be compared with the base's ({error})")
+        return
+    if before.sha256 == vocabulary.sha256:
+        return
+    if vocabulary.extends(before):
+        added = len(vocabulary.ids) - len(before.ids)
+        if added:
+            text = f"adds {added} tokens to the base's ({theirs}), of which the base has learnt nothing."
+            yield Finding("warning", f"tokenizer.path: {path}: {text}")
+        return
+    yield Finding(
+        "error",
+        f"tokenizer.path: {path}: is not the tokenizer that {config.finetune.base} was trained with ({theirs}): it "
+        "gives text other ids. Leave tokenizer.path out, or name one that only adds tokens to it.",
+        ExitCode.DATA,
+    )
+
+
+def _tokenizer_of_base(base: str) -> str | None:
+    if is_pretrained(Path(base)):
+        return base if tokenizer_file(base).exists() else None
+    try:
+        tokenizer = load_run(base_run(base)).tokenizer
+    except MegatrainError:
+        return None  # said elsewhere
+    return tokenizer.path if tokenizer is not None else None

@@ -1,0 +1,36 @@
+"""Of the preflight, a run that goes on: its own copies of what it took from elsewhere, and what lies there now."""
+
+from collections.abc import Iterator
+
+from launcher.preflight.on_disk import Finding
+from megatrain.config import Config
+from megatrain.errors import MegatrainError
+from megatrain.run_dir import RunDir
+from megatrain.run_inputs import kept_tokenizer_sha256, own_tokenizer, tokenizer_file, tokenizer_sha256
+
+
+def check_own_copies(config: Config, run: RunDir) -> Iterator[Finding]:
+    """They must be what was copied; another tokenizer at the path that is named in the configuration is not used."""
+    if not run.steps():
+        return
+    try:
+        own = own_tokenizer(run, verify=True)
+        kept = kept_tokenizer_sha256(run)
+    except MegatrainError as error:
+        yield Finding("error", str(error), error.exit_code)
+        return
+    if config.tokenizer is None:
+        return
+    path = config.tokenizer.path
+    if own is None:
+        if not tokenizer_file(path).exists():
+            text = f"is not there, and {run} has no copy of it: `generate` and `export` will need it."
+            yield Finding("warning", f"tokenizer.path: {path}: {text} Put its files into {run.tokenizer}.")
+        return
+    try:
+        changed = tokenizer_file(path).exists() and kept is not None and tokenizer_sha256(path) != kept
+    except MegatrainError:
+        changed = True
+    if changed:
+        text = f"is not the tokenizer any more that {run} began with. The run goes on with its own copy, {own}."
+        yield Finding("warning", f"tokenizer.path: {path}: {text}")

@@ -1,0 +1,111 @@
+"""A base that cannot be started from, and a tokenizer that does not go with it, are found before a GPU is held."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from launcher.planning.inputs import resolve_inputs
+from launcher.preflight.base_model import check_base
+from launcher.preflight.own_copies import check_own_copies
+from megatrain import config_file
+from megatrain.errors import ExitCode
+from megatrain.model.config_json import llama_config
+from megatrain.model.huggingface import shapes, their_name
+from megatrain.run_dir import RunDir
+from megatrain.run_inputs import keep_inputs
+from tests.launcher.conftest import write_tokenizer
+
+FINETUNE = """
+run: {name: tuned}
+finetune: {base: llama, train: [train.jsonl]}
+training: {steps: 5, global_batch_size: 4}
+"""
+
+
+@pytest.fixture
+def model(tiny):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 4, "num_attention_heads": 2, "head_dim": None}
+    return tiny().model.model_copy(update=sizes)
+
+
+@pytest.fixture
+def llama(here, model):
+    """A pretrained model of four tokens."""
+    write_tokenizer(here / "llama", "<s>", "</s>", eos_token="</s>")
+    (here / "llama/config.json").write_text(json.dumps(llama_config(model, max_position_embeddings=64)))
+    weights = {their_name(name): torch.zeros(shape) for name, shape in shapes(model).items()}
+    save_file(weights, here / "llama/model.safetensors")
+    return here / "llama"
+
+
+def findings(*overrides: str):
+    return list(check_base(resolve_inputs(config_file.parse(FINETUNE, overrides=overrides))))
+
+
+def test_a_base_that_will_do(llama):
+    assert findings() == []
+
+
+def test_tokens_beyond_the_embedding(llama):
+    write_tokenizer(llama, "<s>", "</s>", "<|im_start|>", "<pad>", pad_token="<pad>")
+    (found,) = findings()
+    assert (found.level, found.code) == ("error", ExitCode.DATA)
+    assert "its tokens '<|im_start|>' (4) lie beyond the model's embedding of 4 rows" in found.text
+
+
+@pytest.mark.parametrize("pad", ["<pad>", {"content": "<pad>"}])
+def test_a_padding_token_beyond_the_embedding_does_no_harm(llama, pad):
+    write_tokenizer(llama, "<s>", "</s>", "<pad>", pad_token=pad)
+    assert findings() == []
+
+
+def test_another_tokenizer_than_the_bases(llama, here):
+    write_tokenizer(here / "other", "</s>", "<s>")
+    (found,) = findings("tokenizer.path=other")
+    assert "tokenizer.path: other: is not the tokenizer that llama was trained with" in found.text
+    assert (found.level, found.code) == ("error", ExitCode.DATA)
+
+
+def test_the_bases_tokenizer_at_another_place_or_written_anew(llama, here):
+    write_tokenizer(here / "other", "<s>", "</s>")
+    assert findings("tokenizer.path=other") == []
+    content = json.loads((here / "other/tokenizer.json").read_text())
+    content["post_processor"] = None
+    (here / "other/tokenizer.json").write_text(json.dumps(content, indent=2))
+    assert findings("tokenizer.path=other") == []
+
+
+def test_a_tokenizer_that_adds_to_the_bases(llama, here):
+    write_tokenizer(llama, "<s>")
+    write_tokenizer(here / "other", "<s>", "<tool>")
+    (found,) = findings("tokenizer.path=other")
+    assert (found.level, "adds 1 tokens to the base's (llama)" in found.text) == ("warning", True)
+
+
+def test_of_a_run_its_own_copy_is_what_counts(llama, here, tiny, model):
+    base = RunDir("runs/base")
+    config = tiny("tokenizer.path=llama", "run.name=base").model_copy(update={"model": model})
+    keep_inputs(base, config)
+    base.config.write_text(config_file.dump(config), encoding="utf-8")
+    base.step(1).mkdir(parents=True)
+    (base.step(1) / "MANIFEST.json").touch()
+    write_tokenizer(llama, "</s>", "<s>")  # another one at the path that the base names
+    assert findings("finetune.base=runs/base") == []
+    (found,) = findings("finetune.base=runs/base", "tokenizer.path=llama")
+    assert "is not the tokenizer that runs/base was trained with (runs/base/tokenizer)" in found.text
+    (found,) = check_own_copies(config, base)
+    assert (found.level, found.text.partition(" The run goes on")[0]) == (
+        "warning",
+        "tokenizer.path: llama: is not the tokenizer any more that runs/base began with.",
+    )
+    (base.tokenizer / "tokenizer.json").write_text("{}")
+    (found,) = check_own_copies(config, base)
+    assert (found.level, found.code) == ("error", ExitCode.DATA)
+
+
+def test_what_a_pretrained_model_says_of_itself_must_be_readable(llama):
+    (llama / "generation_config.json").write_text("version https://git-lfs")
+    (found,) = findings()
+    assert "finetune.base: llama/generation_config.json: is not JSON: it is a git-lfs pointer" in found.text
