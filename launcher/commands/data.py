@@ -31,6 +31,12 @@ def prepare(
     out: Annotated[Path, typer.Option(help="folder to write")],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json or its folder, a SentencePiece or tiktoken file")],
     text_field: TextField = "text",
+    skip_null: Annotated[
+        bool, typer.Option("--skip-null", help="leave out, and count, rows whose text is null or not there")
+    ] = False,
+    max_document_mebibytes: Annotated[
+        int, typer.Option(help="the most that a line, or a file that is one document, may have")
+    ] = 32,
     holdout: Annotated[float, typer.Option(help="share of the documents to hold out, by a hash of their text")] = 0.0,
     holdout_out: Annotated[Path | None, typer.Option(help="folder for what is held out")] = None,
     pack: Annotated[str, typer.Option(help="concat; or best_fit, which cuts no document that fits a row")] = "concat",
@@ -52,9 +58,10 @@ def prepare(
 ) -> None:
     """Tokenise text into shards that a run reads.
 
-    Reads .jsonl (also .gz and .zst), .parquet, .arrow, datasets of the Hugging Face Hub, tokens of Megatron-LM (.idx
-    and .bin), and any other file as one plain-text document. Killed and run again, it goes on where it was; the result
-    does not depend on the number of workers.
+    Reads JSON lines, csv, tsv and text (also .gz, .zst, .xz, .bz2, .lz4), parquet, arrow, folders of save_to_disk,
+    datasets of the Hugging Face Hub, and tokens of Megatron-LM (.idx and .bin); says what each file was read as. A file
+    of text is one document. Killed and run again, it goes on where it was; the result does not depend on the number of
+    workers.
 
     \b
     megatrain data prepare corpus/*.jsonl.zst --out data/web --tokenizer data/tokenizer
@@ -83,6 +90,8 @@ def prepare(
         out=out,
         tokenizer=tokenizer,
         text_field=text_field,
+        skip_null=skip_null,
+        maximum_bytes=max_document_mebibytes << 20,
         holdout=holdout,
         holdout_out=holdout_out,
         block_tokens=block_tokens,

@@ -7,6 +7,7 @@ killed ends, when it is run again, with the same bytes as one that was not.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,9 @@ from megatrain.data.preparation.encode import Content, encode_documents
 from megatrain.data.preparation.progress import ProgressLine
 from megatrain.data.preparation.selection import Selection, SelectionPolicy, forget, select
 from megatrain.data.preparation.writer import SetWriter
-from megatrain.data.text.documents import Input, find_inputs, read_documents, records
+from megatrain.data.text.documents import Document, describe, read_documents
+from megatrain.data.text.inputs import Input, find_inputs, records
+from megatrain.data.text.rows import MAXIMUM_BYTES
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import ConfigError
 
@@ -47,6 +50,8 @@ class PrepareOptions:
     out: Path
     tokenizer: Path
     text_field: str = "text"
+    skip_null: bool = False  # leave out, and count, rows whose text is null or not there
+    maximum_bytes: int = MAXIMUM_BYTES  # of a line, or of a file that is one document
     holdout: float = 0.0  # share of the documents that `holdout_out` gets, chosen by a hash of their text
     holdout_out: Path | None = None
     block_tokens: int = BLOCK_TOKENS
@@ -67,6 +72,8 @@ class PrepareOptions:
         if not 1 <= self.block_tokens <= MOST_BLOCK_TOKENS:
             raise ConfigError(f"--block-tokens: {self.block_tokens}: must be from 1 to {MOST_BLOCK_TOKENS:,}")
         self._check_packing()
+        if self.maximum_bytes < 1:
+            raise ConfigError("--max-document-mebibytes: must be at least 1")
         if self.workers < 1:
             raise ConfigError(f"--workers: {self.workers}: must be at least 1")
         for folder in self.folders.values():
@@ -83,6 +90,12 @@ class PrepareOptions:
             raise ConfigError(
                 f"--sequence-length: {self.sequence_length}: must divide --block-tokens {self.block_tokens}"
             )
+
+    def documents(self, inputs: Sequence[Input], skipped: Counter[str]) -> Iterator[Document]:
+        """Every document of the inputs; rows without a text are counted in `skipped`, where that is asked for."""
+        return read_documents(
+            inputs, self.text_field, maximum_bytes=self.maximum_bytes, skipped=skipped if self.skip_null else None
+        )
 
     @property
     def packing(self) -> Packing | None:
@@ -116,7 +129,9 @@ def prepare(options: PrepareOptions, progress: TextIO | None = None) -> list[Man
     Raises:
         DataError: an input is missing, damaged or not text, or a folder holds something else.
     """
-    inputs = find_inputs(options.inputs)
+    found = find_inputs(options.inputs)
+    inputs = found.inputs
+    read_as = describe(found)  # first: what cannot be read is refused before hashing all the rest
     tokenizer = Tokenizer.load(options.tokenizer)
     listing, sources = _sources(inputs)
     with ExitStack() as locks:
@@ -128,13 +143,15 @@ def prepare(options: PrepareOptions, progress: TextIO | None = None) -> list[Man
             part: SetWriter(folder, _recipe(options, part, tokenizer, sources), files)
             for part, folder in options.folders.items()
         }
-        selection: Selection | None = None
+        left_out: dict[str, int] = {}
         if not all(writer.finished for writer in writers.values()):
+            if progress is not None:
+                print(*read_as, sep="\n", file=progress, flush=True)
             selection = _select(options, inputs, tokenizer, sources, progress)
-            _write_documents(
-                options, inputs, tokenizer, writers, selection, ProgressLine("prepare", sources.bytes, progress)
-            )
-        manifests = [writer.finish(selection.left_out if selection else {}) for writer in writers.values()]
+            line = ProgressLine("prepare", sources.bytes, progress)
+            skipped = _write_documents(options, inputs, tokenizer, writers, selection, line)
+            left_out = dict(skipped) | (selection.left_out if selection else {})
+        manifests = [writer.finish(left_out) for writer in writers.values()]
         forget(options.out)
         return manifests
 
@@ -148,7 +165,7 @@ def _select(
     def batches() -> Iterator[tuple[int, list[str]]]:
         with ProgressLine("select", sources.bytes, progress) as line:
             first, texts = 0, list[str]()
-            for document in read_documents(inputs, options.text_field):
+            for document in options.documents(inputs, Counter()):
                 texts.append(_text(document.content, tokenizer))
                 if len(texts) == _SELECTION_DOCUMENTS:
                     line.update(documents=len(texts), bytes_read=document.bytes_read)
@@ -169,10 +186,13 @@ def _write_documents(
     writers: dict[Part, SetWriter],
     selection: Selection | None,
     progress: ProgressLine,
-) -> None:
+) -> Counter[str]:
+    """Tokenise and write; the rows that were left out for want of a text, counted."""
+    skipped: Counter[str] = Counter()
+
     def wanted() -> Iterator[tuple[_Place, Content]]:
         """The documents that stay, and are not on disk yet."""
-        for number, document in enumerate(read_documents(inputs, options.text_field)):
+        for number, document in enumerate(options.documents(inputs, skipped)):
             if selection and not selection.keeps(number):
                 continue
             part = part_of(_text(document.content, tokenizer), options.holdout) if options.holdout else "train"
@@ -185,6 +205,7 @@ def _write_documents(
             for place, tokens in zip(places, encoded.documents(), strict=True):
                 writers[place.part].add(place.number, tokens)
             progress.update(documents=len(places), tokens=len(encoded.tokens), bytes_read=places[-1].bytes_read)
+    return skipped
 
 
 def part_of(text: str, holdout: float) -> Part:
@@ -217,9 +238,11 @@ def _batches(documents: Iterable[tuple[_Place, Content]]) -> Iterator[tuple[list
 def _sources(inputs: Sequence[Input]) -> tuple[bytes, SourceList]:
     """The content of sources.jsonl, and what the recipe says of it."""
     found = [*records(inputs)]
-    content = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in found).encode()
+    content = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in found)
+    # a name that is not UTF-8 stands there as JSON escapes it
+    encoded = content.encode(errors="backslashreplace")
     total = sum(record.bytes for record in found)
-    return content, SourceList(len(found), total, hashlib.sha256(content).hexdigest())
+    return encoded, SourceList(len(found), total, hashlib.sha256(encoded).hexdigest())
 
 
 def _recipe(options: PrepareOptions, part: Part, tokenizer: Tokenizer, sources: SourceList) -> Recipe:
@@ -237,6 +260,6 @@ def _recipe(options: PrepareOptions, part: Part, tokenizer: Tokenizer, sources: 
         block_tokens=options.block_tokens,
         shard_blocks=max(1, options.shard_bytes // (options.block_tokens * (2 if narrow else 4))),
         packing=options.packing,
-        selection=options.selection.recipe(),
+        selection=options.selection.recipe() | ({"skip_null": True} if options.skip_null else {}),
         versions={"megatrain": megatrain.__version__} | {name: version(name) for name in libraries},
     )

@@ -1,37 +1,30 @@
-"""Documents, in a fixed order, out of what people have: jsonl, text, tables, datasets of the Hub, Megatron's tokens.
+"""Documents, in a fixed order, out of what people have: rows with a text, plain text, Megatron's tokens."""
 
-Lines and plain text are read directly: through `datasets` that takes several times as long.
-"""
-
-import glob
-import gzip
-import io
 import json
-import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import Any, NamedTuple
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-from megatrain.data.folder.files import FileRecord, sha256_file
+from megatrain.base.files import reason
+from megatrain.data.text.compression import open_data
+from megatrain.data.text.hub import HubDataset
+from megatrain.data.text.inputs import Found, Input, size_of
+from megatrain.data.text.kinds import Kind, advice, kind_of
 from megatrain.data.text.megatron import read_megatron
-from megatrain.data.text.tables import HUB, HubDataset, no_field, read_hub, read_table
+from megatrain.data.text.rows import MAXIMUM_BYTES, read_rows, too_long
+from megatrain.data.text.tables import NoColumnError
 from megatrain.errors import DataError
 
-_LINES = (".jsonl", ".ndjson")
-_TABLES = {".parquet": "parquet", ".arrow": "arrow"}
-_MEGATRON = ".idx"
-_CHUNK_BYTES = 1 << 20
-
-Input = Path | HubDataset
+NULL_TEXT = "null_text"  # what rows without a text are counted as
+_SHOWN_FILES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One text, or the tokens of one; where it stands (for messages), and the bytes of all files read with it."""
 
     content: str | NDArray[np.int64]
@@ -39,199 +32,107 @@ class Document:
     bytes_read: int
 
 
-def find_inputs(inputs: Sequence[str | Path]) -> list[Input]:
-    """What paths, folders (all files below, hidden ones left out), glob patterns and names of the Hub stand for.
-
-    Of tokens that Megatron prepared, NAME.idx stands for both files. Each input's files are sorted by path, so that the
-    order of documents does not depend on the file system. What is named twice is read once.
-
-    Raises:
-        DataError: an input stands for no file.
-    """
-    found: dict[Input, None] = {}
-    for given in map(str, inputs):
-        if given.startswith(HUB):
-            found[HubDataset.parse(given)] = None
-            continue
-        path = Path(given)
-        if path.is_file():
-            files = [path]
-        elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
-        else:
-            matches = glob.glob(given, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-            files = sorted(file for file in map(Path, matches) if file.is_file())
-        if not files:
-            raise DataError(f"{given}: no such file, or no file below it. Give a file, a folder or a quoted glob.")
-        found.update(dict.fromkeys(_index_of(file) for file in files))
-    return list(found)
-
-
-def records(inputs: Sequence[Input]) -> Iterator[FileRecord]:
-    """What each input is now: its files' sizes and hashes, or the commit and files of a dataset of the Hub.
-
-    Raises:
-        DataError: an input cannot be read.
-    """
-    for given in inputs:
-        if isinstance(given, HubDataset):
-            yield FileRecord(str(given), 0, given.fingerprint())
-            continue
-        tokens = given.with_suffix(".bin")
-        for file in (given, tokens) if given.suffix == _MEGATRON and tokens.is_file() else (given,):
-            try:
-                yield FileRecord(str(file), file.stat().st_size, sha256_file(file))
-            except OSError as error:
-                raise _unreadable(file, error) from None
-
-
-def read_documents(inputs: Sequence[Input], text_field: str) -> Iterator[Document]:
+def read_documents(
+    inputs: Sequence[Input],
+    text_field: str,
+    *,
+    maximum_bytes: int = MAXIMUM_BYTES,
+    skipped: Counter[str] | None = None,
+) -> Iterator[Document]:
     """Every document of every input, in order. Text without a character is passed over.
+
+    Args:
+        maximum_bytes: of a line, or of a file that is one document.
+        skipped: rows whose text is null or not there are counted here; default: they are refused.
 
     Raises:
         DataError: a file cannot be read, is cut off, or holds something else than text; names file and line.
     """
     before = 0
-    for file in inputs:
+    for given in inputs:
         try:
-            for document in (
-                _read_hub(file, text_field) if isinstance(file, HubDataset) else _read_file(file, text_field)
-            ):
+            for document in _read(given, text_field, maximum_bytes, skipped):
                 if len(document.content):
-                    yield Document(document.content, document.where, before + document.bytes_read)
+                    yield document if not before else document._replace(bytes_read=before + document.bytes_read)
+            before += size_of(given)
+        except NoColumnError as error:
+            raise DataError(f"{error}: choose with --text-field.") from None
         except OSError as error:
-            raise _unreadable(file, error) from None
-        except (EOFError, zlib.error, zstandard.ZstdError):
-            raise DataError(f"{file}: its compressed data is damaged or cut off. Copy the file again.") from None
-        before += _size(file)
+            raise DataError(f"{given}: cannot be read: {reason(error)}") from None
 
 
-def _read_file(file: Path, text_field: str) -> Iterator[Document]:
-    suffixes = [suffix for suffix in file.suffixes if suffix not in (".gz", ".zst")]
-    kind = suffixes[-1] if suffixes else ""
-    if kind in _TABLES:
-        return _read_table(file, _TABLES[kind], text_field)
-    if kind == _MEGATRON:
-        return _read_megatron(file)
-    if kind in _LINES:
-        return _read_lines(file, text_field)
-    if kind == ".json":
-        raise DataError(
-            f"{file}: one JSON value for all documents cannot be streamed. Write a .jsonl: an object a line."
-        )
-    return _read_text(file)
+def describe(found: Found) -> list[str]:
+    """How many files are read as what, and what is passed over: a line each, the first names in it.
+
+    Raises:
+        DataError: a file can be read as nothing.
+    """
+    kinds = sorted((_kind_name(given), str(given)) for given in found.inputs)
+    lines = [_counted(kind, [name for _, name in group]) for kind, group in groupby(kinds, lambda pair: pair[0])]
+    if found.passed_over:
+        names = [str(file) for file in found.passed_over]
+        lines.append(f"{_counted('passed over, as no data', names)}. To read one, name it.")
+    return lines
 
 
-def _read_text(file: Path) -> Iterator[Document]:
-    with open(file, "rb") as raw:
-        data = b"".join(_chunks(file, raw))
+def _read(given: Input, text_field: str, maximum_bytes: int, skipped: Counter[str] | None) -> Iterator[Document]:
+    kind = None if isinstance(given, HubDataset) else kind_of(given)
+    if isinstance(given, Path) and kind is Kind.TEXT:
+        yield _read_text(given, maximum_bytes)
+        return
+    if isinstance(given, Path) and kind is Kind.MEGATRON:
+        for number, (tokens, bytes_read) in enumerate(read_megatron(given)):
+            yield Document(tokens, f"{given} document {number}", bytes_read)
+        return
+    for fields, where, bytes_read in read_rows(given, (text_field,), kind=kind, maximum_bytes=maximum_bytes):
+        value = fields.get(text_field)
+        if value is None and skipped is not None:
+            skipped[NULL_TEXT] += 1
+            continue
+        if not (isinstance(value, str) and (value.isascii() or _is_unicode(value))):
+            raise _not_text(fields, where, text_field)
+        if len(value) > maximum_bytes:
+            raise too_long(where, f"has a {text_field}", maximum_bytes)
+        yield Document(value, where, bytes_read)
+
+
+def _read_text(file: Path, maximum_bytes: int) -> Document:
+    with open_data(file) as (raw, stream):
+        data = stream.read(maximum_bytes + 1)
+        read = raw.tell()
+    if len(data) > maximum_bytes:
+        raise too_long(file, "is one document", maximum_bytes)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}: is not UTF-8 text (byte {error.start}). Convert it, or leave it out: name the inputs with a glob "
-            f"such as '{file.parent}/**/*.txt'."
-        ) from None
-    yield Document(text, str(file), file.stat().st_size)
+        raise DataError(f"{file}: is not UTF-8 text (byte {error.start}). Convert it, or: {advice(file)}") from None
+    return Document(text, str(file), read)
 
 
-def _read_lines(file: Path, text_field: str) -> Iterator[Document]:
-    with open(file, "rb") as raw:
-        for number, line in enumerate(_lines(_chunks(file, raw)), start=1):
-            if not line.strip():
-                continue
-            where = f"{file}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: is not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: must be a JSON object with a field {text_field!r}")
-            if text_field not in row:
-                raise no_field(where, text_field, list(row))
-            yield Document(_checked(row[text_field], where, text_field), where, raw.tell())
+def _not_text(fields: dict[str, Any], where: str, text_field: str) -> DataError:
+    if text_field not in fields:
+        return NoColumnError(where, text_field, fields)
+    value = fields[text_field]
+    if value is None:
+        return DataError(f"{where}: {text_field}: null: must be text. --skip-null leaves out such rows and counts them")
+    if isinstance(value, str):
+        return DataError(f"{where}: {text_field}: half a surrogate pair: not Unicode")
+    shown = json.dumps(value, default=str)
+    return DataError(f"{where}: {text_field}: {shown:.40}: must be text")
 
 
-def _read_table(file: Path, builder: str, text_field: str) -> Iterator[Document]:
-    for number, text in enumerate(read_table(file, builder, text_field), start=1):
-        where = f"{file} row {number}"
-        yield Document(_checked(text, where, text_field), where, 0)
-
-
-def _read_hub(dataset: HubDataset, text_field: str) -> Iterator[Document]:
-    for number, text in enumerate(read_hub(dataset, text_field), start=1):
-        where = f"{dataset} row {number}"
-        yield Document(_checked(text, where, text_field), where, 0)
-
-
-def _read_megatron(file: Path) -> Iterator[Document]:
-    for number, (tokens, bytes_read) in enumerate(read_megatron(file)):
-        yield Document(tokens, f"{file} document {number}", bytes_read)
-
-
-def _size(given: Input) -> int:
-    if isinstance(given, HubDataset):
-        return 0
-    tokens = given.with_suffix(".bin")
-    return (tokens if given.suffix == _MEGATRON and tokens.is_file() else given).stat().st_size
-
-
-def _index_of(file: Path) -> Path:
-    """NAME.idx for the NAME.bin beside it."""
-    index = file.with_suffix(_MEGATRON)
-    return index if file.suffix == ".bin" and index.is_file() else file
-
-
-def _checked(value: object, where: str, text_field: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {text_field}: {value!r:.40}: must be text")
+def _is_unicode(text: str) -> bool:
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: {text_field}: half a surrogate pair at character {error.start}: not Unicode"
-        ) from None
-    return value
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _unreadable(file: Input, error: OSError) -> DataError:
-    return DataError(f"{file}: cannot be read: {error.strerror or error}")
+def _kind_name(given: Input) -> str:
+    return "rows of the Hub" if isinstance(given, HubDataset) else kind_of(given).value
 
 
-def _chunks(file: Path, raw: IO[bytes]) -> Iterator[bytes]:
-    if file.suffix == ".zst":
-        yield from _zstandard_chunks(raw)
-        return
-    stream = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
-    while chunk := stream.read(_CHUNK_BYTES):
-        yield chunk
-
-
-def _zstandard_chunks(raw: IO[bytes]) -> Iterator[bytes]:
-    """All frames of a file. The library's own stream reader takes a cut-off frame for the end: this does not."""
-    frame = None
-    while chunk := raw.read(_CHUNK_BYTES):
-        while chunk:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = io.BytesIO()
-    for chunk in chunks:
-        *lines, last = chunk.split(b"\n")
-        for line in lines:
-            rest.write(line)
-            yield rest.getvalue()
-            rest = io.BytesIO()
-        rest.write(last)
-    if rest.getvalue():
-        yield rest.getvalue()
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _counted(what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_FILES]) + (", …" if len(names) > _SHOWN_FILES else "")
+    return f"{what}: {len(names):,} {'file' if len(names) == 1 else 'files'} ({shown})"

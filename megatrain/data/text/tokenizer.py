@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from megatrain.data.folder.files import make_folder, write_bytes
-from megatrain.data.text.documents import find_inputs, read_documents
+from megatrain.data.text.documents import read_documents
+from megatrain.data.text.inputs import find_inputs
 from megatrain.errors import ConfigError, DataError
 
 EOS = "<|endoftext|>"
@@ -127,7 +128,7 @@ def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, 
         raise ConfigError(
             f"--vocab-size: {vocab_size}: must be at least {_SMALLEST_VOCABULARY}: every byte has a token"
         )
-    files = find_inputs(inputs)
+    files = find_inputs(inputs).inputs
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

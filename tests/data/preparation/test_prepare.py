@@ -339,3 +339,21 @@ def test_blocks_of_any_length_hold_the_same_documents(
     out = tmp_path / "out"
     prepare_text(corpus, out, tokenizer_folder, block_tokens=block_tokens, shard_bytes=block_tokens * 2 * 50)
     assert documents(out, tokenizer) == [document.content for document in read_documents([corpus], "text")]
+
+
+def test_rows_without_a_text_are_counted_in_the_manifest(tmp_path, corpus, tokenizer_folder, prepare_text, prepared):
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": null}\n' + corpus.read_text() + '{"other": 1}\n')
+    prepare_text(source, tmp_path / "out", tokenizer_folder, skip_null=True)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.left_out == {"null_text": 2}
+    assert manifest.recipe.selection == {"skip_null": True}
+    assert (tmp_path / "out" / "shard-00000.tar").read_bytes() == (prepared / "shard-00000.tar").read_bytes()
+    with pytest.raises(DataError, match=r"a\.jsonl:1: text: null: must be text"):
+        prepare_text(source, tmp_path / "refused", tokenizer_folder)
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path, corpus, tokenizer_folder, prepare_text):
+    source = shutil.copy(corpus, tmp_path / os.fsdecode(b"\xff.jsonl"))
+    prepare_text(source, tmp_path / "out", tokenizer_folder)
+    assert json.loads((tmp_path / "out" / "sources.jsonl").read_bytes())["name"] == source

@@ -1,11 +1,16 @@
+import bz2
 import gzip
 import json
+import lzma
+import os
+import tracemalloc
+from collections import Counter
 
-import datasets
 import pytest
-import zstandard
+from backports import zstd
 
-from megatrain.data.text.documents import find_inputs, read_documents
+from megatrain.data.text.documents import describe, read_documents
+from megatrain.data.text.inputs import find_inputs, records
 from megatrain.errors import DataError
 
 TEXTS = ["first", "zweiter: äöü", "third\nwith a line end"]
@@ -22,15 +27,34 @@ def write(path, data):
     return path
 
 
-def test_jsonl_plain_and_compressed(tmp_path):
-    assert texts(write(tmp_path / "a.jsonl", LINES)) == TEXTS
-    assert texts(write(tmp_path / "a.jsonl.gz", gzip.compress(LINES))) == TEXTS
-    assert texts(write(tmp_path / "a.jsonl.zst", zstandard.compress(LINES))) == TEXTS
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.jsonl", "A.JSONL", "a.jsonlines", "a.ndjson", "a.json", "part-00000", "a.jsonl-00000-of-00002"),
+        *("train-00000-of-00002.jsonl", "a.txt", "a.jsonl.part3"),  # by their content
+    ],
+)
+def test_json_lines_under_any_name(tmp_path, name, compression):
+    ending = compression.upper() if name.isupper() else compression
+    assert texts(write(tmp_path / (name + ending), COMPRESS[compression](LINES))) == TEXTS
+
+
+def test_lz4(tmp_path):
+    frame = pytest.importorskip("lz4.frame")
+    assert texts(write(tmp_path / "a.jsonl.lz4", frame.compress(LINES))) == TEXTS
+    with pytest.raises(DataError, match=r"a\.jsonl\.lz4: its compressed data is damaged or cut off"):
+        texts(write(tmp_path / "a.jsonl.lz4", frame.compress(LINES * 99)[:-9]))
+    with pytest.raises(DataError, match=r"a\.jsonl\.lz4: its compressed data is damaged or cut off"):
+        texts(write(tmp_path / "a.jsonl.lz4", b"plain"))
 
 
 def test_several_zstandard_frames_are_one_file(tmp_path):
     first, second = LINES[:37], LINES[37:]
-    file = write(tmp_path / "a.jsonl.zst", zstandard.compress(first) + zstandard.compress(second))
+    file = write(tmp_path / "a.jsonl.zst", zstd.compress(first) + zstd.compress(second))
     assert texts(file) == TEXTS
 
 
@@ -44,17 +68,13 @@ def test_lines_longer_than_a_chunk(tmp_path):
     assert texts(file) == [long, *TEXTS]
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_tables_come_through_datasets(tmp_path, suffix):
-    table = datasets.Dataset.from_dict({"id": [1, 2, 3], "text": TEXTS})
-    if suffix == "parquet":
-        table.to_parquet(tmp_path / "a.parquet")
-    else:
-        table.save_to_disk(tmp_path)
-    file = next(tmp_path.glob(f"*.{suffix}"))
-    assert texts(file) == TEXTS
-    with pytest.raises(DataError, match=r"has no field 'body'. It has id, text: choose with --text-field"):
-        texts(file, field="body")
+@pytest.mark.parametrize(("ending", "delimiter"), [("csv", ","), ("TSV", "\t")])
+def test_separated_values(tmp_path, ending, delimiter):
+    rows = [("id", "text"), ("1", "first"), ("2", "zweiter: äöü"), ("3", '"third\nwith a line end"')]
+    content = "".join(f"{delimiter.join(row)}\n" for row in rows)
+    found = [*read_documents([write(tmp_path / f"a.{ending}", content.encode())], "text")]
+    assert [document.content for document in found] == TEXTS
+    assert found[2].where == f"{tmp_path}/a.{ending}:5"
 
 
 def test_a_plain_file_is_one_document_as_it_stands(tmp_path):
@@ -67,9 +87,9 @@ def test_folders_and_globs_are_sorted_and_nothing_is_read_twice(tmp_path):
     for name in ("b/2.txt", "a.txt", "b/1.txt", ".hidden/x.txt"):
         write(tmp_path / name, b"x")
     expected = [tmp_path / name for name in ("a.txt", "b/1.txt", "b/2.txt")]
-    assert find_inputs([tmp_path]) == expected
-    assert find_inputs([str(tmp_path / "**/*.txt")]) == expected
-    assert find_inputs([tmp_path / "b/2.txt", tmp_path]) == [expected[2], *expected[:2]]
+    assert find_inputs([tmp_path]).inputs == expected
+    assert find_inputs([str(tmp_path / "**/*.txt")]).inputs == expected
+    assert find_inputs([tmp_path / "b/2.txt", tmp_path]).inputs == [expected[2], *expected[:2]]
 
 
 def test_bytes_read_reach_the_size_of_all_files(tmp_path):
@@ -92,13 +112,31 @@ def test_bytes_read_reach_the_size_of_all_files(tmp_path):
         ("a.jsonl.gz", b"plain", r"a\.jsonl\.gz: "),
         (
             "a.jsonl.zst",
-            zstandard.compress(LINES * 99)[:-5],
+            zstd.compress(LINES * 99)[:-5],
             r"a\.jsonl\.zst: its compressed data is damaged or cut off",
         ),
         ("a.jsonl.zst", b"plain", r"a\.jsonl\.zst: its compressed data is damaged or cut off"),
         ("a.png", b"\x89PNG\r\n\x1a\n", r"a\.png: is not UTF-8 text \(byte 0\).*glob"),
-        ("a.json", b"{}", r"a\.json: .*Write a \.jsonl"),
-        ("a.parquet", b"plain", r"a\.parquet: cannot be read: Parquet file"),
+        ("a.json", b'{\n"text": "x"}', r"a\.json: is one JSON value over many lines.*Write a \.jsonl"),
+        ("a.json", b'[{"text": "x"}]', r"a\.json: is one JSON value.*Write a \.jsonl"),
+        ("a.json", b"plain", r"a\.json: is one JSON value"),
+        ("a.txt", b' [\n {"text":\n"x"}, {"text": "y"}]', r"a\.txt: is one JSON value"),
+        ("part-0", b'{\n  "text": "x"\n}\n{', r"part-0: is one JSON value"),
+        ("a.jsonl", b'{"a":' * 100_000, r"a\.jsonl:1: is JSON nested too deeply"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1: text: null: must be text\. --skip-null leaves out"),
+        ("a.csv", b"text,b\nx,1,2\n", r"a\.csv:2: has more fields than the first line names"),
+        ("a.csv", b"text\n\xff\n", r"a\.csv:2: is not UTF-8 text"),
+        ("a.csv", b"body\nx\n", r"a\.csv:2: has no field 'text'\. It has body"),
+        ("a.parquet", b"plain", r"a\.parquet: cannot be read as parquet: Parquet"),
+        ("a.arrow", b"plain", r"a\.arrow: cannot be read as arrow"),
+        ("a.parquet.gz", b"", r"a\.parquet\.gz: parquet is not read compressed with \.gz"),
+        ("a.jsonl.xz", lzma.compress(LINES * 99)[:-9], r"a\.jsonl\.xz: its compressed data is damaged or cut off"),
+        ("a.jsonl.xz", b"plain", r"a\.jsonl\.xz: its compressed data is damaged or cut off"),
+        ("a.jsonl.bz2", bz2.compress(LINES * 99)[:-9], r"a\.jsonl\.bz2: its compressed data is damaged or cut off"),
+        ("a.jsonl.bz2", b"plain", r"a\.jsonl\.bz2: its compressed data is damaged or cut off"),
+        ("a.jsonl.gz", b"version https://git-lfs.github.com/spec/v1", r"a\.jsonl\.gz: .*it is a git-lfs pointer"),
+        ("a.txt", lzma.compress(LINES), r"a\.txt: is compressed with xz, and its name does not say so"),
+        ("a.tar", b"name" + bytes(600), r"a\.tar: is binary"),
     ],
 )
 def test_what_is_not_text_is_refused_by_name(tmp_path, name, data, message):
@@ -109,3 +147,55 @@ def test_what_is_not_text_is_refused_by_name(tmp_path, name, data, message):
 def test_an_input_that_stands_for_nothing(tmp_path):
     with pytest.raises(DataError, match="nowhere: no such file"):
         find_inputs([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".xz", ".bz2"])
+@pytest.mark.parametrize(("name", "message"), [("a.jsonl", ":1: has a line"), ("a.txt", "is one document")])
+def test_memory_is_bounded_whatever_a_file_inflates_to(tmp_path, name, ending, message):
+    file = write(tmp_path / (name + ending), COMPRESS[ending](b" " * (32 << 20)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"{message} of more than 1,048,576 bytes"):
+        list(read_documents([file], "text", maximum_bytes=1 << 20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+def test_rows_without_a_text_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    lines = b'{"text": null}\n{"text": "x"}\n{"body": "y"}\n{"text": ""}\n'
+    skipped = Counter()
+    assert [d.content for d in read_documents([write(tmp_path / "a.jsonl", lines)], "text", skipped=skipped)] == ["x"]
+    assert skipped == {"null_text": 2}
+    with pytest.raises(DataError, match="text: 3: must be text"):
+        list(read_documents([write(tmp_path / "b.jsonl", b'{"text": 3}')], "text", skipped=skipped))
+
+
+def test_what_files_are_read_as_is_told(tmp_path):
+    for name in ("a.jsonl", "B.JSONL", "part-0", "c.txt"):
+        write(tmp_path / name, LINES if name != "c.txt" else b"x")
+    for name in ("README.md", "a.jsonl.md5", "config.json"):
+        write(tmp_path / name, b"{\n}")
+    assert describe(find_inputs([tmp_path])) == [
+        f"JSON lines: 3 files ({tmp_path}/B.JSONL, {tmp_path}/a.jsonl, {tmp_path}/part-0)",
+        f"plain text: 1 file ({tmp_path}/c.txt)",
+        f"passed over, as no data: 3 files ({tmp_path}/README.md, {tmp_path}/a.jsonl.md5, {tmp_path}/config.json). "
+        "To read one, name it.",
+    ]
+    assert texts(tmp_path / "README.md") == ["{\n}"]
+
+
+def test_other_than_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(DataError, match=r"pipe\.jsonl: cannot be read: it is a named pipe"):
+        find_inputs([tmp_path / "pipe.jsonl"])
+    with pytest.raises(DataError, match="no such file"):
+        find_inputs([tmp_path])
+    for name in ("a\x00b", "x" * 5000):
+        with pytest.raises(DataError, match=r"no such file|cannot be read"):
+            find_inputs([name])
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path):
+    file = write(tmp_path / os.fsdecode(b"\xff.jsonl"), LINES)
+    assert texts(*find_inputs([tmp_path]).inputs) == TEXTS
+    assert [record.name for record in records([file])] == [str(file)]
