@@ -356,4 +356,4 @@ def test_rows_without_a_text_are_counted_in_the_manifest(tmp_path, corpus, token
 def test_a_file_name_that_is_not_utf_8(tmp_path, corpus, tokenizer_folder, prepare_text):
     source = shutil.copy(corpus, tmp_path / os.fsdecode(b"\xff.jsonl"))
     prepare_text(source, tmp_path / "out", tokenizer_folder)
-    assert json.loads((tmp_path / "out" / "sources.jsonl").read_bytes())["name"] == source
+    assert json.loads((tmp_path / "out" / "sources.jsonl").read_bytes())["name"] == str(source)
