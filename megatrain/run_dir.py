@@ -12,7 +12,8 @@ RUN/
     logs/                  what the ranks printed
     tensorboard/
     checkpoints/step-00001000/   DCP files, state.json, and MANIFEST.json, written last
-    attempts.json          an object a start: who trains it, from which step to which, how it ended
+    attempts.json          an object per start: who trains it, from which step to which, how it ended
+    attempts.lock, launcher.lock   one trainer at a time: megatrain/run/lock.py
     heartbeat.json         where the running attempt is
     outcomes/              the first rank of an attempt that did not simply finish
     job.sbatch, job.json   when submitted
@@ -21,6 +22,7 @@ RUN/
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +77,16 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that a reader, or a crash, sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # on a full disk, its half would only take room
+            temporary.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from launcher.ranks.local import FORWARDED, Place, RankGroup, forwarding, run_ranks
 from megatrain.errors import ConfigError, ExitCode
+from megatrain.run.claim import Claim
 from megatrain.run_dir import RunDir
 
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=20"  # MEGATRAIN_SSH replaces it
@@ -58,7 +59,7 @@ def read_hostfile(path: Path) -> list[Host]:
 
 
 def run_hosts(
-    run: RunDir, hosts: list[Host], ranks: int, *, module: str, resume: str, device: str, attempt: int | None = None
+    run: RunDir, hosts: list[Host], ranks: int, *, module: str, resume: str, device: str, claim: Claim | None = None
 ) -> int:
     """Run `ranks` ranks on each host; the exit code of the whole, as `local.run_ranks` has it.
 
@@ -68,7 +69,7 @@ def run_hosts(
     commands = []
     for index in range(len(hosts)):
         arguments = [str(run.path.absolute()), str(ranks), module, resume, device, address, str(port)]
-        arguments += [str(index * ranks), str(len(hosts) * ranks), "" if attempt is None else str(attempt)]
+        arguments += [str(index * ranks), str(len(hosts) * ranks), str(claim or "")]
         commands.append(_remote_command(arguments))
     group = _Remotes(hosts)
     with forwarding(group.forward):
@@ -193,7 +194,7 @@ def main() -> int:
         resume=given.resume,
         device=given.device,
         place=place,
-        attempt=int(given.attempt) if given.attempt else None,
+        claim=Claim.parse(given.attempt),
         started=lambda group: threading.Thread(target=listen, args=(group,), daemon=True).start(),
     )
 

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 from launcher.ranks.voice import Voice
 from megatrain.errors import ExitCode
-from megatrain.monitor.attempts import VARIABLE as ATTEMPT_VARIABLE
+from megatrain.run.claim import VARIABLE as ATTEMPT_VARIABLE
+from megatrain.run.claim import Claim
+from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -46,7 +48,7 @@ def run_ranks(
     resume: str = "auto",
     device: str = "cuda",
     place: Place | None = None,
-    attempt: int | None = None,
+    claim: Claim | None = None,
     started: Callable[["RankGroup"], None] | None = None,
 ) -> int:
     """Run `python -m MODULE RUN --resume X` on `ranks` processes; return the exit code of the whole.
@@ -58,19 +60,20 @@ def run_ranks(
 
     Args:
         place: among several machines; default: these are all ranks.
-        attempt: the index of this start in RUN/attempts.json, for the ranks to know.
+        claim: of this start on the run, for the ranks to know.
         started: called with the group once the ranks run.
     """
-    group = RankGroup(run, ranks, place or Place(0, ranks, "127.0.0.1", _free_port()), attempt)
+    group = RankGroup(run, ranks, place or Place(0, ranks, "127.0.0.1", _free_port()), claim)
     with forwarding(group.forward):
         return group.go([sys.executable, "-m", module, str(run), "--resume", resume], device, started)
 
 
 class RankGroup:
-    def __init__(self, run: RunDir, count: int, place: Place, attempt: int | None) -> None:
+    def __init__(self, run: RunDir, count: int, place: Place, claim: Claim | None) -> None:
         self.count = count
         self.place = place
-        self.attempt = attempt
+        self.run = run
+        self.claim = claim
         self.logs = [run.logs / f"rank-{place.first_rank + index}.log" for index in range(count)]
         self.processes: list[subprocess.Popen[bytes]] = []
         self.interrupts = 0
@@ -82,7 +85,7 @@ class RankGroup:
         failed = None
         try:
             for index in range(self.count):
-                environment = _environment(index, self.count, self.place, device, self.attempt)
+                environment = _environment(index, self.count, self.place, device, self.claim)
                 self.processes.append(self._start(command, index, environment, voice))
             if voice is not None:
                 voice.begin(self.processes[0])
@@ -90,6 +93,7 @@ class RankGroup:
                 started(self)
             failed = self._first_failure()
             if failed is not None:
+                self._record(failed)
                 self._end_survivors(self.processes[failed].returncode)
         finally:
             self.kill()  # and whatever a rank started and left in its group
@@ -131,6 +135,13 @@ class RankGroup:
                 return None
             time.sleep(_POLL_SECONDS)
 
+    def _record(self, failed: int) -> None:
+        """Leave the outcome of a rank that could not say how it ended, such as one that was killed."""
+        code = self.processes[failed].returncode
+        if self.claim is not None and self.interrupts < 2:
+            rank, error = self.place.first_rank + failed, f"the rank {_how(code)}"
+            record_outcome(self.run, code if code > 0 else ExitCode.CRASH, error, rank=rank, claim=self.claim)
+
     def _end_survivors(self, code: int) -> None:
         if code in _EXPLAINED:
             self._wait_until_all_ended(GRACE_SECONDS)  # rank 0 may not have come to say it yet
@@ -164,16 +175,19 @@ class RankGroup:
         code = codes[failed]
         if code in _EXPLAINED and codes[0] == code:
             return code
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         rank = self.place.first_rank + failed
         print(
-            f"error: rank {rank} of {self.place.world_size} {how}; its output is in {self.logs[failed]}",
+            f"error: rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}",
             file=sys.stderr,
         )
         if rank != 0:
             for line in _tail(self.logs[failed]):
                 print(f"  {line}", file=sys.stderr)
         return code if code > 0 else ExitCode.CRASH
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
 
 
 @contextlib.contextmanager
@@ -187,7 +201,7 @@ def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _environment(index: int, count: int, place: Place, device: str, attempt: int | None) -> dict[str, str]:
+def _environment(index: int, count: int, place: Place, device: str, claim: Claim | None) -> dict[str, str]:
     """What torch.distributed's env:// rendezvous reads, and threads that share the cores."""
     cores = len(os.sched_getaffinity(0))
     settings = {"OMP_NUM_THREADS": str(max(1, cores // count)), "PYTHONUNBUFFERED": "1", **os.environ}
@@ -199,8 +213,8 @@ def _environment(index: int, count: int, place: Place, device: str, attempt: int
         "MASTER_ADDR": place.address,
         "MASTER_PORT": str(place.port),
     }
-    if attempt is not None:
-        settings[ATTEMPT_VARIABLE] = str(attempt)
+    if claim is not None:
+        settings[ATTEMPT_VARIABLE] = str(claim)
     if device == "cpu":
         settings["DS_ACCELERATOR"] = "cpu"
     return settings

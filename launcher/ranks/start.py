@@ -10,11 +10,14 @@ from launcher.planning.plan import PlanReport, resolve
 from launcher.ranks.hosts import Host, parse_hosts, read_hostfile, run_hosts
 from launcher.ranks.local import Place, run_ranks
 from launcher.run_files import is_finetune, prepare_run, run_folder
-from launcher.slurm.attempt import attempted
+from launcher.slurm.claim import attempted
 from launcher.slurm.jobs import busy_with
 from megatrain import config_file
 from megatrain.config import Config
 from megatrain.errors import ConfigError, PreflightError
+from megatrain.run.attempts import read_attempts
+from megatrain.run.claim import Claim
+from megatrain.run_dir import RunDir
 
 _RENDEZVOUS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # as torchrun's users set them on each machine
 _WAIT_SECONDS = 600.0  # for the launcher of node 0 to write the run's folder
@@ -79,8 +82,15 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
     if where.node:
         run = run_folder(config)
         _wait_for_folder(run.config, config_file.dump(resolve(config, report.chosen)))
+        claim = _wait_for_claim(run)
         return run_ranks(
-            run, ranks // where.nodes, module=module, resume=resume, device=device, place=_place(where, ranks)
+            run,
+            ranks // where.nodes,
+            module=module,
+            resume=resume,
+            device=device,
+            place=_place(where, ranks),
+            claim=claim,
         )
     if busy := busy_with(run_folder(config)):  # before a file of the run that it has is changed
         raise PreflightError(
@@ -91,10 +101,8 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
         hosts = where.hosts
         names = [host.name for host in hosts]
 
-        def go(attempt: int) -> int:
-            return run_hosts(
-                run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, attempt=attempt
-            )
+        def go(claim: Claim) -> int:
+            return run_hosts(run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, claim=claim)
 
         return attempted(run, ranks, names, go)
     place = _place(where, ranks) if where.node == 0 else None
@@ -103,7 +111,7 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
         run,
         ranks,
         [socket.gethostname()],
-        lambda attempt: run_ranks(run, here, module=module, resume=resume, device=device, place=place, attempt=attempt),
+        lambda claim: run_ranks(run, here, module=module, resume=resume, device=device, place=place, claim=claim),
     )
 
 
@@ -124,3 +132,13 @@ def _wait_for_folder(file: Path, expected: str) -> None:
                 "All nodes must be given the same command and see the same run.directory."
             )
         time.sleep(0.5)
+
+
+def _wait_for_claim(run: RunDir) -> Claim:
+    """Until node 0 has claimed the run: these ranks are of the same start."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not ((attempts := read_attempts(run)) and attempts[-1].ended is None):
+        if time.monotonic() > deadline:
+            raise PreflightError(f"{run.attempts}: node 0 has not started this run in {_WAIT_SECONDS:.0f} s.")
+        time.sleep(0.5)
+    return Claim(len(attempts) - 1, attempts[-1].token)

@@ -1,28 +1,33 @@
 """RUN/job.json: the jobs that a submit handed in, and whether somebody asked for an end."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+import os
 from typing import Any
 
-from megatrain.run_dir import RunDir, write_json
+from pydantic import Field
+
+from megatrain.base.files import parse_model, read_model
+from megatrain.errors import PreflightError
+from megatrain.run.lock import locked
+from megatrain.run.record import JobId, Record, Seconds, write_record
+from megatrain.run_dir import RunDir
+
+_LIMIT = 1 << 24  # bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobFile:
-    jobs: list[str] = field(default_factory=list)  # in the order in which they run
-    submitted: float = 0.0  # seconds since 1970
+class JobFile(Record):
+    jobs: list[JobId] = Field(default_factory=list)  # in the order in which they run
+    submitted: Seconds = 0.0  # since 1970
     stop: bool = False  # save, stop, and do not come back
 
 
 def read_job(run: RunDir) -> JobFile:
-    """An empty one where nothing was submitted."""
-    try:
-        return JobFile(**json.loads(run.job.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return JobFile()
+    """An empty one where nothing was submitted. Raises PreflightError when the file is there, and is not one."""
+    return read_model(run.job, JobFile, error=PreflightError, limit=_LIMIT) if os.path.lexists(run.job) else JobFile()
 
 
 def update_job(run: RunDir, **changes: Any) -> JobFile:
-    book = replace(read_job(run), **changes)
-    write_json(run.job, asdict(book))
+    """Raises PreflightError where it cannot be read or written."""
+    with locked(run):
+        book = parse_model(JobFile, read_job(run).fields() | changes, run.job, PreflightError)
+        write_record(run.job, book.fields())
     return book

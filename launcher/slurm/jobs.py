@@ -2,16 +2,17 @@
 
 import os
 import signal
-import socket
 import time
 from contextlib import suppress
 
 from launcher.preflight.on_disk import Finding
 from launcher.slurm import clients
-from launcher.slurm.attempt import living_owner
+from launcher.slurm.claim import living_owner
 from launcher.slurm.job_file import read_job, update_job
+from megatrain.base.files import reason
 from megatrain.errors import MegatrainError, PreflightError
-from megatrain.monitor.attempts import read_attempts
+from megatrain.run.attempts import Attempt, read_attempts
+from megatrain.run.launchers import is_elsewhere, not_to_be_signalled
 from megatrain.run_dir import RunDir
 
 
@@ -37,7 +38,7 @@ def busy_with(run: RunDir) -> str | None:
     states = clients.ask({*jobs, *filter(None, (attempt.job for attempt in attempts[-1:]))})
     for job in clients.active(states, jobs):
         return f"job {job.id} ({job.state})"
-    return living_owner(run, attempts[-1], states) if attempts else None
+    return living_owner(run, len(attempts) - 1, attempts[-1], states) if attempts else None
 
 
 def submit(script: str, run: RunDir, *, chain: int = 1) -> list[str]:
@@ -64,16 +65,30 @@ def stop(run: RunDir, *, now: bool) -> str:
     states = clients.job_states(jobs)
     if active := clients.active(states, jobs):
         return _stop_jobs(run, active, now=now)
-    if not attempts or not (owner := living_owner(run, attempts[-1], states)):
+    if not attempts or attempts[-1].ended is not None:
         raise PreflightError(f"{run}: nothing trains it; there is nothing to stop.")
     last = attempts[-1]
-    if last.host != socket.gethostname():
-        raise PreflightError(f"{run}: is trained by {owner}. Give the command there.")
-    os.kill(last.pid, signal.SIGINT if now else signal.SIGUSR2)
-    if now:
-        time.sleep(0.3)
-        with suppress(ProcessLookupError):
-            os.kill(last.pid, signal.SIGINT)  # the second one does not wait
+    if last.job is not None:
+        raise PreflightError(f"{run}: nothing trains it: job {last.job}, which did, is over.")
+    return _stop_process(run, len(attempts) - 1, last, now=now)
+
+
+def _stop_process(run: RunDir, index: int, attempt: Attempt, *, now: bool) -> str:
+    owner = f"process {attempt.pid} on {attempt.host}"
+    if is_elsewhere(attempt):
+        if living_owner(run, index, attempt, None, watch=True):
+            raise PreflightError(f"{run}: is trained by {owner}. Give the command there.")
+        raise PreflightError(f"{run}: nothing trains it: {owner}, which did, gives no sign of life.")
+    if why := not_to_be_signalled(run, attempt):
+        raise PreflightError(f"{run}: nothing is stopped: {why}.")
+    try:
+        os.kill(attempt.pid, signal.SIGINT if now else signal.SIGUSR2)
+        if now:
+            time.sleep(0.3)
+            with suppress(ProcessLookupError):
+                os.kill(attempt.pid, signal.SIGINT)  # the second one does not wait
+    except OSError as error:
+        raise PreflightError(f"{run}: {owner} cannot be signalled: {reason(error)}.") from None
     return f"{owner}: {'ended' if now else 'it saves and stops'}"
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from launcher.slurm import clients
-from launcher.slurm.attempt import living_owner
+from launcher.slurm.claim import living_owner
 from launcher.slurm.clients import JobState
 from launcher.slurm.job_file import read_job
 from megatrain import config_file
 from megatrain.errors import DataError, ExitCode, MegatrainError
-from megatrain.monitor.attempts import Attempt, last_error, newest_step, read_attempts, read_heartbeat
 from megatrain.monitor.formatting import duration, quantity
 from megatrain.monitor.metrics import read_metrics
+from megatrain.run.attempts import Attempt, newest_step, read_attempts
+from megatrain.run.heartbeat import read_heartbeat
+from megatrain.run.outcomes import last_error, read_outcome
 from megatrain.run_dir import RunDir
 
 States = Mapping[str, JobState] | None  # of Slurm's jobs; None: it does not answer
@@ -55,8 +57,11 @@ def status(run: RunDir) -> Status:
 
 def all_statuses(folder: Path) -> list[Status]:
     """Of every run in a folder that can be read. Slurm is asked once."""
-    runs, found = runs_in(folder), []
-    states = clients.ask({job for run in runs for job in _jobs(run)})
+    runs, found, jobs = runs_in(folder), [], set[str]()
+    for run in runs:
+        with suppress(MegatrainError):
+            jobs |= _jobs(run)
+    states = clients.ask(jobs)
     for run in runs:
         with suppress(MegatrainError):
             found.append(_status(run, states))
@@ -99,7 +104,7 @@ def goodput(rows: list[dict[str, Any]], attempts: list[Attempt]) -> float | None
     metrics.jsonl holds each step once: a resume drops the reports of steps that it repeats. What is lost goes into
     starting, compiling, saving, evaluating and repeating.
     """
-    held = sum((attempt.ended or time.time()) - attempt.started for attempt in attempts)
+    held = sum(max(0.0, (attempt.ended or time.time()) - attempt.started) for attempt in attempts)
     productive, before = 0.0, 0
     for row in rows:
         if row.get("step_seconds"):
@@ -161,7 +166,7 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: in
         start = f", expected {job.start}" if (job := jobs[0]).start not in ("", "N/A") else ""
         return "pending", f"job {job.id} ({job.reason}{start})"
     last = attempts[-1] if attempts else None
-    if last and (owner := living_owner(run, last, states)):
+    if last and (owner := living_owner(run, len(attempts) - 1, last, states)):
         return "running", ", ".join(filter(None, (owner, doing)))
     if newest_step(run) >= total_steps:
         return "finished", ""
@@ -169,6 +174,8 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: in
         return "prepared", "not started yet"
     if last.ended is None and read_job(run).stop:
         return "stopped", f"as asked; megatrain resubmit {run} goes on"
+    if last.ended is None and (outcome := read_outcome(run, len(attempts) - 1)):
+        return "failed", f"exit code {outcome.exit_code}, and its launcher could not record it"
     if last.ended is None:
         return "lost", f"it ended without a word; megatrain resubmit {run}, or train it again"
     if last.exit_code in (ExitCode.STOPPED, ExitCode.DONE):

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,16 +39,25 @@ class CheckpointStore:
         group: a gloo group of all ranks, used by nothing else while a method runs.
         layout: of this run's ranks, in words; recorded for people.
         report: called with a line for people, on rank 0 only.
+        guard: entered on rank 0 around what changes the run's folder; raises where another trainer has the run.
     """
 
     def __init__(
-        self, run: RunDir, group: dist.ProcessGroup, *, layout: str, keep_last: int, report: Callable[[str], None]
+        self,
+        run: RunDir,
+        group: dist.ProcessGroup,
+        *,
+        layout: str,
+        keep_last: int,
+        report: Callable[[str], None],
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.run = run
         self.group = group
         self.layout = layout
         self.keep_last = keep_last
         self.report = report
+        self.guard = guard
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
@@ -118,7 +128,8 @@ class CheckpointStore:
     def _make_temporary(self, step: int) -> Path:
         attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.getpid()}.{time.time_ns()}"
         temporary = self.run.checkpoints / f"{_TEMPORARY}{self.run.step(step).name}.{attempt}"
-        temporary.mkdir(parents=True)
+        with self.guard():
+            temporary.mkdir(parents=True)
         return temporary
 
     def _commit(self, temporary: Path, step: int, files: dict[str, FileRecord], state: dict[str, Any]) -> Path:
@@ -135,9 +146,10 @@ class CheckpointStore:
         write_manifest(temporary, manifest)
         _sync_folder(temporary)
         final = self.run.step(step)
-        if final.exists():  # a damaged one, passed over when this run resumed from an earlier step
-            final.rename(final.with_name(f"{_REPLACED}{final.name}.{time.time_ns()}"))
-        temporary.rename(final)
+        with self.guard():
+            if final.exists():  # a damaged one, passed over when this run resumed from an earlier step
+                final.rename(final.with_name(f"{_REPLACED}{final.name}.{time.time_ns()}"))
+            temporary.rename(final)
         _sync_folder(self.run.checkpoints)
         self._delete_superseded()
         return final

@@ -9,6 +9,7 @@ together show who is elsewhere.
 """
 
 import faulthandler
+import itertools
 import os
 import socket
 import sys
@@ -18,8 +19,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
-from megatrain.errors import ExitCode
-from megatrain.monitor.attempts import record_outcome, write_heartbeat
+from megatrain.errors import ExitCode, MegatrainError
+from megatrain.run.claim import own_claim, superseded
+from megatrain.run.heartbeat import write_heartbeat
+from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
 
 _T = TypeVar("_T")
@@ -41,6 +44,7 @@ class Watchdog:
         self._limit = hang_seconds
         self._poll = min(POLL_SECONDS, hang_seconds / 4)
         self._last, self._step, self._activity = time.monotonic(), 0, "starting"
+        self._sequence = itertools.count(1)
         self._ended = threading.Event()
         run.logs.mkdir(parents=True, exist_ok=True)
         self._path = run.logs / f"stacks-rank-{rank}.txt"
@@ -99,6 +103,12 @@ class Watchdog:
         os._exit(ExitCode.CRASH)
 
     def _heartbeat(self) -> None:
-        if self._rank == 0:
-            with suppress(OSError):  # a full disk is not the watchdog's to report
-                write_heartbeat(self._run, step=self._step, activity=self._activity)
+        if self._rank != 0:
+            return
+        if why := superseded(self._run, own_claim()):  # before anything is written over what the other trainer writes
+            print(
+                f"error: {self._run}: {why}; this trainer stops, and writes nothing more", file=sys.stderr, flush=True
+            )
+            os._exit(ExitCode.PREFLIGHT)
+        with suppress(MegatrainError):  # a full disk is not the watchdog's to report
+            write_heartbeat(self._run, step=self._step, activity=self._activity, sequence=next(self._sequence))

@@ -17,6 +17,7 @@ from megatrain.monitor.health import check_health
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
+from megatrain.run.claim import current
 from megatrain.run_dir import RunDir, write_json
 from megatrain.topology import Topology
 from megatrain.train import process
@@ -74,7 +75,12 @@ def build(
     engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
     layout = f"ZeRO-{config.parallel.zero_stage}, {mesh.topology}"
     store = CheckpointStore(
-        run, mesh.control_group, layout=layout, keep_last=config.checkpoint.keep_last, report=console.line
+        run,
+        mesh.control_group,
+        layout=layout,
+        keep_last=config.checkpoint.keep_last,
+        report=console.line,
+        guard=lambda: current(run),
     )
     checkpointer = Checkpointer(config, engine, store)
     watchdog.beat("loading a checkpoint")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from megatrain.errors import ConfigError, ExitCode, MegatrainError
-from megatrain.monitor.attempts import record_outcome
+from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
 
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}

@@ -68,6 +68,19 @@ def test_a_rank_that_goes_on_is_left_alone(rank, tmp_path):
     assert (beat["step"], beat["activity"], beat["attempt"]) == (3, "evaluation", 0)
 
 
+def test_a_rank_whose_run_another_start_has_stops_and_writes_nothing(rank, tmp_path):
+    process = rank("for _ in dog.watched(range(600), 'training'):\n    time.sleep(0.1)")
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "heartbeat.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    later = {"job": "9", "host": "h", "pid": 1, "ranks": 1, "started": 1.0, "start_step": 0, "token": "later"}
+    (tmp_path / "attempts.json").write_text(json.dumps([later, later]))
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert said == f"error: {tmp_path}: job 9 has started it anew; this trainer stops, and writes nothing more\n"
+    assert not (tmp_path / "outcomes").exists()
+
+
 def test_a_rank_that_was_suspended_does_not_hang(rank, tmp_path):
     """Slurm stops the processes of a job that it suspends; the clock goes on."""
     process = rank("watchdog.GRACE_SECONDS = 60\nfor _ in range(20):\n    time.sleep(0.1); dog.beat('x')\ndog.close()")

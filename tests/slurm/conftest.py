@@ -109,12 +109,13 @@ slurm: {time: "5", cpus_per_task: 2, restarts_without_progress: 1}
 # who watches it, are the real thing.
 STAND_IN = """
 import os, pathlib, signal, sys, time
-from megatrain.monitor.attempts import record_outcome
 from megatrain.monitor.watchdog import Watchdog
+from megatrain.run.claim import own_claim
+from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
 
 run, rank = RunDir(sys.argv[1]), int(os.environ["SLURM_PROCID"])
-start = int(os.environ["MEGATRAIN_ATTEMPT"])
+start = own_claim().attempt
 names = ["SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "SLURMD_NODENAME"]
 names += ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"]
 

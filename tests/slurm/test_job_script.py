@@ -8,7 +8,7 @@ from launcher.slurm import clients, jobs
 from launcher.slurm.job_file import read_job
 from launcher.slurm.status import status
 from megatrain.errors import PreflightError
-from megatrain.monitor.attempts import read_attempts
+from megatrain.run.attempts import read_attempts
 from tests.slurm.conftest import wait_until
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED")

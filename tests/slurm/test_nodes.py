@@ -4,13 +4,12 @@ import os
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 
 from launcher.slurm import clients, jobs
 from megatrain.errors import PreflightError
-from megatrain.monitor.attempts import Attempt, read_attempts, write_attempts
+from megatrain.run.attempts import Attempt, read_attempts, write_attempts
 from tests.slurm.conftest import wait_until
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="nodes can be told apart only as root")
@@ -74,7 +73,7 @@ def test_a_node_that_failed_twice_is_left_out(cluster, submit):
         end_step=1,
         failed_nodes=[bad],
     )
-    write_attempts(job.run, [replace(now, ended=time.time(), failed_nodes=[]), past, past])
+    write_attempts(job.run, [now.model_copy(update={"ended": time.time(), "failed_nodes": []}), past, past])
     subprocess.run(["scontrol", "requeue", job.id], check=True, timeout=30)  # as after a node failure
     fields = cluster.wait_for(job.id, "COMPLETED", "FAILED", seconds=90)
     assert fields["JobState"] == "COMPLETED", job.log

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.monitor.attempts import read_attempts
+from megatrain.run.attempts import read_attempts
 from megatrain.run_dir import RunDir
 from tests.project import make_project, megatrain, metrics
 from tests.slurm.conftest import wait_until

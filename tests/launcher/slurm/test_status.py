@@ -16,7 +16,8 @@ from launcher.slurm.job_file import update_job
 from launcher.slurm.logs import newest_log, read
 from launcher.slurm.status import all_statuses, goodput, lines, status, table
 from megatrain.errors import ConfigError
-from megatrain.monitor.attempts import Attempt, write_attempts, write_heartbeat
+from megatrain.run.attempts import Attempt, write_attempts
+from megatrain.run.heartbeat import write_heartbeat
 from megatrain.run_dir import RunDir
 
 

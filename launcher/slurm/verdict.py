@@ -1,0 +1,68 @@
+"""What becomes of a job when its ranks have ended: decided from what is recorded, without a look at anything else."""
+
+import re
+from typing import NamedTuple
+
+from launcher.slurm.job_file import JobFile
+from megatrain.config import Config
+from megatrain.errors import ExitCode
+from megatrain.run.attempts import Attempt, fruitless
+from megatrain.run.outcomes import Outcome
+
+_MISTAKES = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # another start would repeat them
+# Errors of one machine, as CUDA, NCCL and the kernel word them. Illegal accesses and assertions are a program's.
+_OF_A_NODE = re.compile(
+    r"uncorrectable|hardware stack error|unspecified launch failure|launch timed out|no CUDA-capable device|"
+    r"busy or unavailable|system not yet initialized|initialization error|CUDA driver|fallen off the bus|GPU is lost|"
+    r"\bXid\b|Input/output error|Stale file handle|No space left on device|Bus error",
+    re.IGNORECASE,
+)
+
+
+class Verdict(NamedTuple):
+    requeue: bool
+    exit_code: int
+    said: str  # for people
+    cause: str = ""  # the error that it is requeued after
+    given_up: bool = False  # until somebody resubmits it
+
+    def words(self, then: str = "queued again") -> str:
+        """Args: then: what follows, where the job is to go on."""
+        if not self.requeue:
+            return self.said
+        return f"{self.said}; {then}{f' after: {self.cause}' if self.cause else ''}"
+
+
+def verdict(
+    config: Config, attempts: list[Attempt], attempt: Attempt, outcome: Outcome | None, code: int, book: JobFile
+) -> Verdict:
+    """Decide what becomes of a job whose last attempt has been closed.
+
+    Args:
+        code: srun's exit code: 0 also where the ranks saved and stopped.
+        outcome: of the first rank that did not simply finish.
+    """
+    step = attempt.end_step or 0
+    if step >= config.total_steps:
+        return Verdict(False, ExitCode.DONE, f"finished: step {step:,}, after {len(attempts)} starts")
+    if book.stop:
+        return Verdict(False, ExitCode.STOPPED, f"stopped at step {step:,}, as asked; not queued again")
+    stopped = code == 0 and outcome is not None and outcome.exit_code == ExitCode.STOPPED
+    why = outcome.error if outcome else f"the ranks ended with {code}, and said nothing"
+    failed = outcome.exit_code if outcome and outcome.exit_code != ExitCode.STOPPED else int(ExitCode.CRASH)
+    if not stopped and (failed in _MISTAKES or (outcome is not None and not outcome.retryable)):
+        return Verdict(False, failed, f"not queued again, for it would fail again: {why}")
+    in_vain, allowed = fruitless(attempts, book.submitted), config.slurm.restarts_without_progress
+    exit_code = int(ExitCode.STOPPED) if stopped else failed
+    if in_vain > allowed:
+        said = f"given up: {in_vain} starts in a row without a new checkpoint. The last: {why}."
+        return Verdict(False, exit_code, said, given_up=True)
+    said = f"saved step {step:,}" if attempt.progressed else f"no new checkpoint ({in_vain} of {allowed + 1} starts)"
+    return Verdict(True, exit_code, said, "" if stopped else why)
+
+
+def node_is_to_blame(outcome: Outcome) -> bool:
+    """Whether this failure speaks against its node: a bug of the program shows anywhere, and so does a lost peer."""
+    if outcome.exit_code != ExitCode.CRASH or outcome.of_a_peer:
+        return False
+    return _OF_A_NODE.search(outcome.error) is not None

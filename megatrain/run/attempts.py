@@ -1,0 +1,89 @@
+"""RUN/attempts.json: a list, an object per start of the run, oldest first. Written by who starts the ranks."""
+
+import os
+import time
+from collections import Counter
+from typing import Any
+
+from pydantic import Field, RootModel
+
+from megatrain.base.files import read_model
+from megatrain.errors import PreflightError
+from megatrain.run.record import Code, Count, JobId, Name, Record, Seconds, Text, write_record
+from megatrain.run_dir import RunDir
+
+
+class Attempt(Record):
+    """One start of a run. Steps are those of checkpoints."""
+
+    job: JobId | None  # Slurm's; None: started by hand
+    host: Name  # where the ranks were started from
+    pid: int = Field(ge=1, le=2**22)  # of the process that started them
+    token: Name | None = None  # of this start alone: the ranks carry it, and stop when another start has the run
+    boot: Name | None = None  # boot id of the host, pid namespace and start time of the process, in clock ticks since
+    pid_namespace: Name | None = None  # boot: together with the pid they name one process for good
+    start_ticks: Count | None = None
+    folder: Text | None = None  # the run's, absolute
+    nodes: list[Name] = Field(default_factory=list)
+    ranks: int = Field(ge=0, le=10**8)
+    started: Seconds
+    start_step: Count
+    ended: Seconds | None = None
+    end_step: Count | None = None
+    exit_code: Code | None = None  # None although it ended: lost, as with a node
+    failed_nodes: list[Name] = Field(default_factory=list)
+    error: Text | None = None
+
+    @property
+    def progressed(self) -> bool:
+        return self.end_step is not None and self.end_step > self.start_step
+
+
+class _History(RootModel[list[Attempt]]):
+    pass
+
+
+def read_attempts(run: RunDir) -> list[Attempt]:
+    """Oldest first; none where nothing was started.
+
+    Raises:
+        PreflightError: the file is there, and is not a history of starts. Who trains the run cannot be told then.
+    """
+    if not os.path.lexists(run.attempts):
+        return []
+    try:
+        return read_model(run.attempts, _History, error=PreflightError).root
+    except PreflightError as error:
+        fix = "restore it, or, when nothing trains the run, move it away"
+        raise PreflightError(f"{error}. It is the history of the run's starts: {fix}") from None
+
+
+def write_attempts(run: RunDir, attempts: list[Attempt]) -> None:
+    """Raises PreflightError where it cannot be written."""
+    write_record(run.attempts, [attempt.fields() for attempt in attempts])
+
+
+def ended(run: RunDir, attempt: Attempt, **ending: Any) -> Attempt:
+    """The attempt, closed, with the newest checkpoint as its last step."""
+    return Attempt(**attempt.fields() | {"ended": time.time(), "end_step": newest_step(run)} | ending)
+
+
+def newest_step(run: RunDir) -> int:
+    """Of the checkpoints; 0 where there is none."""
+    return max(run.steps(), default=0)
+
+
+def fruitless(attempts: list[Attempt], since: float = 0.0) -> int:
+    """How many of the last attempts in a row ended without a new checkpoint."""
+    count = 0
+    for attempt in reversed([attempt for attempt in attempts if attempt.started >= since]):
+        if attempt.ended is not None and attempt.progressed:
+            break
+        count += attempt.ended is not None
+    return count
+
+
+def unreliable_nodes(attempts: list[Attempt], since: float = 0.0) -> list[str]:
+    """Nodes that were named in two failures or more."""
+    failures = Counter(node for attempt in attempts if attempt.started >= since for node in attempt.failed_nodes)
+    return sorted(node for node, count in failures.items() if count >= 2)
