@@ -174,13 +174,14 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: in
         return "prepared", "not started yet"
     if last.ended is None and read_job(run).stop:
         return "stopped", f"as asked; megatrain resubmit {run} goes on"
-    if last.ended is None and (outcome := read_outcome(run, len(attempts) - 1)):
-        return "failed", f"exit code {outcome.exit_code}, and its launcher could not record it"
-    if last.ended is None:
+    outcome = read_outcome(run, len(attempts) - 1) if last.ended is None else None
+    if last.ended is None and outcome is None:
         return "lost", f"it ended without a word; megatrain resubmit {run}, or train it again"
-    if last.exit_code in (ExitCode.STOPPED, ExitCode.DONE):
+    code = outcome.exit_code if outcome else last.exit_code
+    if code in (ExitCode.STOPPED, ExitCode.DONE):
         return "stopped", "the same command goes on from there"
-    return "failed", f"exit code {last.exit_code}" if last.exit_code is not None else "lost"
+    unrecorded = ", and its launcher could not record it" if outcome else ""
+    return "failed", f"exit code {code}{unrecorded}" if code is not None else "lost"
 
 
 def _rows(run: RunDir) -> list[dict[str, Any]]:
