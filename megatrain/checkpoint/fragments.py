@@ -59,6 +59,10 @@ class Fragment(torch.Tensor):
         }
         return self
 
+    def parts(self) -> Iterator[tuple[torch.Size, Tensor]]:
+        """(where it begins in the whole tensor, a view of DeepSpeed's memory) of each box."""
+        return ((offset, view) for offset, (_, view) in self._boxes.items())
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"a Fragment is only saved and loaded; {func} is not for it")

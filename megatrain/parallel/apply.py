@@ -1,28 +1,36 @@
 """The one place that says what is done to a built model, and in which order."""
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from megatrain.config import ModelSection, ParallelSection
-from megatrain.model.initialization import initial_weight, materialize
+from megatrain.model.initialization import materialize
 from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.context_parallel import apply_context_parallel
 from megatrain.parallel.mesh import Mesh
-from megatrain.parallel.tensor_parallel import apply_tensor_parallel, shard_of, sum_replicated_gradients
+from megatrain.parallel.tensor_parallel import apply_tensor_parallel, sum_replicated_gradients
 
 
 def build_parallel_model(
-    model_config: ModelSection, parallel: ParallelSection, mesh: Mesh, *, seed: int, device: torch.device | str = "cpu"
+    model_config: ModelSection,
+    parallel: ParallelSection,
+    mesh: Mesh,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    placed: Callable[[str, nn.Parameter], None] = lambda name, parameter: None,
 ) -> Transformer:
-    """A model with this rank's fp32 weights, ready for DeepSpeed.
+    """A model with this rank's slices of the weights, ready for DeepSpeed. Memory is all they are: `train.weights` or a
+    checkpoint gives them their values, and only the part of them that this rank owns.
 
     Args:
         parallel: resolved; no "auto" is left in it.
-        seed: of the initial weights, which are the same for every layout.
+        dtype: that the model computes in.
+        placed: called with (name, slice) before the next slice is made, so that ZeRO-3 can keep a part of it only.
     """
     with torch.device("meta"):
         model = Transformer(model_config)
@@ -30,8 +38,8 @@ def build_parallel_model(
     # 1. Slices and collectives first: checkpointing must recompute them, and compile must see them.
     apply_tensor_parallel(model, mesh.tensor_group, sequence_parallel=sequence_parallel)
     apply_context_parallel(model, mesh.context_group)
-    # 2. Only what is left of each weight becomes real.
-    materialize(model, partial(_initial_part, config=model_config, seed=seed), device)
+    # 2. Only what is left of each weight becomes real, one after the other.
+    materialize(model, lambda _, p: torch.empty(p.shape, dtype=dtype, device=device), device, dtype, placed=placed)
     # 3. Hooks on parameters need the real ones.
     if sequence_parallel:
         sum_replicated_gradients(model, mesh.tensor_group)
@@ -42,12 +50,3 @@ def build_parallel_model(
     if parallel.compile:
         compile_blocks(model)
     return model
-
-
-def _initial_part(name: str, parameter: nn.Parameter, *, config: ModelSection, seed: int) -> Tensor:
-    shard = shard_of(parameter)
-    whole_shape = list(parameter.shape)
-    if shard is not None:
-        whole_shape[shard.dim] *= shard.count
-    whole = initial_weight(name, torch.Size(whole_shape), config, seed)
-    return whole if shard is None else shard.of(whole).clone()

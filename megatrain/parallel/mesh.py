@@ -27,9 +27,12 @@ class Mesh:
         self.tensor_rank = topology.tensor_rank(self.rank)
         self.context_rank = topology.context_rank(self.rank)
         self.data_rank = topology.data_rank(self.rank)
-        self.tensor_group = _own_group(topology.tensor_groups(), self.rank)
-        self.context_group = _own_group(topology.context_groups(), self.rank)
-        self.replica_group = _own_group(topology.replica_groups(), self.rank)
+        alone = _new_group([self.rank])  # stands for every group of one rank
+        kinds = (topology.tensor_groups(), topology.context_groups(), topology.replica_groups())
+        self.tensor_group, self.context_group, self.replica_group = (
+            alone if len(groups[0]) == 1 else _new_group(next(ranks for ranks in groups if self.rank in ranks))
+            for groups in kinds
+        )
         self.control_group = dist.new_group(backend="gloo")
 
     @property
@@ -75,6 +78,10 @@ class Mesh:
         return self.replicas
 
 
-def _own_group(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
-    made = [(ranks, dist.new_group(ranks)) for ranks in groups]
-    return next(group for ranks, group in made if rank in ranks)
+def _new_group(ranks: list[int]) -> dist.ProcessGroup:
+    """A group that only its own ranks ask for, at the same time as all other ranks ask for theirs of the kind.
+
+    Where each rank asks for every group, their number is the square of the ranks'. Over NCCL this is one split of the
+    world's communicator per kind, in which each group is a color; over gloo a group's members meet by themselves.
+    """
+    return dist.new_group(ranks, use_local_synchronization=True)

@@ -1,11 +1,12 @@
 """A resolved configuration -> the parts of a run, in the order in which they depend on each other."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.store import CheckpointStore
@@ -22,11 +23,12 @@ from megatrain.run_dir import RunDir, write_json
 from megatrain.topology import Topology
 from megatrain.train import process
 from megatrain.train.checkpointing import Checkpointer, Position
-from megatrain.train.engine import Engine, read_ds_config
+from megatrain.train.engine import Engine, compute_dtype, partitioner, read_ds_config
 from megatrain.train.loop import Loader, Parts
 from megatrain.train.optimizer import build_optimizer
 from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
+from megatrain.train.weights import initialize_weights
 
 _AFTER_WATCHDOG_SECONDS = 60  # a collective gives up later than the watchdog, which says more
 
@@ -69,10 +71,7 @@ def build(
 
     watchdog.beat("building")
     loader = make_loader(mesh)
-    model = build_parallel_model(config.model, config.parallel, mesh, seed=config.run.seed, device=device)
-    optimizer = build_optimizer(model, config.optimizer)
-    ds_config = read_ds_config(run.ds_config)
-    engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
+    engine = build_engine(config, mesh, read_ds_config(run.ds_config), device=device, beat=watchdog.beat)
     layout = f"ZeRO-{config.parallel.zero_stage}, {mesh.topology}"
     store = CheckpointStore(
         run,
@@ -85,9 +84,11 @@ def build(
     checkpointer = Checkpointer(config, engine, store)
     watchdog.beat("loading a checkpoint")
     position = checkpointer.resume(resume)
-    watchdog.beat("first step", position.step)
-    if position.checkpoint is None and initial_weights is not None:
-        console.line(f"weights: from {checkpointer.load_weights(initial_weights)}")
+    if position.checkpoint is None:
+        if initial_weights is not None:
+            console.line(f"weights: from {checkpointer.load_weights(initial_weights)}")
+        else:
+            initialize_weights(engine, config.model, config.run.seed, beat=watchdog.beat)
     if position.checkpoint is not None and position.loader is not None:
         changes = loader.load_state_dict(position.loader)
         saved = read_manifest(position.checkpoint)
@@ -101,6 +102,7 @@ def build(
         )
         for change in changes:
             console.line(change)
+    watchdog.beat("first step", position.step)
     report = Reporter(config, run, mesh, console, resume_step=position.step)
     checkpointer.saved = report.saved
     parts = Parts(
@@ -114,6 +116,34 @@ def build(
         watchdog=watchdog,
     )
     return parts, position
+
+
+def build_engine(
+    config: Config,
+    mesh: Mesh,
+    ds_config: Mapping[str, Any],
+    *,
+    device: torch.device | str = "cpu",
+    beat: Callable[[str], None] = lambda activity: None,
+) -> Engine:
+    """An engine whose weights have no values yet: a checkpoint, other weights or the seed follow.
+
+    Args:
+        beat: called with each weight that is about to take its place.
+    """
+    assert config.model is not None, "a resolved configuration"
+    partition = partitioner(mesh, ds_config, device)
+
+    def placed(name: str, parameter: nn.Parameter) -> None:
+        beat(f"building {name}")
+        partition(parameter)
+
+    model = build_parallel_model(
+        config.model, config.parallel, mesh, device=device, dtype=compute_dtype(ds_config), placed=placed
+    )
+    beat("building the engine")
+    optimizer = build_optimizer(model, config.optimizer)
+    return Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
 
 
 def _read_plan(run: RunDir) -> dict[str, Any]:

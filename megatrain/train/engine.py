@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,9 @@ class Engine:
         targets = (part.labels != IGNORE_INDEX).sum()
         return torch.stack((loss.double(), targets.to(loss.device).double()))
 
-    def state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, Tensor]:
+    def state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, fragments.Fragment]:
         """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
-        return dict(fragments.fragments(self._engine, for_saving=for_saving, weights_only=weights_only))
+        return fragments.fragments(self._engine, for_saving=for_saving, weights_only=weights_only)
 
     def loaded(self, optimizer_step: int) -> None:
         """Call after the tensors of `state` were written."""
@@ -145,6 +145,33 @@ class Engine:
             for gradient, _ in gradients:
                 gradient.mul_(self._clipping / norm)
         return norm
+
+
+def partitioner(mesh: Mesh, ds_config: Mapping[str, Any], device: torch.device | str) -> Callable[[nn.Parameter], None]:
+    """Of a parameter, keeps what this rank owns outside of a forward or backward pass: under ZeRO-3 its part.
+
+    DeepSpeed would partition a whole model on its own, but only once all of it is there. Nothing is sent: the values
+    come later.
+    """
+    if ds_config["zero_optimization"]["stage"] != 3:
+        return lambda parameter: None
+    deepspeed.init_distributed(dist_init_required=False)
+    init = deepspeed.zero.Init(
+        data_parallel_group=mesh.replica_group,
+        config_dict_or_path=dict(ds_config),
+        mpu=mesh,
+    )
+    init.local_device = init.remote_device = torch.device(device)
+
+    def partition(parameter: nn.Parameter) -> None:
+        init._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # type: ignore[attr-defined]
+
+    return partition
+
+
+def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
+    return torch.bfloat16 if "bf16" in ds_config else torch.float32
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:

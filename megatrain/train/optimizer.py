@@ -14,8 +14,13 @@ def build_optimizer(model: nn.Module, config: OptimizerSection) -> torch.optim.O
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if _is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if not _is_matrix(p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # of the whole, where ZeRO-3 has left a flat part of it
+    return len(shape) >= 2

@@ -101,11 +101,10 @@ class Run:
 
     def __init__(self, layout: Layout) -> None:
         from launcher.deepspeed_config import deepspeed_config
-        from megatrain.parallel.apply import build_parallel_model
         from megatrain.parallel.mesh import Mesh
         from megatrain.topology import Topology
-        from megatrain.train.engine import Engine
-        from megatrain.train.optimizer import build_optimizer
+        from megatrain.train.build import build_engine
+        from megatrain.train.weights import initialize_weights
 
         self.layout = layout
         config = config_of(layout)
@@ -113,12 +112,8 @@ class Run:
             world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
         )
         self.mesh = Mesh(topology)
-        model = build_parallel_model(config.model, config.parallel, self.mesh, seed=config.run.seed)
-        optimizer = build_optimizer(model, config.optimizer)
-        ds_config = deepspeed_config(config, layout.world_size)
-        self.engine = Engine(
-            model, optimizer, self.mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping
-        )
+        self.engine = build_engine(config, self.mesh, deepspeed_config(config, layout.world_size))
+        initialize_weights(self.engine, config.model, config.run.seed)
 
     def micro_batches(self, step: int) -> Iterator["Batch"]:
         """This rank's share of a global batch."""

@@ -66,6 +66,7 @@ class Measured:
     gradients: int
     optimizer: int
     resting: int  # all that is allocated between two steps
+    start: int  # peak until the weights have their values
     saved: int  # what a forward pass leaves for the backward pass
     forward: int  # peak while it runs
     backward: int
@@ -73,11 +74,11 @@ class Measured:
 
     @property
     def peak(self) -> int:
-        return max(self.forward, self.backward, self.step)
+        return max(self.start, self.forward, self.backward, self.step)
 
     @property
     def moment(self) -> str:
-        return max(("forward", "backward", "step"), key=lambda moment: getattr(self, moment))
+        return max(("start", "forward", "backward", "step"), key=lambda moment: getattr(self, moment))
 
 
 def _model(layers: int, hidden: int, heads: int, kv: int, intermediate: int, vocabulary: int) -> ModelSection:
@@ -206,7 +207,7 @@ def measure(case: Case) -> Measured:
     """On every rank of a group, as `RankPool.run` calls it."""
     with LiveTensors() as live:
         engine, batch = _build(case)
-        marks: dict[str, int] = {}
+        marks = {"start": live.peak()}
         engine._forward = _marked(engine._forward, live, marks)
         tokens = case.config.training.global_batch_size * case.sequence_length
         for _ in range(STEPS):
@@ -232,11 +233,10 @@ def _marked(forward: Any, live: LiveTensors, marks: dict[str, int]) -> Any:
 def _build(case: Case) -> tuple[Any, Any]:
     from launcher.deepspeed_config import deepspeed_config
     from megatrain.data.loading.batch import Batch
-    from megatrain.parallel.apply import build_parallel_model
     from megatrain.parallel.mesh import Mesh
     from megatrain.topology import Topology
-    from megatrain.train.engine import Engine
-    from megatrain.train.optimizer import build_optimizer
+    from megatrain.train.build import build_engine
+    from megatrain.train.weights import initialize_weights
 
     config, layout = case.config, case.layout
     mesh = Mesh(
@@ -246,14 +246,8 @@ def _build(case: Case) -> tuple[Any, Any]:
             context_parallel=layout.context_parallel,
         )
     )
-    model = build_parallel_model(config.model, config.parallel, mesh, seed=1)
-    engine = Engine(
-        model,
-        build_optimizer(model, config.optimizer),
-        mesh,
-        deepspeed_config(config, layout.world_size),
-        gradient_clipping=config.optimizer.gradient_clipping,
-    )
+    engine = build_engine(config, mesh, deepspeed_config(config, layout.world_size))
+    initialize_weights(engine, config.model, 1)
     shape = (layout.micro_batch_size, case.sequence_length)
     ids = torch.arange(shape[0] * shape[1]).reshape(shape) % case.model.padded_vocab_size
     # causal attention without a mask: on a GPU the mask of documents takes next to nothing, on a CPU S × S

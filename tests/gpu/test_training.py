@@ -13,7 +13,6 @@ from megatrain.data.loading.batch import Batch
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
-from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
@@ -56,17 +55,15 @@ def test_compiled_blocks_are_the_eager_ones(dtype, tolerance, packed, checkpoint
 def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
     """Of a run of one rank; in a process of its own, for DeepSpeed keeps its view of the world in globals."""
     from launcher.deepspeed_config import deepspeed_config
-    from megatrain.train.engine import Engine
-    from megatrain.train.optimizer import build_optimizer
+    from megatrain.train.build import build_engine
+    from megatrain.train.weights import initialize_weights
 
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     config = layouts.config_of(layout)
     mesh = Mesh(Topology(world_size=1))
-    model = build_parallel_model(config.model, config.parallel, mesh, seed=config.run.seed, device=DEVICE)
-    optimizer = build_optimizer(model, config.optimizer)
-    ds_config = deepspeed_config(config, world_size=1)
-    engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
+    engine = build_engine(config, mesh, deepspeed_config(config, world_size=1), device=DEVICE)
+    initialize_weights(engine, config.model, config.run.seed)
     positions = torch.arange(SEQUENCE).expand(GLOBAL_BATCH, -1)
     measured = []
     for step in range(STEPS):

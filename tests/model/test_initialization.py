@@ -1,9 +1,11 @@
+import hashlib
 import math
 
 import pytest
 import torch
 
-from megatrain.model.initialization import initial_weight, materialize
+from megatrain.model import initialization
+from megatrain.model.initialization import initial_weight, materialize, write_initial_weight
 from megatrain.model.transformer import Transformer
 
 SHAPE = torch.Size((400, 300))
@@ -39,6 +41,55 @@ def test_norm_weights_are_one(model_section) -> None:
     assert torch.equal(initial_weight("norm.weight", torch.Size((24,)), model_section(), 0), torch.ones(24))
 
 
+def test_a_weight_of_one_chunk_comes_from_one_stream(model_section) -> None:
+    """What seeds have always given."""
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(b"5:head.weight").digest()[:7], "little"))
+    expected = torch.empty(SHAPE).normal_(0.0, 0.3, generator=generator)
+    assert torch.equal(initial_weight("head.weight", SHAPE, model_section(), 5), expected)
+
+
+@pytest.mark.parametrize("chunk", [300, 301, 7 * 300, 100])  # one row, one row, seven rows, and never less than a row
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_part_is_the_same_without_the_rest(model_section, monkeypatch, chunk, threads) -> None:
+    monkeypatch.setattr(initialization, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    name, section = "blocks.0.mlp.down.weight", model_section()
+    whole = initial_weight(name, SHAPE, section, 5)
+    assert whole.unique().numel() > 0.99 * whole.numel(), "no chunk repeats another"
+    assert whole.std().item() == pytest.approx(0.3 / math.sqrt(2 * 2), rel=0.02)
+    for rows, columns in [
+        (slice(100, 200), slice(0, 300)),  # a column-parallel slice
+        (slice(0, 400), slice(150, 300)),  # a row-parallel slice
+        (slice(33, 34), slice(7, 300)),  # the ragged start of a ZeRO part
+        (slice(0, 0), slice(0, 300)),
+    ]:
+        part = torch.full_like(whole[rows, columns], torch.nan)
+        write_initial_weight(name, SHAPE, [((rows.start, columns.start), part)], section, 5)
+        assert torch.equal(part, whole[rows, columns])
+
+
+def test_parts_of_one_chunk_are_drawn_once(model_section, monkeypatch) -> None:
+    monkeypatch.setattr(initialization, "CHUNK_ELEMENTS", 100 * 300)
+    drawn, real = [], initialization._generator
+    monkeypatch.setattr(initialization, "_generator", lambda *of: drawn.append(of) or real(*of))
+    flat = torch.zeros(299 + 300 + 2)  # a ZeRO part: a ragged start, whole rows, a ragged end
+    parts = [
+        ((110, 1), flat[:299].view(1, -1)),
+        ((111, 0), flat[299:599].view(1, -1)),
+        ((112, 0), flat[599:].view(1, 2)),
+    ]
+    write_initial_weight("head.weight", SHAPE, parts, model_section(), 5)
+    assert drawn == [(5, "head.weight", 1)]
+    assert torch.equal(flat, initial_weight("head.weight", SHAPE, model_section(), 5).flatten()[110 * 300 + 1 :][:601])
+
+
+def test_a_thread_that_fails_is_heard(model_section, monkeypatch) -> None:
+    monkeypatch.setattr(initialization, "CHUNK_ELEMENTS", 300)
+    monkeypatch.setattr(initialization, "_generator", lambda *of: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        initial_weight("head.weight", SHAPE, model_section(), 5)
+
+
 def test_materialize_keeps_ties_marks_and_frozen_parameters(model_section) -> None:
     with torch.device("meta"):
         model = Transformer(model_section(tie_word_embeddings=True))
@@ -50,8 +101,10 @@ def test_materialize_keeps_ties_marks_and_frozen_parameters(model_section) -> No
         names.append(name)
         return torch.full(parameter.shape, float(len(names)))
 
-    materialize(model, initial, dtype=torch.bfloat16)
+    placed = []
+    materialize(model, initial, dtype=torch.bfloat16, placed=lambda name, p: placed.append((name, len(names))))
 
+    assert placed == [(name, i + 1) for i, name in enumerate(names)], "each before the next is made"
     assert names == [name for name, _ in model.named_parameters()]
     assert model.head.weight is model.embedding.weight
     assert model.head.weight.mark == "kept"

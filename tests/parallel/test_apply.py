@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from megatrain.config import ParallelSection
-from megatrain.model.initialization import initial_weight
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.mesh import Mesh
@@ -13,12 +12,17 @@ PLAIN = ParallelSection(
 )
 
 
-def test_weights_are_those_of_the_seed(one_rank, section) -> None:
-    model = build_parallel_model(section, PLAIN, Mesh(Topology(world_size=1)), seed=9)
-    assert all(
-        torch.equal(p, initial_weight(name, p.shape, section, 9)) and p.device.type == "cpu"
-        for name, p in model.named_parameters()
+def test_weights_take_their_place_one_after_the_other(one_rank, section) -> None:
+    placed = []
+    model = build_parallel_model(
+        section,
+        PLAIN,
+        Mesh(Topology(world_size=1)),
+        dtype=torch.bfloat16,
+        placed=lambda name, p: placed.append((name, p)),
     )
+    assert [(name, id(p)) for name, p in placed] == [(name, id(p)) for name, p in model.named_parameters()]
+    assert all(p.dtype == torch.bfloat16 and p.device.type == "cpu" for _, p in placed)
 
 
 def test_what_is_done_to_a_model_keeps_its_names(one_rank, section) -> None:
@@ -26,7 +30,7 @@ def test_what_is_done_to_a_model_keeps_its_names(one_rank, section) -> None:
         update={"activation_checkpointing": "full", "compile": True, "sequence_parallel": True}
     )
     mesh = Mesh(Topology(world_size=1))
-    plain, changed = (build_parallel_model(section, parallel, mesh, seed=9) for parallel in (PLAIN, everything))
+    plain, changed = (build_parallel_model(section, parallel, mesh) for parallel in (PLAIN, everything))
     assert list(plain.state_dict()) == list(changed.state_dict())
 
 
