@@ -1,5 +1,5 @@
-"""Bytes on one rank at the peak of a step: DeepSpeed's share (zero.py) and the model's (activations.py), put together
-at each moment that can be the peak."""
+"""Bytes on one rank at the peak of a run's start and steps: DeepSpeed's share (zero.py) and the model's
+(activations.py), put together at each moment that can be the peak."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ _PROCESS = {"cuda": 2.0 * GIB, "rocm": 2.0 * GIB, "cpu": 0.7 * GIB}  # context a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes on each rank at the peak of a step, by what they are of."""
+    """Bytes on each rank at the peak, by what they are of."""
 
-    peak: str  # the moment: "forward", "head", "backward", "bucket", "last block", "reduce" or "step"
+    peak: str  # the moment: "start", "forward", "head", "backward", "bucket", "last block", "reduce" or "step"
     parameters: int
     gradients: int
     optimizer: int
@@ -73,6 +73,7 @@ def estimate_memory(
     earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / local_parameters(model, layout.tensor_parallel)
     # moment: gradients, activations, logits, buffers
     moments = {
+        "start": (0.0, 0.0, 0.0, zero.starting),
         "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
         "head": (zero.held, act.kept, act.head_gradients + act.head_backward, zero.gathered + zero.in_forward),
         "backward": (zero.held, act.kept + act.recomputed + act.working, 0.0, zero.gathered + zero.in_backward),

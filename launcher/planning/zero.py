@@ -13,7 +13,7 @@ a number in the compute dtype.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.planning.layout import Layout
 from megatrain.config import ModelSection
@@ -42,6 +42,11 @@ class ZeroBytes:
     late_after: int = 0  # blocks, from the last one down, whose gradients go into the first bucket
     reducing: float = 0.0  # copies at the end of a backward pass
     stepping: float = 0.0  # copies, and gradients that are still there, while the optimizer runs
+    starting: float = 0.0  # beyond what stands later, at the peak of the start
+
+    @property
+    def standing(self) -> float:
+        return self.parameters + self.gradients + self.optimizer + self.buckets
 
 
 def local_parameters(model: ModelSection, tensor_parallel: int) -> float:
@@ -66,6 +71,23 @@ def reduce_bucket(model: ModelSection, tensor_parallel: int) -> int:
 
 
 def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
+    training = _training(model, layout, precision)
+    return replace(training, starting=_starting(training, model, layout, number_bytes(precision)))
+
+
+def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) -> float:
+    """Peaks are while the weights take their place, and while the optimizer makes its state from zero gradients."""
+    psi, n = local_parameters(model, layout.tensor_parallel), layout.replicas
+    if layout.zero_stage == 0:
+        return (6 if c == 2 else 4) * psi
+    if layout.zero_stage == 3:  # every parameter is made whole, and partitioned before the next
+        building = c * psi / n + c * largest_parameter(model, layout.tensor_parallel)
+    else:  # all parameters are joined into one tensor
+        building = 2 * c * psi
+    return max(4 * psi / n, building - training.standing)
+
+
+def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     psi, n, c = local_parameters(model, layout.tensor_parallel), layout.replicas, number_bytes(precision)
     bucket = c * reduce_bucket(model, layout.tensor_parallel)
     largest = largest_parameter(model, layout.tensor_parallel)

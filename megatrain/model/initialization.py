@@ -63,11 +63,7 @@ def write_initial_weight(
         for within, out in wanted[chunk]:
             out.copy_(values[within])
 
-    if len(wanted) <= 1:
-        for chunk in wanted:
-            write(chunk)
-        return
-    with ThreadPoolExecutor(min(len(wanted), torch.get_num_threads())) as threads:
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for _ in threads.map(write, wanted):
             pass  # raises what a thread raised
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -217,6 +218,18 @@ def measure(case: Case) -> Measured:
                 engine.step(1e-4)
                 marks["step"] = live.peak()
         return Measured(**_parts(engine), resting=live.bytes, **marks)
+
+
+def started(case: Case) -> tuple[int, int]:
+    """On every rank: bytes at the peak of the start, and of that at the peak before DeepSpeed has the model."""
+    from megatrain.train import build
+
+    peaks = []
+    make = build.Engine
+    with LiveTensors() as live, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "Engine", lambda *args, **kwargs: peaks.append(live.peak()) or make(*args, **kwargs))
+        _build(case)
+        return max(*peaks, live.peak()), peaks[0]
 
 
 def _marked(forward: Any, live: LiveTensors, marks: dict[str, int]) -> Any:

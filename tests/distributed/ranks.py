@@ -12,19 +12,20 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-SIZE = 4
 _TIMEOUT_SECONDS = 120
 _GRACE_SECONDS = 5  # for the others to end as well when one rank has failed
 
 
 class RankPool:
-    """SIZE processes; `run` uses the first `world_size` of them as a fresh process group."""
+    """As many processes as were asked for at once; `run` uses the first `world_size` as a fresh process group."""
 
     def __init__(self) -> None:
-        self._start()
+        self._pipes: list[Connection] = []
+        self._processes: list[mp.process.BaseProcess] = []
 
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(*arguments)` on every rank; the results by rank. Raises what a rank raised, with its traceback."""
+        self._start(world_size)
         port = free_port()
         pipes = self._pipes[:world_size]
         for pipe in pipes:
@@ -64,11 +65,9 @@ class RankPool:
             process.kill()
             process.join()
 
-    def _start(self) -> None:
+    def _start(self, size: int) -> None:
         context = mp.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes: list[mp.process.BaseProcess] = []
-        for rank in range(SIZE):
+        for rank in range(len(self._processes), size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs, sys.path), daemon=True)
             process.start()
@@ -77,7 +76,7 @@ class RankPool:
 
     def _begin_again(self) -> None:
         self.close()
-        self._start()
+        self._pipes, self._processes = [], []
 
 
 def _serve(rank: int, pipe: Connection, path: list[str]) -> None:

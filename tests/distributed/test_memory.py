@@ -3,8 +3,10 @@
 import pytest
 
 from launcher.planning.hardware import load_hardware
+from launcher.planning.layout import Layout
 from launcher.planning.memory import estimate_memory
-from tests.distributed.memory import CASES, measure
+from launcher.planning.zero import local_parameters, zero_bytes
+from tests.distributed.memory import CASES, MODELS, Case, measure, started
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -22,4 +24,25 @@ def test_predicted_bytes_are_there(ranks: RankPool, case) -> None:
     )
     assert predicted.parameters == pytest.approx(measured.parameters, rel=0.01)
     assert predicted.tensors == pytest.approx(measured.peak, rel=0.1)
+    zero = zero_bytes(case.model, case.layout, case.precision)
+    assert zero.standing + zero.starting == pytest.approx(measured.start, rel=0.01)
     assert predicted.total - predicted.process >= measured.peak, "with its margin, it holds what the run allocates"
+
+
+def test_eight_ranks_build_a_partitioned_model_within_the_plan(ranks: RankPool) -> None:
+    """None of them has room for the model that they build."""
+    layout = Layout(
+        tensor_parallel=1,
+        data_parallel=8,
+        zero_stage=3,
+        sequence_parallel=False,
+        micro_batch_size=1,
+        gradient_accumulation_steps=1,
+        activation_checkpointing="none",
+    )
+    case = Case(name="wide", model=MODELS["wide"], layout=layout, sequence_length=64, precision="bf16")
+    zero = zero_bytes(case.model, layout, "bf16")
+    assert zero.standing + zero.starting < 4 * local_parameters(case.model, 1), "less than its weights in fp32"
+    for peak, building in ranks.run(8, started, case):
+        assert peak <= 1.01 * (zero.standing + zero.starting)
+        assert building <= 2 * (local_parameters(case.model, 1) / 8 + 4096 * 512) * 1.01, "one parameter at a time"
