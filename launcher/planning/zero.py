@@ -76,15 +76,14 @@ def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes
 
 
 def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) -> float:
-    """Peaks are while the weights take their place, and while the optimizer makes its state from zero gradients."""
+    """Peaks are where DeepSpeed takes the weights over, and where the optimizer makes its state from zero gradients."""
     psi, n = local_parameters(model, layout.tensor_parallel), layout.replicas
     if layout.zero_stage == 0:
         return (6 if c == 2 else 4) * psi
-    if layout.zero_stage == 3:  # every parameter is made whole, and partitioned before the next
-        building = c * psi / n + c * largest_parameter(model, layout.tensor_parallel)
-    else:  # all parameters are joined into one tensor
-        building = 2 * c * psi
-    return max(4 * psi / n, building - training.standing)
+    if layout.zero_stage == 3:  # each parameter is gathered once, to hang hooks on it, before there are moments
+        return max(4 * psi / n, c * largest_parameter(model, layout.tensor_parallel) - 8 * psi / n)
+    joining = 2 * c * psi  # all parameters into one tensor
+    return max(4 * psi / n, joining - training.standing)
 
 
 def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:

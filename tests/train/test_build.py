@@ -1,15 +1,18 @@
 """What one rank of a large run allocates while its model is built, without its peers and their memory."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 
 from launcher.deepspeed_config import deepspeed_config
-from launcher.planning.zero import largest_parameter, local_parameters
+from launcher.planning.layout import Layout
+from launcher.planning.zero import largest_parameter, local_parameters, zero_bytes
 from megatrain.config import PretrainConfig
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
-from tests.distributed.memory import LiveTensors
+from tests.distributed.memory import MODELS, Case, LiveTensors
 from tests.parallel.fake_world import fake_world
 
 RANKS = 1024
@@ -42,23 +45,26 @@ def llama_70b(*, tensor_parallel: int, zero_stage: int, layers: int = 80) -> Pre
 
 
 @pytest.fixture
-def rank_of_many(monkeypatch: pytest.MonkeyPatch):
-    """DeepSpeed as a rank of 1,024 sees it."""
+def rank_of(monkeypatch: pytest.MonkeyPatch):
+    """rank_of(world_size): this process is rank 5 of so many, and DeepSpeed believes it."""
     import deepspeed.comm.comm as comm
+    from deepspeed.runtime.zero import parameter_offload, partition_parameters
 
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(comm, "cdb", None)
-    with fake_world(RANKS, rank=777):
-        yield
+    for module in (parameter_offload, partition_parameters):  # ranks that are not there agree on nothing
+        for check in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks"):
+            monkeypatch.setattr(module, check, lambda *_: None, raising=False)
+    with ExitStack() as stack:
+        yield lambda world_size: stack.enter_context(fake_world(world_size, rank=5))
 
 
 @pytest.mark.parametrize(("tensor_parallel", "zero_stage"), [(1, 3), (8, 3), (8, 1)])
-def test_a_rank_of_70b_makes_what_it_owns_and_one_parameter_beside_it(
-    rank_of_many, tensor_parallel, zero_stage
-) -> None:
+def test_a_rank_of_70b_makes_what_it_owns_and_one_parameter_beside_it(rank_of, tensor_parallel, zero_stage) -> None:
     from megatrain.train.engine import compute_dtype, partitioner
     from megatrain.train.optimizer import build_optimizer
 
+    rank_of(RANKS)
     config = llama_70b(tensor_parallel=tensor_parallel, zero_stage=zero_stage)
     ds_config = deepspeed_config(config, RANKS)
     mesh = Mesh(Topology(world_size=RANKS, tensor_parallel=tensor_parallel))
@@ -81,3 +87,28 @@ def test_a_rank_of_70b_makes_what_it_owns_and_one_parameter_beside_it(
     )
     assert plain == 161 * 8192, "norms do not decay, and nothing else is spared"
     assert decayed + plain == local_parameters(config.model, tensor_parallel)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_start_on_64_ranks_takes_what_is_planned(rank_of, zero_stage, precision) -> None:
+    from megatrain.train.build import build_engine
+    from megatrain.train.weights import initialize_weights
+
+    layout = Layout(
+        tensor_parallel=1,
+        data_parallel=64,
+        zero_stage=zero_stage,
+        sequence_parallel=False,
+        micro_batch_size=1,
+        gradient_accumulation_steps=1,
+        activation_checkpointing="none",
+    )
+    case = Case(name="wide", model=MODELS["wide"], layout=layout, sequence_length=64, precision=precision)
+    rank_of(64)
+    mesh = Mesh(Topology(world_size=64))
+    with LiveTensors() as live:
+        engine = build_engine(case.config, mesh, deepspeed_config(case.config, 64))
+        initialize_weights(engine, case.model, seed=1)
+        zero = zero_bytes(case.model, layout, precision)
+        assert live.peak() == pytest.approx(zero.standing + zero.starting, rel=0.01)
