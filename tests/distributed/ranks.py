@@ -104,6 +104,7 @@ def _join(rank: int, world_size: int, port: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    dist.barrier()  # rank 0 may end its group at once, and with it the store that others still read
 
 
 def _leave() -> None:
