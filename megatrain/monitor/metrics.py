@@ -24,7 +24,8 @@ class StepMetrics:
     tokens_per_second: float  # over all ranks
     mfu: float  # 0..1; the convention is `throughput`'s
     data_wait_seconds: float  # of a step, waiting for the loader
-    memory_bytes: int  # peak of this rank
+    memory_bytes: int  # peak of this rank, after its first step
+    memory_reserved_bytes: int | None = None  # likewise, with what the allocator of a GPU keeps for later
     validation_loss: float | None = None
 
 

@@ -92,8 +92,21 @@ class Throughput:
 
 
 def memory_bytes() -> int:
-    """Peak memory of this rank: what CUDA allocated for tensors, or on a CPU the resident set of the process."""
+    """Peak memory of this rank: what CUDA allocated for tensors, or on a CPU the resident set of the process.
+
+    On a GPU since the last `reset_peak_memory`.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def memory_reserved_bytes() -> int | None:
+    """Peak of what CUDA's allocator took from the GPU, fragments included; None on a CPU."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+
+
+def reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()

@@ -13,7 +13,7 @@ from megatrain.config import Config
 from megatrain.monitor.console import Console
 from megatrain.monitor.metrics import MetricsLog, StepMetrics
 from megatrain.monitor.tensorboard import TensorBoard
-from megatrain.monitor.throughput import Throughput, memory_bytes
+from megatrain.monitor.throughput import Throughput, memory_bytes, memory_reserved_bytes, reset_peak_memory
 from megatrain.parallel.mesh import Mesh
 from megatrain.run_dir import RunDir
 
@@ -35,6 +35,7 @@ class Reporter:
             config.cluster.peak_tflops * 1e12,
         )
         self._began = time.monotonic()
+        self._counted = 0
         self._losses: list[Tensor] = []
         self._metrics = MetricsLog(run, resume_step=resume_step) if mesh.is_main else None
         wanted = mesh.is_main and config.monitor.tensorboard
@@ -51,6 +52,10 @@ class Reporter:
         """
         self._throughput.step(self._tokens_per_step, wait)
         self._losses.append(loss_sum / target_tokens)
+        memory, reserved = memory_bytes(), memory_reserved_bytes()
+        if self._counted == 0:
+            reset_peak_memory()  # what building, compiling and tuning took is not what training takes
+        self._counted += 1
         if step % self._every and step != self._total:
             return
         loss = torch.stack(self._losses).mean()
@@ -68,7 +73,8 @@ class Reporter:
             tokens_per_second=rates.tokens_per_second,
             mfu=rates.mfu,
             data_wait_seconds=rates.data_wait_seconds,
-            memory_bytes=memory_bytes(),
+            memory_bytes=memory,
+            memory_reserved_bytes=reserved,
         )
         self._console.step(metrics)
         for sink in (self._metrics, self._board):
