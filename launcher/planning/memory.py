@@ -18,7 +18,7 @@ _PROCESS = {"cuda": 2.0 * GIB, "rocm": 2.0 * GIB, "cpu": 0.7 * GIB}  # context a
 class MemoryEstimate:
     """Bytes on each rank at the peak, by what they are of."""
 
-    peak: str  # the moment: "start", "forward", "head", "backward", "bucket", "last block", "reduce" or "step"
+    peak: str  # the moment: "forward", "head", "backward", "bucket", "last block", "reduce", "step" or "start"
     parameters: int
     gradients: int
     optimizer: int
@@ -73,7 +73,6 @@ def estimate_memory(
     earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / local_parameters(model, layout.tensor_parallel)
     # moment: gradients, activations, logits, buffers
     moments = {
-        "start": (0.0, 0.0, 0.0, zero.starting),
         "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
         "head": (zero.held, act.kept, act.head_gradients + act.head_backward, zero.gathered + zero.in_forward),
         "backward": (zero.held, act.kept + act.recomputed + act.working, 0.0, zero.gathered + zero.in_backward),
@@ -86,6 +85,7 @@ def estimate_memory(
         ),
         "reduce": (max(zero.held, zero.made), 0.0, 0.0, zero.gathered + zero.reducing),
         "step": (0.0, 0.0, 0.0, zero.stepping),
+        "start": (0.0, 0.0, 0.0, zero.starting),
     }
     peak = max(moments, key=lambda moment: sum(moments[moment]))
     gradients, activations, logits, buffers = moments[peak]

@@ -79,7 +79,7 @@ class Measured:
 
     @property
     def moment(self) -> str:
-        return max(("start", "forward", "backward", "step"), key=lambda moment: getattr(self, moment))
+        return max(("forward", "backward", "step", "start"), key=lambda moment: getattr(self, moment))
 
 
 def _model(layers: int, hidden: int, heads: int, kv: int, intermediate: int, vocabulary: int) -> ModelSection:

@@ -7,10 +7,10 @@ from launcher.planning.memory import FRAGMENTATION, estimate_memory
 from tests.launcher.shapes import MODEL, layout
 
 
-def memory(precision="bf16", length=1024, **changes):
+def memory(precision="bf16", length=1024, model=MODEL, **changes):
     hardware = load_hardware("h100-sxm", 8)
     return estimate_memory(
-        MODEL, layout(**changes), sequence_length=length, precision=precision, hardware=hardware, compiled=True
+        model, layout(**changes), sequence_length=length, precision=precision, hardware=hardware, compiled=True
     )
 
 
@@ -26,6 +26,15 @@ def test_the_total_is_the_sum_of_the_parts(stage):
 def test_long_sequences_peak_in_the_passes_and_short_ones_in_the_step():
     assert memory(micro_batch_size=64, zero_stage=0).peak in ("forward", "head", "backward")
     assert memory(micro_batch_size=1, length=16, zero_stage=0).peak == "step"
+
+
+def test_a_start_that_does_not_fit_is_the_peak():
+    """Joining the weights, under ZeRO-2 on many ranks."""
+    found = memory(
+        zero_stage=2, data_parallel=1024, length=16, model=MODEL.model_copy(update={"intermediate_size": 2**22})
+    )
+    assert found.peak == "start"
+    assert found.parameters + found.buffers >= 0.99 * 2 * found.parameters
 
 
 def test_the_margin_is_a_share_of_what_is_not_allocated_once():
