@@ -283,7 +283,14 @@ def export(
     if dtype not in exporting.DTYPES:
         raise ConfigError(f"--dtype {dtype}: must be one of {', '.join(exporting.DTYPES)}")
     say = partial(print, file=sys.stderr)
-    done = exporting.export(path, out, dtype=dtype, shard_bytes=round(shard_gb * 1e9), report=say)
+    done = exporting.export(
+        path,
+        out,
+        dtype=dtype,
+        shard_bytes=round(shard_gb * 1e9),
+        report=say,
+        warn=lambda text: say(f"warning: {text}"),
+    )
     print(
         f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
         f"of {done.checkpoint}\n"

@@ -12,9 +12,10 @@ from megatrain.checkpoint.manifest import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.ordering.position import changes_since, identity
+from megatrain.data.text.tokenizer_files import tokenizer_sha256
 from megatrain.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.run_dir import RunDir, write_atomically, write_json
-from megatrain.run_inputs import is_same_base, keep_inputs, keep_inputs_late, kept_tokenizer_sha256, tokenizer_sha256
+from megatrain.run_inputs import is_same_base, keep_inputs, keep_inputs_late, kept_tokenizer_sha256
 
 # What a started run is made of: another value would be another run. Layout, length, batch, schedule, learning rate,
 # evaluation, monitoring and cluster may change between two starts.

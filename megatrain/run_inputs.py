@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,21 +23,20 @@ from megatrain.base.files import open_regular, parse_json, read_bytes, read_mode
 from megatrain.config import Config, FinetuneConfig, PretrainConfig, TokenizerSection
 from megatrain.data.folder.files import write_bytes
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
+from megatrain.data.text.tokenizer_files import (
+    CLASS,
+    FILE_LIMIT,
+    TOKENIZER_CONFIG,
+    Files,
+    read_tokenizer,
+)
 from megatrain.data.text.vocabulary import parse_vocabulary
-from megatrain.errors import CheckpointError, DataError, MegatrainError
-from megatrain.model.config_json import CONFIG, CONFIG_LIMIT, GENERATION_CONFIG, is_pretrained
+from megatrain.errors import CheckpointError, ConfigError, DataError, MegatrainError
+from megatrain.model.config_json import CONFIG, CONFIG_LIMIT, GENERATION_CONFIG, is_pretrained, read_pretrained
 from megatrain.run_dir import MANIFEST, RunDir, parse_step, write_json
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
-SPECIAL_TOKENS = "special_tokens_map.json"
-_COMPANIONS = (TOKENIZER_CONFIG, SPECIAL_TOKENS, "chat_template.jinja", "chat_template.json")  # of tokenizer.json
-_FOREIGN = ("tokenizer.model", "tekken.json")  # what a folder without tokenizer.json may hold; see `tokenizer_import`
-_CLASS = "PreTrainedTokenizerFast"  # of transformers: whatever tokenizer.json says
-_TOKENIZER_LIMIT = 512 << 20  # bytes; the largest in use have about 35 MB
-_COMPANION_LIMIT = 16 << 20
 _SAMPLE = 1 << 20  # bytes at the start, middle and end of a file of weights
 
-Files = Mapping[str, bytes]  # by name
 _Hash = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 _Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9._-]*\z", max_length=200)]
 
@@ -52,6 +51,7 @@ class Kept(BaseModel):
 
 class KeptBase(Kept):
     weights: list[_Hash]  # of a run: of each of its checkpoints; of a pretrained model: one for all its files
+    positions: Annotated[int, Field(ge=0)] = 0  # the longest sequence, in tokens, that it was made for
 
 
 class Inputs(BaseModel):
@@ -75,6 +75,8 @@ def load_run(run: RunDir, *, warn: Callable[[str], None] | None = None, verify: 
         DataError: the copy is not what was copied.
     """
     config = config_file.load(run.config)
+    if isinstance(config, FinetuneConfig) and (config.model is None or config.finetune.sequence_length is None):
+        raise ConfigError(f"{run.config}: is not of a run that was started: model and sequence length are open")
     if own := own_tokenizer(run, verify=verify):
         return config.model_copy(update={"tokenizer": TokenizerSection(path=str(own))})
     if config.tokenizer is not None and warn is not None:
@@ -120,56 +122,6 @@ def own_base(run: RunDir) -> Files:
     return _verified(run.base, inputs.base) if inputs is not None and inputs.base is not None else {}
 
 
-def read_tokenizer(path: str) -> Files:
-    """tokenizer.json (made from a foreign file, if need be) and what lies beside it, by name.
-
-    Args:
-        path: a folder, or the file.
-
-    Raises:
-        DataError: there is none, or one of the files is not what its name says.
-        PreflightError: it is a SentencePiece model or tiktoken file, and their library is not installed.
-    """
-    file = tokenizer_file(path)
-    content = read_bytes(file, limit=_TOKENIZER_LIMIT, error=DataError)
-    found = {TOKENIZER: content}
-    for name in _COMPANIONS:
-        if (beside := file.with_name(name)).exists():
-            found[name] = read_bytes(beside, limit=_COMPANION_LIMIT, error=DataError)
-            if name.endswith(".json") and not isinstance(parse_json(found[name], beside, DataError), dict):
-                raise DataError(f"{beside}: must be a JSON object")
-    if content.lstrip()[:1] != b"{" or file.name in _FOREIGN:
-        from megatrain.data.text.tokenizer import Tokenizer
-
-        loaded = Tokenizer.load(file)
-        said = json.loads(found.get(TOKENIZER_CONFIG, b"{}")) | {"tokenizer_class": _CLASS}
-        said |= {"eos_token": loaded.eos_token, "pad_token": loaded.pad_token}
-        found |= {TOKENIZER: loaded.content, TOKENIZER_CONFIG: _json(said)}
-    parse_vocabulary(found[TOKENIZER], file)
-    return found
-
-
-def tokenizer_file(path: str) -> Path:
-    """The file that a tokenizer.path means: in a folder, tokenizer.json, or else a foreign file of a usual name."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return folder
-    names = (TOKENIZER, *_FOREIGN)
-    return next((folder / name for name in names if (folder / name).exists()), folder / TOKENIZER)
-
-
-def pad_token(files: Files) -> str | None:
-    """The padding token that a tokenizer's files name, or else one of a usual name."""
-    said = json.loads(files[TOKENIZER_CONFIG]).get("pad_token") if TOKENIZER_CONFIG in files else None
-    text = said.get("content") if isinstance(said, dict) else said
-    return text if isinstance(text, str) else None
-
-
-def tokenizer_sha256(path: str) -> str:
-    """SHA-256 of the tokenizer.json that `read_tokenizer` gives; raises as it does."""
-    return _sha256(read_tokenizer(path)[TOKENIZER])
-
-
 def kept_tokenizer_sha256(run: RunDir) -> str | None:
     """Of the tokenizer.json that the run began with; None where it has no record of it."""
     inputs = read_inputs(run)
@@ -198,6 +150,24 @@ def base_run(base: str) -> RunDir:
     """The run that `finetune.base` names, directly or by one of its checkpoints."""
     path = Path(base)
     return RunDir(path.parent.parent if parse_step(path) is not None else path)
+
+
+def base_positions(base: str) -> int:
+    """The longest sequence, in tokens, that a base was made for; of a run, what it or its own base was trained on.
+
+    Raises:
+        ConfigError, DataError: it cannot be read.
+    """
+    if is_pretrained(Path(base)):
+        return read_pretrained(Path(base))[1]
+    run = base_run(base)
+    return own_positions(run, load_run(run)) if run.config.exists() else 0
+
+
+def own_positions(run: RunDir, config: Config) -> int:
+    """The longest sequence, in tokens, that a run or its base was trained on."""
+    inputs = read_inputs(run)
+    return max(config.sequence_length, inputs.base.positions if inputs is not None and inputs.base is not None else 0)
 
 
 def fingerprints(base: str) -> list[str]:
@@ -247,7 +217,7 @@ def keep_inputs(run: RunDir, config: Config) -> None:
     for folder in (run.tokenizer, run.base):
         shutil.rmtree(folder, ignore_errors=True)
     kept = Kept(path=tokenizer[0], files=_write(run.tokenizer, tokenizer[1])) if tokenizer else None
-    kept_base = KeptBase(path=base[0], files=_write(run.base, base[1]), weights=base[2]) if base else None
+    kept_base = _write_base(run, base) if base else None
     _record(run, kept, kept_base)
 
 
@@ -268,8 +238,7 @@ def keep_inputs_late(run: RunDir, config: Config) -> None:
             kept = Kept(path=found[0], files=_write(run.tokenizer, found[1]))
     if isinstance(config, FinetuneConfig):
         with suppress(MegatrainError):
-            path, files, weights = _base_of(config)
-            kept_base = KeptBase(path=path, files=_write(run.base, files), weights=weights)
+            kept_base = _write_base(run, _base_of(config))
     _record(run, kept, kept_base)
 
 
@@ -285,19 +254,31 @@ def _tokenizer_of(config: Config) -> tuple[str, Files] | None:
     folder = config.data.train[0].path
     try:
         recipe = read_manifest(folder).recipe
-        content = read_bytes(Path(folder) / TOKENIZER, limit=_TOKENIZER_LIMIT, error=DataError)
+        content = read_bytes(Path(folder) / TOKENIZER, limit=FILE_LIMIT, error=DataError)
         vocabulary = parse_vocabulary(content, folder)
     except MegatrainError:
         return None
     if vocabulary.sha256 != recipe.tokenizer_sha256:
         return None
     eos = next((token for token, number in vocabulary.ids.items() if number == recipe.eos_id), None)
-    return folder, {TOKENIZER: content, TOKENIZER_CONFIG: _json({"tokenizer_class": _CLASS, "eos_token": eos})}
+    return folder, {TOKENIZER: content, TOKENIZER_CONFIG: _json({"tokenizer_class": CLASS, "eos_token": eos})}
 
 
-def _base_of(config: FinetuneConfig) -> tuple[str, Files, list[str]]:
+class _Base(NamedTuple):
+    path: str
+    files: Files
+    weights: list[str]
+    positions: int
+
+
+def _base_of(config: FinetuneConfig) -> _Base:
     base = config.finetune.base
-    return base, read_base(base), fingerprints(base)
+    return _Base(base, read_base(base), fingerprints(base), base_positions(base))
+
+
+def _write_base(run: RunDir, base: _Base) -> KeptBase:
+    files = _write(run.base, base.files)
+    return KeptBase(path=base.path, files=files, weights=base.weights, positions=base.positions)
 
 
 def _write(folder: Path, files: Files) -> dict[str, str]:
@@ -309,7 +290,7 @@ def _write(folder: Path, files: Files) -> dict[str, str]:
 def _verified(folder: Path, kept: Kept) -> Files:
     found = {}
     for name, expected in kept.files.items():
-        found[name] = read_bytes(folder / name, limit=_TOKENIZER_LIMIT, error=DataError)
+        found[name] = read_bytes(folder / name, limit=FILE_LIMIT, error=DataError)
         if _sha256(found[name]) != expected:
             raise DataError(
                 f"{folder / name}: is not what the run began with (SHA-256 differs from inputs.json beside it). "

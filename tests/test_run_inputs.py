@@ -8,7 +8,9 @@ from functools import partial
 import pytest
 
 from megatrain import config_file
+from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.errors import DataError
+from megatrain.model.config_json import llama_config
 from megatrain.run_dir import RunDir
 from megatrain.run_inputs import (
     fingerprints,
@@ -18,14 +20,13 @@ from megatrain.run_inputs import (
     load_run,
     own_base,
     own_tokenizer,
-    read_tokenizer,
-    tokenizer_file,
 )
 from tests.launcher.conftest import TINY, write_data, write_tokenizer
 
 FINETUNE = """
 run: {name: tuned}
-finetune: {base: llama, train: [train.jsonl]}
+finetune: {base: llama, train: [train.jsonl], sequence_length: 32}
+model: {num_hidden_layers: 1, hidden_size: 8, num_attention_heads: 2, intermediate_size: 8, vocab_size: 8}
 tokenizer: {path: llama}
 training: {steps: 5, global_batch_size: 4}
 """
@@ -43,7 +44,8 @@ def llama(here):
     write_tokenizer(here / "llama", "<s>", eos_token="<s>")
     (here / "llama/chat_template.jinja").write_text("{{ messages }}")
     (here / "llama/special_tokens_map.json").write_text("{}")
-    (here / "llama/config.json").write_text('{"max_position_embeddings": 64}')
+    content = llama_config(config_file.parse(TINY).model, max_position_embeddings=64)
+    (here / "llama/config.json").write_text(json.dumps(content))
     (here / "llama/generation_config.json").write_text('{"temperature": 0.6}')
     (here / "llama/README.md").write_text("not a part of it")
     (here / "llama/model.safetensors").write_bytes(bytes(3 << 20))

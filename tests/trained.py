@@ -33,7 +33,10 @@ def section(vocab_size: int, *, tied: bool = False) -> ModelSection:
 
 
 def tiny_model(vocab_size: int, *, tied: bool = False) -> Transformer:
-    config = section(vocab_size, tied=tied)
+    return random_model(section(vocab_size, tied=tied))
+
+
+def random_model(config: ModelSection) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     materialize(model, lambda name, p: initial_weight(name, p.shape, config, 0))
@@ -54,16 +57,22 @@ def make_trained_run(folder: Path, *, tied: bool = False) -> RunDir:
         }
     )
     run = RunDir(folder / "runs" / "tiny")
-    checkpoint = run.step(10)
-    checkpoint.mkdir(parents=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     run.config.write_text(dump(config), encoding="utf-8")
+    write_checkpoint(run, 10, config.model)
+    return run
+
+
+def write_checkpoint(run: RunDir, step: int, model: ModelSection) -> None:
+    """Random weights of a model."""
+    checkpoint = run.step(step)
+    checkpoint.mkdir(parents=True)
     writer = HashingWriter(checkpoint)
-    weights = {f"weight.{name}": p.detach() for name, p in tiny_model(VOCABULARY, tied=tied).named_parameters()}
+    weights = {f"weight.{name}": p.detach() for name, p in random_model(model).named_parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         dcp.save(weights, storage_writer=writer, no_dist=True)
-    (checkpoint / "state.json").write_text(json.dumps({"step": 10, "model": config.model.model_dump()}))
+    (checkpoint / "state.json").write_text(json.dumps({"step": step, "model": model.model_dump()}))
     state = FileRecord(bytes=(checkpoint / "state.json").stat().st_size, sha256=sha256_of(checkpoint / "state.json"))
     files = writer.records | {"state.json": state}
-    write_manifest(checkpoint, Manifest(step=10, saved_at="", world_size=1, layout="", version="", files=files))
-    return run
+    write_manifest(checkpoint, Manifest(step=step, saved_at="", world_size=1, layout="", version="", files=files))

@@ -7,11 +7,12 @@ from launcher.planning.precision import with_precision
 from megatrain import config_file
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
+from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import ConfigError, DataError, MegatrainError
 from megatrain.model.config_json import is_pretrained, read_pretrained
 from megatrain.run_dir import RunDir
-from megatrain.run_inputs import base_run, load_run, own_tokenizer, read_tokenizer, tokenizer_file
+from megatrain.run_inputs import base_run, load_run, own_tokenizer
 
 LONGEST_BY_DEFAULT = 4096  # tokens, where a pretrained model could take more
 SHORTEST_EXAMPLE = 2  # tokens
@@ -105,7 +106,9 @@ def _begun(config: FinetuneConfig) -> _Base | None:
     if not (run.steps() and run.config.is_file()):
         return None
     own = config_file.load(run.config)
-    return _Base(own.model, own.tokenizer, own.sequence_length) if isinstance(own, FinetuneConfig) else None
+    if not isinstance(own, FinetuneConfig) or own.model is None or own.finetune.sequence_length is None:
+        return None
+    return _Base(own.model, own.tokenizer, own.sequence_length)
 
 
 def _with_base(config: FinetuneConfig) -> FinetuneConfig:

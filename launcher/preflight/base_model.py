@@ -7,18 +7,12 @@ from launcher.planning.inputs import run_folder, tokenizer_path
 from launcher.preflight.on_disk import Finding
 from megatrain.config import AUTO, FinetuneConfig
 from megatrain.data.folder.manifest import TOKENIZER
+from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
 from megatrain.errors import ExitCode, MegatrainError
 from megatrain.model.config_json import is_pretrained
 from megatrain.model.weight_files import weight_files
-from megatrain.run_inputs import (
-    base_run,
-    load_run,
-    pad_token,
-    read_base,
-    read_tokenizer,
-    tokenizer_file,
-)
+from megatrain.run_inputs import base_run, load_run, read_base
 
 _SHOWN = 3  # tokens
 

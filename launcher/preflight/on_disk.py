@@ -10,9 +10,9 @@ from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manif
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
 from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
+from megatrain.data.text.tokenizer_files import tokenizer_sha256
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.run_dir import RunDir
-from megatrain.run_inputs import tokenizer_sha256
 
 SHOWN_SHARDS = 3  # of those that are amiss
 

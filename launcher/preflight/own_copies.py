@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from launcher.preflight.on_disk import Finding
 from megatrain.config import Config
+from megatrain.data.text.tokenizer_files import tokenizer_file, tokenizer_sha256
 from megatrain.errors import MegatrainError
 from megatrain.run_dir import RunDir
-from megatrain.run_inputs import kept_tokenizer_sha256, own_tokenizer, tokenizer_file, tokenizer_sha256
+from megatrain.run_inputs import kept_tokenizer_sha256, own_tokenizer
 
 
 def check_own_copies(config: Config, run: RunDir) -> Iterator[Finding]:

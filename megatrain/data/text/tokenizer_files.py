@@ -1,0 +1,78 @@
+"""The files of a tokenizer: tokenizer.json and what lies beside it, read without trust."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatrain.base.files import parse_json, read_bytes
+from megatrain.data.folder.manifest import TOKENIZER
+from megatrain.data.text.vocabulary import parse_vocabulary
+from megatrain.errors import DataError
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CLASS = "PreTrainedTokenizerFast"  # of transformers: whatever tokenizer.json says
+FILE_LIMIT = 512 << 20  # bytes; the largest in use have about 35 MB
+_COMPANIONS = (TOKENIZER_CONFIG, "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+_COMPANION_LIMIT = 16 << 20
+_FOREIGN = ("tokenizer.model", "tekken.json")  # what a folder without tokenizer.json may hold; see `tokenizer_import`
+
+Files = Mapping[str, bytes]  # by name
+
+
+def read_tokenizer(path: str) -> Files:
+    """tokenizer.json (made from a foreign file, if need be) and what lies beside it, by name.
+
+    Args:
+        path: a folder, or the file.
+
+    Raises:
+        DataError: there is none, or one of the files is not what its name says.
+        PreflightError: it is a SentencePiece model or tiktoken file, and their library is not installed.
+    """
+    file = tokenizer_file(path)
+    content = read_bytes(file, limit=FILE_LIMIT, error=DataError)
+    found = {TOKENIZER: content}
+    for name in _COMPANIONS:
+        if (beside := file.with_name(name)).exists():
+            found[name] = read_bytes(beside, limit=_COMPANION_LIMIT, error=DataError)
+            if name.endswith(".json") and not isinstance(parse_json(found[name], beside, DataError), dict):
+                raise DataError(f"{beside}: must be a JSON object")
+    if content.lstrip()[:1] != b"{" or file.name in _FOREIGN:
+        from megatrain.data.text.tokenizer import Tokenizer  # the `tokenizers` library takes a while
+
+        loaded = Tokenizer.load(file)
+        said = json.loads(found.get(TOKENIZER_CONFIG, b"{}")) | {"tokenizer_class": CLASS}
+        said |= {"eos_token": loaded.eos_token, "pad_token": loaded.pad_token}
+        found |= {
+            TOKENIZER: loaded.content,
+            TOKENIZER_CONFIG: (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode(),
+        }
+    parse_vocabulary(found[TOKENIZER], file)
+    return found
+
+
+def tokenizer_file(path: str) -> Path:
+    """The file that a tokenizer.path means: in a folder, tokenizer.json, or else a foreign file of a usual name."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    names = (TOKENIZER, *_FOREIGN)
+    return next((folder / name for name in names if (folder / name).exists()), folder / TOKENIZER)
+
+
+def pad_token(files: Files) -> str | None:
+    """The padding token that a tokenizer's files name, or else one of a usual name."""
+    said = json.loads(files[TOKENIZER_CONFIG]).get("pad_token") if TOKENIZER_CONFIG in files else None
+    return token_text(said)
+
+
+def token_text(token: object) -> str | None:
+    """transformers writes a token as its text, or as an object with `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def tokenizer_sha256(path: str) -> str:
+    """SHA-256 of the tokenizer.json that `read_tokenizer` gives; raises as it does."""
+    return hashlib.sha256(read_tokenizer(path)[TOKENIZER]).hexdigest()
