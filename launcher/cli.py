@@ -1,6 +1,7 @@
 """The `megatrain` command. Each verb imports what it needs when it runs, so that the command answers at once."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ import typer
 from launcher.commands.data import app as data_app
 from launcher.commands.jobs import register as register_job_verbs
 from megatrain import __version__
+from megatrain.base.terminal import accept_any_text, complain, copyable, say
 from megatrain.errors import ConfigError, ExitCode, MegatrainError
 
 if TYPE_CHECKING:
@@ -46,20 +48,33 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="plan and check, start n
 
 def main() -> None:
     """The console script."""
+    _use_utf8()
+    accept_any_text()
     try:
         app()
     except MegatrainError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        complain(error)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk that is full, a folder that is gone, a name that is too long
+        if error.filename is None:
+            raise
+        complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        sys.exit(ExitCode.PREFLIGHT)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _use_utf8() -> None:
+    """Start again in UTF-8 mode where the locale would have file names in another encoding, or in none (ASCII)."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.ignore_environment:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 @app.callback(invoke_without_command=True)
 def _top(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
     if version:
-        print(f"megatrain {__version__}")
+        say(f"megatrain {__version__}")
         raise typer.Exit
 
 
@@ -70,7 +85,7 @@ def config_check(file: File, overrides: Overrides = None) -> None:
     Example: megatrain config check configs/llama-125m.yaml training.steps=100
     """
     config = _load(file, overrides)
-    print(f"{file}: no mistakes ({type(config).__name__.removesuffix('Config').lower()} run {config.run.name})")
+    say(f"{file}: no mistakes ({type(config).__name__.removesuffix('Config').lower()} run {config.run.name})")
 
 
 @config_app.command("show")
@@ -81,7 +96,7 @@ def config_show(file: File, overrides: Overrides = None) -> None:
     """
     from megatrain import config_file
 
-    print(config_file.dump(_load(file, overrides)), end="")
+    say(config_file.dump(_load(file, overrides)), end="")
 
 
 @config_app.command("schema")
@@ -100,7 +115,7 @@ def config_schema(
     if kind not in kinds and not Path(kind).is_file():
         raise ConfigError(f"config schema {kind}: must be pretrain or finetune, or a file.")
     chosen = kinds[kind] if kind in kinds else type(_load(Path(kind), None))
-    print(json.dumps(chosen.model_json_schema(), indent=2))
+    say(json.dumps(chosen.model_json_schema(), indent=2))
 
 
 @app.command()
@@ -127,14 +142,14 @@ def plan(
     if calibrate:
         from launcher.planning.calibrate import calibrate as measure
 
-        print(measure(file, gpus))
+        say(measure(file, gpus))
         return
     from launcher.commands import plan as plan_cli
     from launcher.planning.assumed import assume
 
     config, assumed = assume(_load(file, overrides))
     for sentence in assumed:
-        print(f"assumed: {sentence}", file=sys.stderr)
+        say(f"assumed: {sentence}", file=sys.stderr)
     if gpus is not None:
         config = plan_cli.on_gpus(config, gpus)
     if sweep is not None:
@@ -206,16 +221,16 @@ def checkpoint_ls(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     for step in RunDir(run).steps():
         if step not in listed:
             folder = RunDir(run).step(step)
-            print(f"warning: {folder}: its manifest is damaged; `megatrain checkpoint verify {run}`", file=sys.stderr)
+            complain(f"{folder}: its manifest is damaged; `megatrain checkpoint verify {copyable(run)}`", "warning")
     if as_json:
         fields = ("step", "path", "bytes", "files", "world_size", "layout", "saved_at")
-        print(json.dumps([{name: getattr(info, name) for name in fields} for info in found], indent=2, default=str))
+        say(json.dumps([{name: getattr(info, name) for name in fields} for info in found], indent=2, default=str))
         return
     for info in found:
         size = f"{info.bytes / 2**20:,.1f} MiB"
-        print(f"step {info.step:>9,}  {size:>14}  {info.files:>3} files  {info.saved_at}  {info.layout}")
+        say(f"step {info.step:>9,}  {size:>14}  {info.files:>3} files  {info.saved_at}  {info.layout}")
     if not RunDir(run).steps():
-        print(f"{run} has no checkpoint yet")
+        say(f"{run} has no checkpoint yet")
 
 
 @checkpoint_app.command("verify")
@@ -233,12 +248,12 @@ def checkpoint_verify(
     folders = [run] if one else [RunDir(run).step(step) for step in RunDir(run).steps()]
     found = {str(folder): verify(folder) for folder in folders}
     if as_json:
-        print(json.dumps([{"path": path, "problems": problems} for path, problems in found.items()], indent=2))
+        say(json.dumps([{"path": path, "problems": problems} for path, problems in found.items()], indent=2))
     else:
         for path, problems in found.items():
-            print("\n".join(f"{path}: {problem}" for problem in problems) or f"{path}: intact")
+            say("\n".join(f"{path}: {problem}" for problem in problems) or f"{path}: intact")
         if not found:
-            print(f"{run} has no checkpoint yet")
+            say(f"{run} has no checkpoint yet")
     if any(found.values()):
         raise typer.Exit(ExitCode.CHECKPOINT)
 
@@ -258,11 +273,8 @@ def generate(
     from megatrain.generate import generate as continue_text
 
     _existing(path)
-
-    def warn(text: str) -> None:
-        print(f"warning: {text}", file=sys.stderr)
-
-    print(continue_text(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, warn=warn))
+    warn = partial(complain, kind="warning")
+    say(continue_text(path, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, warn=warn))
 
 
 @app.command()
@@ -282,16 +294,15 @@ def export(
     _existing(path)
     if dtype not in exporting.DTYPES:
         raise ConfigError(f"--dtype {dtype}: must be one of {', '.join(exporting.DTYPES)}")
-    say = partial(print, file=sys.stderr)
     done = exporting.export(
         path,
         out,
         dtype=dtype,
         shard_bytes=round(shard_gb * 1e9),
-        report=say,
-        warn=lambda text: say(f"warning: {text}"),
+        report=partial(say, file=sys.stderr),
+        warn=partial(complain, kind="warning"),
     )
-    print(
+    say(
         f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
         f"of {done.checkpoint}\n"
         f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(done.folder)!r})"
@@ -312,7 +323,7 @@ def tensorboard(
     where = ["--logdir", str(folders[0])]
     if len(folders) > 1:
         where = ["--logdir_spec", ",".join(f"{folder.name}:{folder}" for folder in folders)]
-    command = [sys.executable, "-m", "tensorboard.main", *where, "--port", str(port), "--host", host]
+    command = [sys.executable, "-P", "-m", "tensorboard.main", *where, "--port", str(port), "--host", host]
     raise typer.Exit(subprocess.call(command))
 
 
@@ -326,10 +337,10 @@ def doctor(as_json: Json = False) -> None:
 
     checks = examine(Path("runs"))
     if as_json:
-        print(json.dumps([check._asdict() for check in checks], indent=2))
+        say(json.dumps([check._asdict() for check in checks], indent=2))
     else:
         for check in checks:
-            print(f"{check.level:<8}{check.name:<14}{check.value}{'. ' + check.fix if check.fix else ''}")
+            say(f"{check.level:<8}{check.name:<14}{check.value}{'. ' + check.fix if check.fix else ''}")
     if any(check.level == "error" for check in checks):
         raise typer.Exit(ExitCode.PREFLIGHT)
 
@@ -371,12 +382,12 @@ def _run_here(
     config, world_size = where.of(config)
     found = checks.examine(config, world_size=world_size, resume=resume)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2), flush=True)
+        say(json.dumps(found.to_json(), indent=2), flush=True)
     elif dry_run and found.report:
-        print(plan_text(resolve(config, found.report.chosen), found.report), flush=True)
+        say(plan_text(resolve(config, found.report.chosen), found.report), flush=True)
     if not as_json:
         for warning in found.warnings:
-            print(f"warning: {warning.text}", file=sys.stderr)
+            complain(warning.text, "warning")
     report = found.demand()
     if not dry_run:
         raise typer.Exit(start(config, report, where, resume=resume))

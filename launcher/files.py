@@ -1,5 +1,6 @@
-"""Where the files that travel with megatrain lie: hardware profiles, and the job script."""
+"""Where the files that travel with megatrain lie, and how another Python finds megatrain itself."""
 
+import os
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -16,3 +17,14 @@ def shipped(relative: str) -> Path:
         if (root / relative).exists():
             return root / relative
     raise FileNotFoundError(f"{relative} is neither in {_ROOTS[0]} nor in {_ROOTS[1]}; install megatrain again")
+
+
+def source_root() -> Path | None:
+    """The checkout that this is; None for an installed package, which every start of this Python finds."""
+    inside = any(part in ("site-packages", "dist-packages") for part in _HERE.parts)
+    return None if inside else _HERE.parent
+
+
+def python_path() -> str:
+    """PYTHONPATH for another start of this Python, which does not look into the working directory (-P)."""
+    return os.pathsep.join(filter(None, [str(source_root() or ""), os.environ.get("PYTHONPATH", "")]))

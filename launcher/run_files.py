@@ -66,7 +66,7 @@ def check_resume(run: RunDir, resume: str) -> None:
         )
     if resume == "must" and not steps:
         raise CheckpointError(f"--resume must: {run} has no checkpoint. Start it with --resume auto.")
-    if resume.isascii() and resume.isdigit():
+    if resume.isascii() and resume.isdigit() and len(resume) <= 15:
         if int(resume) not in steps:
             raise CheckpointError(f"--resume {resume}: {run} has no checkpoint of that step; it has: {_few(steps)}.")
     elif resume not in ("auto", "must", "never"):

@@ -4,36 +4,29 @@ Two kinds of run share most sections: `PretrainConfig` and `FinetuneConfig`. Fie
 decided by the launcher's planner; the trainer only ever sees the resolved file, in which no "auto" is left.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-AUTO: Literal["auto"] = "auto"
-
-
-def _whole(value: Any) -> Any:
-    """2.5e9 is a whole number to its writer, though a float to YAML."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _no_flag(value: Any) -> Any:
-    """True equals 1, and would pass for it among literals."""
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-_MOST = 10**15  # of anything that is counted: no run is larger, and arithmetic stays quick
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
-NonNegative = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
-AutoCount = Annotated[Annotated[int, Field(ge=1, le=_MOST)] | Literal["auto"], BeforeValidator(_whole)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Path = Annotated[str, Field(min_length=1)]
-# Minutes alone are a number to YAML.
-WallTime = Annotated[
-    str, BeforeValidator(lambda v: str(v) if type(v) is int else v), Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")
-]
+from megatrain.config_types import (
+    AUTO,
+    MOST_TOKENS,
+    WIDEST,
+    AutoCount,
+    Beta,
+    Count,
+    Fraction,
+    Name,
+    NonNegative,
+    Path,
+    Positive,
+    Rate,
+    Seconds,
+    VocabularySize,
+    WallTime,
+    Weight,
+    no_flag,
+)
 
 
 class Section(BaseModel):
@@ -49,25 +42,27 @@ class RunSection(Section):
 class RopeScaling(Section):
     """Slower rotation of the slow channels, for sequences longer than a model was first trained on: as Llama 3.1."""
 
-    factor: Annotated[float, Field(ge=1)] = Field(description="how much slower the slowest channels turn")
-    low_freq_factor: Positive = Field(1.0, description="channels that turn less often in the original length: slowed")
-    high_freq_factor: Positive = Field(4.0, description="channels that turn more often in it: as they were")
-    original_max_position_embeddings: Count = Field(description="tokens of that original length")
+    factor: Annotated[float, Field(ge=1, le=1e9)] = Field(description="how much slower the slowest channels turn")
+    low_freq_factor: Rate = Field(1.0, description="channels that turn less often in the original length: slowed")
+    high_freq_factor: Rate = Field(4.0, description="channels that turn more often in it: as they were")
+    original_max_position_embeddings: Count = Field(le=MOST_TOKENS, description="tokens of that original length")
 
 
 class ModelSection(Section):
     """A decoder-only Transformer of the Llama family."""
 
-    num_hidden_layers: Count = Field(description="Transformer blocks")
-    hidden_size: Count = Field(description="width of the residual stream")
-    num_attention_heads: Count
-    num_key_value_heads: Count | None = Field(None, description="grouped-query attention; default: one per head")
-    head_dim: Count | None = Field(None, description="default: hidden_size / num_attention_heads")
-    intermediate_size: Count = Field(description="width inside the SwiGLU MLP")
-    vocab_size: AutoCount = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
-    rope_theta: Positive = 10000.0
+    num_hidden_layers: Count = Field(le=10_000, description="Transformer blocks")
+    hidden_size: Count = Field(le=WIDEST, description="width of the residual stream")
+    num_attention_heads: Count = Field(le=WIDEST)
+    num_key_value_heads: Count | None = Field(
+        None, le=WIDEST, description="grouped-query attention; default: one per head"
+    )
+    head_dim: Count | None = Field(None, le=WIDEST, description="default: hidden_size / num_attention_heads")
+    intermediate_size: Count = Field(le=WIDEST, description="width inside the SwiGLU MLP")
+    vocab_size: VocabularySize = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
+    rope_theta: Annotated[float, Field(ge=1, le=1e15)] = 10000.0
     rope_scaling: RopeScaling | None = None
-    rms_norm_eps: Positive = 1e-5
+    rms_norm_eps: Positive = Field(1e-5, le=1)
     tie_word_embeddings: bool = False
     initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")
 
@@ -115,14 +110,14 @@ class TokenizerSection(Section):
 
 class Source(Section):
     path: Path = Field(description="a folder written by `megatrain data prepare`: here, at http(s)://… or s3://…")
-    weight: Annotated[float, Field(ge=0)] = Field(1.0, description="share of the samples, relative to other sources")
+    weight: Weight = Field(1.0, description="share of the samples, relative to other sources")
     format: Literal["prepared", "webdataset"] = Field(
         "prepared", description="webdataset: someone else's tar files of text, read in sequence; see docs/data.md"
     )
 
 
 Sources = Annotated[tuple[Source, ...], Field(strict=False, min_length=1, max_length=64)]
-Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+Weights = Annotated[tuple[Weight, ...], Field(strict=False, min_length=1)]
 
 
 class StageSection(Section):
@@ -131,7 +126,9 @@ class StageSection(Section):
     from_sample: NonNegative = Field(description="counted over the whole run; a global batch has global_batch_size")
     weights: Weights | None = Field(None, description="one for each source of data.train; 0: not read here")
     sequence_length: Count | None = Field(
-        None, description="each sample is cut into sequences of so many tokens; divides data.sequence_length"
+        None,
+        le=MOST_TOKENS,
+        description="each sample is cut into sequences of so many tokens; divides data.sequence_length",
     )
 
 
@@ -139,19 +136,21 @@ class ShuffleSection(Section):
     mode: Literal["windowed", "full"] = Field(
         "windowed", description="full: one permutation of all rows, for fast disks"
     )
-    lanes: Count = Field(4096, description="windows open at once; at least the global batch mixes as well as full")
-    window_blocks: Count = Field(1, description="neighbouring blocks whose rows are shuffled together")
+    lanes: Count = Field(
+        4096, le=1 << 20, description="windows open at once; at least the global batch mixes as well as full"
+    )
+    window_blocks: Count = Field(1, le=1 << 20, description="neighbouring blocks whose rows are shuffled together")
 
 
 class ReadingSection(Section):
-    threads: Count = Field(1, description="threads that read ahead")
-    attempts: Count = Field(4, description="tries of a read before the run stops")
-    timeout_seconds: Positive = Field(30.0, description="time-out of a remote read")
-    hedge_seconds: Positive = Field(2.0, description="a remote read that takes longer is asked for a second time")
-    connections: Count = Field(32, description="remote reads at once")
+    threads: Count = Field(1, le=256, description="threads that read ahead")
+    attempts: Count = Field(4, le=16, description="tries of a read before the run stops; each waits twice as long")
+    timeout_seconds: Seconds = Field(30.0, description="time-out of a remote read")
+    hedge_seconds: Seconds = Field(2.0, description="a remote read that takes longer is asked for a second time")
+    connections: Count = Field(32, le=1024, description="remote reads at once")
     cache: Path | None = Field(None, description="folder for copies of remote files; default: in ~/.cache/megatrain")
     cache_shards: bool = Field(False, description="keep copies of whole remote shards, though their server has ranges")
-    cache_mebibytes: Count = Field(65536, description="most that copies of one source take up")
+    cache_mebibytes: Count = Field(65536, le=1 << 40, description="most that copies of one source take up")
     verify_blocks: bool = Field(False, description="check the hash of each block when it is first read")
 
 
@@ -167,22 +166,24 @@ class TransformSection(Section):
     function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = Field(
         description="package.module:name; called with (tokens, ends, position), gives (tokens, ends)"
     )
-    workers: NonNegative = Field(0, description="processes that call it; 0: the reading threads do")
+    workers: NonNegative = Field(0, le=1024, description="processes that call it; 0: the reading threads do")
 
 
 class DataSection(Section):
-    sequence_length: Count = Field(description="tokens a sample; divides the block length of the prepared data")
+    sequence_length: Count = Field(
+        le=MOST_TOKENS, description="tokens a sample; divides the block length of the prepared data"
+    )
     train: Sources
     validation: Annotated[tuple[Source, ...], Field(strict=False)] = ()
     stages: Annotated[tuple[StageSection, ...], Field(strict=False, max_length=32)] = ()
     shuffle: ShuffleSection = ShuffleSection()
     attend_across_documents: bool = Field(False, description="let attention cross document boundaries in a sample")
-    prefetch: Count = Field(2, description="global batches read ahead")
+    prefetch: Count = Field(2, le=1024, description="global batches read ahead")
     reading: ReadingSection = ReadingSection()
     quarantine: Annotated[tuple[QuarantinedBlock, ...], Field(strict=False, max_length=32)] = ()
     transform: TransformSection | None = None
     allow_pipe: bool = Field(False, description="let `pipe:` sources run their command in a shell")
-    maximum_epochs: Positive = Field(
+    maximum_epochs: Annotated[float, Field(ge=1e-6, le=1e9)] = Field(
         16.0, description="a run that would read a source more often is refused; from 4 on it is warned of"
     )
 
@@ -210,7 +211,7 @@ class ScheduleSection(Section):
 class TrainingSection(Section):
     tokens: Count | None = Field(None, description="length of the run; or give steps")
     steps: Count | None = Field(None, description="length of the run in optimizer steps; or give tokens")
-    global_batch_size: Count = Field(description="sequences an optimizer step, over all ranks")
+    global_batch_size: Count = Field(le=10**9, description="sequences an optimizer step, over all ranks")
     micro_batch_size: AutoCount = Field(AUTO, description="sequences a rank holds at once")
     precision: Literal["bf16", "fp32", "auto"] = Field("bf16", description="auto: what the hardware multiplies fastest")
 
@@ -218,7 +219,7 @@ class TrainingSection(Section):
 class ParallelSection(Section):
     tensor_parallel: AutoCount = AUTO
     context_parallel: AutoCount = Field(AUTO, description="ranks that share each sequence; for long ones")
-    zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(_no_flag)] = AUTO
+    zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(no_flag)] = AUTO
     sequence_parallel: bool | Literal["auto"] = Field(AUTO, description="split norms over the tensor-parallel ranks")
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = AUTO
     compile: bool = Field(True, description="torch.compile each block")
@@ -237,17 +238,19 @@ class EvaluationSection(Section):
 class MonitorSection(Section):
     log_every_steps: Count = 10
     tensorboard: bool = True
-    hang_seconds: Count = Field(600, description="no step, evaluation batch or checkpoint in so long: the rank hangs")
+    hang_seconds: Count = Field(
+        600, le=10**6, description="no step, evaluation batch or checkpoint in so long: the rank hangs"
+    )
     health_check: bool = Field(True, description="before the first step, name GPUs, links and clocks that are amiss")
 
 
 class ClusterSection(Section):
     hardware: Path = Field("cpu", description="a profile in configs/hardware, or the path of one")
-    nodes: Count = 1
-    gpus_per_node: Count = Field(1, description="ranks on each node")
-    peak_tflops: Positive | Literal["auto"] = Field(AUTO, description="dense bf16 peak of a GPU; auto: the profile's")
-    node_mtbf_hours: Positive = Field(6000.0, description="mean time between failures of a node; Llama 3 saw 6,100")
-    storage_gbps: Positive = Field(2.0, description="GB/s that a node writes checkpoints with")
+    nodes: Count = Field(1, le=100_000)
+    gpus_per_node: Count = Field(1, le=1024, description="ranks on each node")
+    peak_tflops: Rate | Literal["auto"] = Field(AUTO, description="dense bf16 peak of a GPU; auto: the profile's")
+    node_mtbf_hours: Rate = Field(6000.0, description="mean time between failures of a node; Llama 3 saw 6,100")
+    storage_gbps: Rate = Field(2.0, description="GB/s that a node writes checkpoints with")
 
 
 class SlurmSection(Section):
@@ -255,8 +258,8 @@ class SlurmSection(Section):
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    cpus_per_task: Count | None = None
-    signal_lead_seconds: Count = Field(180, description="seconds before the time limit to save and stop")
+    cpus_per_task: Count | None = Field(None, le=4096)
+    signal_lead_seconds: Count = Field(180, le=65535, description="seconds before the time limit to save and stop")
     restarts_without_progress: NonNegative = Field(
         3, description="starts in a row that may end without a new checkpoint before the run is given up"
     )
@@ -271,7 +274,9 @@ class FinetuneSection(Section):
     validation: Annotated[tuple[Path, ...], Field(strict=False)] = ()
     prompt_field: str = "prompt"
     response_field: str = "response"
-    sequence_length: Count | None = Field(None, description="default: the base's; 4096 where a pretrained one has more")
+    sequence_length: Count | None = Field(
+        None, le=MOST_TOKENS, description="default: the base's; 4096 where a pretrained one has more"
+    )
 
 
 class _Run(Section):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "MANIFEST.json"
-_STEP = re.compile(r"^step-(\d{8,})$")
+_STEP = re.compile(r"step-([0-9]{8,15})")
 
 
 class RunDir:
@@ -63,13 +63,13 @@ class RunDir:
         """Steps that have a committed checkpoint folder, ascending. Says nothing about their integrity."""
         if not self.checkpoints.is_dir():
             return []
-        found = (_STEP.match(entry.name) for entry in self.checkpoints.iterdir() if (entry / MANIFEST).is_file())
+        found = (_STEP.fullmatch(entry.name) for entry in self.checkpoints.iterdir() if (entry / MANIFEST).is_file())
         return sorted(int(match[1]) for match in found if match)
 
 
 def parse_step(folder: Path) -> int | None:
     """The step in a checkpoint folder's name, or None for any other folder."""
-    match = _STEP.match(folder.name)
+    match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 

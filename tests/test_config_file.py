@@ -1,6 +1,8 @@
 """Reading a configuration: every mistake at once, each at its line, and never a traceback."""
 
+import os
 import string
+import time
 
 import pytest
 import yaml
@@ -8,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.files import shipped
+from megatrain.base.terminal import has_control_characters
 from megatrain.config import FinetuneConfig, PretrainConfig
 from megatrain.config_file import dump, load, parse
 from megatrain.errors import ConfigError
@@ -127,7 +130,7 @@ def test_tags_are_refused(value):
 
 @pytest.mark.parametrize("text", ["12:00:00", "2024-13-45", "0x10", "yes", "2.4.1", "1e", "=", "<<", "1" * 5000])
 def test_text_that_other_readers_take_for_something_else(text):
-    assert parse(GOOD, overrides=[f"run.directory={text}"]).run.directory == text
+    assert parse(GOOD, overrides=[f"slurm.account={text}"]).slurm.account == text
 
 
 @pytest.mark.parametrize("text", ["3e-4", "12:00:00", "true", "007", "1_000", "~", "null", ".inf", "a: b", "ü", " x "])
@@ -143,7 +146,91 @@ def test_a_text_without_an_end():
         bomb += f"{name}: &{name} [{', '.join([f'*{below}'] * 10)}]\n"
     assert "deeper or larger" in mistakes(bomb)[-1]
     assert "deeper or larger" in mistakes("a: &a [*a]")[-1]
-    assert "nested too deeply" in mistakes("a: " + "[" * 100_000)[-1]
+    assert "deeper or larger" in mistakes("a: " + "[" * 100_000)[-1]
+
+
+def test_a_large_file_is_refused_at_once(tmp_path):
+    began = time.monotonic()
+    assert "deeper or larger" in mistakes("a: [" + "{}, " * 250_000 + "]")[-1]
+    (tmp_path / "large.yaml").write_text("a: [" + "{}, " * 500_000 + "]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"large.yaml: has 2,000,0\d\d bytes; at most"):
+        load(tmp_path / "large.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(ConfigError, match="named pipe"):
+        load(tmp_path / "pipe.yaml")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ('run.directory="a\\0b"', "run.directory"),
+        ('data.train.0.path="a\\e[31mb"', "data.train.0.path"),
+        ('slurm.partition="a\\n"', "slurm.partition"),
+        ("data.train.0.path=a\udcff", "data.train.0.path"),
+        ("slurm.extra.comment=\u202egnp", "slurm.extra.comment"),
+        ('slurm.extra={"a\\eb": x}', "slurm.extra"),
+    ],
+)
+def test_control_characters_are_refused_and_not_shown(override, field):
+    said = "\n".join(mistakes(GOOD, override))
+    assert f"command line: {field}:" in said
+    assert "control characters" in said
+    assert not has_control_characters(said.replace("\n", ""))
+
+
+@pytest.mark.parametrize("value", ["x" * 3501, "a/" + "b" * 256 + "/c"])
+def test_a_path_that_no_file_system_takes(value):
+    assert mistakes(GOOD, f"run.directory={value}")[0].startswith("command line: run.directory: ")
+    assert len(mistakes(GOOD, f"run.directory={value}")[0]) < 400
+    assert parse(GOOD, overrides=[f"data.train.0.path=https://host/{'b' * 300}"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.train.0.path=http://me:S3CRET@host/data",
+        "data.train=http://me:S3CRET@host/data",
+        "data.train.0.path=https://host/x?X-Amz-Signature=S3CRET",
+        "slurm.extra={comment: 'https://me:S3CRET@host'}",
+        "run.name=https://me:S3CRET@host",
+        "http://me:S3CRET@host=3",
+    ],
+)
+def test_a_password_is_refused_and_not_shown(override):
+    said = "\n".join(mistakes(GOOD, override))
+    assert "S3CRET" not in said
+    if not override.startswith("http"):
+        assert "the environment" in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("data.reading.threads=100000", "monitor.hang_seconds=1e15", "data.train.0.weight=1e308", "cluster.nodes=1e9"),
+        *("data.stages=[{from_sample: 0, weights: [1e308, 1e308]}]", "data.reading.attempts=1000"),
+        *("data.reading.timeout_seconds=1e300", "cluster.peak_tflops=1e-300", "data.shuffle.lanes=1e15"),
+        *(
+            "slurm.signal_lead_seconds=100000",
+            "slurm.time=١٢:00:00",
+            f"slurm.time={'9' * 5000}",
+            "slurm.cpus_per_task=1e9",
+        ),
+        *(
+            "model.num_hidden_layers=1e9",
+            "data.maximum_epochs=1e-300",
+            "data.transform={function: 'a:b', workers: 1e6}",
+        ),
+    ],
+)
+def test_numbers_that_do_not_start_are_refused_by_name(override):
+    (line, *_) = mistakes(GOOD, override)
+    assert line.startswith(f"command line: {override.partition('=')[0]}")
+
+
+@pytest.mark.parametrize("key", ["data.²=3", f"data.train.{'9' * 5000}.path=x", "data.train.١.path=x"])
+def test_odd_digits_in_a_key(key):
+    assert mistakes(GOOD, key)[0].startswith("command line: ")
 
 
 def test_overrides_win_over_the_file_and_their_mistakes_are_theirs():

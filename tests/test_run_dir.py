@@ -31,7 +31,19 @@ def test_a_steps_folder_is_parsed_back(step):
     assert parse_step(RunDir("run").step(step)) == step
 
 
-@pytest.mark.parametrize("name", ["step-", "step-12", "step-0000000a", "xstep-00000001", "step-00000001 "])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step-",
+        "step-12",
+        "step-0000000a",
+        "xstep-00000001",
+        "step-00000001 ",
+        "step-00000001\n",
+        "step-٠٠٠٠٠٠٩٩",
+        f"step-{'9' * 200}",
+    ],
+)
 def test_other_folders_are_no_step(tmp_path, name):
     assert parse_step(tmp_path / name) is None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launcher.commands.data_stream import stream
+from megatrain.base.terminal import printable_json, say
 from megatrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ def prepare(
     manifests = run(options, sys.stderr)
     if manifests[0].left_out:
         left_out = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifests[0].left_out.items())
-        typer.echo(f"left out: {', '.join(left_out)}")
+        say(f"left out: {', '.join(left_out)}")
     for folder, manifest in zip(folders, manifests, strict=True):
-        typer.echo("\n".join([_summary(folder, manifest), *(f"  {line}" for line in packing_lines(manifest))]))
+        say("\n".join([_summary(folder, manifest), *(f"  {line}" for line in packing_lines(manifest))]))
 
 
 def _summary(folder: Path, manifest: "Manifest") -> str:
@@ -130,7 +131,7 @@ def inspect(
     from megatrain.data.checks.inspection import inspect_data
 
     found = inspect_data(folder)
-    typer.echo(json.dumps(found.as_json(), ensure_ascii=False) if as_json else found.as_text())
+    say(printable_json(found.as_json()) if as_json else found.as_text())
     if png:
         found.draw(png)
 
@@ -154,7 +155,7 @@ def verify(
             found = [str(error)]
         damage += found
         if not found:
-            typer.echo(f"{folder}: every byte is as it was written")
+            say(f"{folder}: every byte is as it was written")
     if damage:
         raise DataError("\n".join(damage))
 
@@ -179,7 +180,7 @@ def plan(
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: a fine-tuning reads prompts and responses, not prepared sources.")
     found = plan_data(config)
-    typer.echo(json.dumps(found.to_json()) if as_json else found.as_text())
+    say(json.dumps(found.to_json()) if as_json else found.as_text())
     if refusals := [*found.refusals()]:
         raise DataError("\n".join(refusals))
 
@@ -199,9 +200,7 @@ def train(
     from megatrain.data.text.tokenizer import train_tokenizer
 
     trained = train_tokenizer(inputs, out, vocab_size, text_field=text_field)
-    typer.echo(
-        f"{out}: {trained.vocab_size:,} tokens; end of document: id {trained.eos_id}, padding: id {trained.pad_id}"
-    )
+    say(f"{out}: {trained.vocab_size:,} tokens; end of document: id {trained.eos_id}, padding: id {trained.pad_id}")
 
 
 @tokenizer_app.command("import")
@@ -221,6 +220,4 @@ def import_(
     from megatrain.data.text.tokenizer_import import import_tokenizer
 
     imported = import_tokenizer(file, out, pattern)
-    typer.echo(
-        f"{out}: {imported.vocab_size:,} tokens; end of document: id {imported.eos_id}, padding: id {imported.pad_id}"
-    )
+    say(f"{out}: {imported.vocab_size:,} tokens; end of document: id {imported.eos_id}, padding: id {imported.pad_id}")

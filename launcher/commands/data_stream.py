@@ -1,11 +1,11 @@
 """`megatrain data stream`: the samples of a run, one by one, without training."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from megatrain.base.terminal import printable_json, say
 from megatrain.errors import ConfigError
 
 _TEXT_SHOWN = 100  # characters of a line that is not JSON
@@ -51,7 +51,7 @@ def stream(
     start = start or 0
     stop = start + (count if count is not None else batch - start % batch)
     for sample in audit(config, start, stop, ranks=ranks, rank=rank, with_text=text):
-        typer.echo(json.dumps(sample, ensure_ascii=False) if as_json else _line(sample))
+        say(printable_json(sample) if as_json else _line(sample))
 
 
 def _line(sample: dict[str, Any]) -> str:
@@ -63,5 +63,5 @@ def _line(sample: dict[str, Any]) -> str:
     shown += f" · {len(sample['tokens'])} tokens · {sample['hash']}"
     if "text" in sample:
         text = sample["text"]
-        shown += "\n  " + json.dumps(text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + "…", ensure_ascii=False)
+        shown += "\n  " + printable_json(text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + "…")
     return shown

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from launcher.planning.hardware import GIB
+from megatrain.base.terminal import copyable
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "tensorboard", "tokenizers", "pydantic")
 SLURM_CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -68,11 +69,17 @@ def _package(name: str) -> Check:
 def _torch() -> Check:
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+            [sys.executable, "-P", "-c", _ASK_TORCH],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
         )
         found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        return Check("accelerator", "error", "torch cannot be imported", f'see: {sys.executable} -c "import torch"')
+        return Check(
+            "accelerator", "error", "torch cannot be imported", f'see: {copyable(sys.executable)} -c "import torch"'
+        )
     if found["gpus"]:
         runtime = f"CUDA {found['cuda']}" if found["cuda"] else f"ROCm {found['hip']}"
         return Check("accelerator", "ok", f"{len(found['gpus'])} × {found['gpus'][0]}, {runtime}, NCCL {found['nccl']}")

@@ -1,13 +1,13 @@
 """The verbs of a run's life as a job: submit, status, logs, stop, resubmit."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatrain.base.terminal import complain, copyable, say
 from megatrain.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ def submit(
         if not dry_run or clients.answers():
             found.findings.extend(jobs.findings(script, run_folder(resolved)))
     if as_json and (dry_run or found.errors):
-        print(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
+        say(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
     elif dry_run and script:
-        print(script, end="", flush=True)
+        say(script, end="", flush=True)
     _warn([] if as_json else [finding.text for finding in found.warnings])
     report = found.demand()
     if dry_run:
@@ -66,14 +66,14 @@ def submit(
     run = prepare_run(found.config, report.chosen)
     handed_in = jobs.submit(script, run, chain=chain)
     if as_json:
-        print(json.dumps(found.to_json() | {"script": script, "jobs": handed_in}, indent=2))
+        say(json.dumps(found.to_json() | {"script": script, "jobs": handed_in}, indent=2))
         return
-    print(headline(resolved, report.chosen))
+    say(headline(resolved, report.chosen))
     needed = checks.jobs_needed(resolved, report.chosen)
     if chain > 1 and needed > chain:
         _warn([f"--chain {chain}: the run is planned to take {needed} jobs of {resolved.slurm.time}"])
     elif needed > 1:
-        print(f"planned to take {needed} times slurm.time ({resolved.slurm.time}); it is queued again until it is done")
+        say(f"planned to take {needed} times slurm.time ({resolved.slurm.time}); it is queued again until it is done")
     _said(handed_in, run)
 
 
@@ -89,13 +89,13 @@ def status(
 
     if run is not None:
         one = status_of.status(_run(run))
-        print(json.dumps(one.to_json(), indent=2) if as_json else "\n".join(status_of.lines(one)))
+        say(json.dumps(one.to_json(), indent=2) if as_json else "\n".join(status_of.lines(one)))
         return
     many = status_of.all_statuses(Path("runs"))
     if as_json:
-        print(json.dumps([one.to_json() for one in many], indent=2))
+        say(json.dumps([one.to_json() for one in many], indent=2))
     else:
-        print("\n".join(status_of.table(many)) or "runs/ holds no run")
+        say("\n".join(status_of.table(many)) or "runs/ holds no run")
 
 
 def logs(
@@ -111,8 +111,7 @@ def logs(
     from launcher.slurm import logs as log_files
 
     for text in log_files.read(_run(run), lines=lines, rank=rank, follow=follow):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        say(text, end="", flush=True)
 
 
 def stop(
@@ -128,11 +127,13 @@ def stop(
     from launcher.slurm import status as status_of
 
     folder = _run(run)
-    print(jobs.stop(folder, now=now))
+    say(jobs.stop(folder, now=now))
     deadline = time.monotonic() + timeout
     while timeout and (state := status_of.status(folder).state) in ("running", "pending"):
         if time.monotonic() > deadline:
-            raise PreflightError(f"{run}: is still {state} after {timeout} s; `megatrain stop {run} --now` ends it")
+            raise PreflightError(
+                f"{run}: is still {state} after {timeout} s; `megatrain stop {copyable(run)} --now` ends it"
+            )
         time.sleep(1.0)
 
 
@@ -163,12 +164,12 @@ def _said(handed_in: list[str], run: "RunDir") -> None:
     from launcher.slurm.script import next_commands
 
     plural = "s" if len(handed_in) > 1 else ""
-    print(f"submitted job{plural} {' '.join(handed_in)}\n{next_commands(run)}")
+    say(f"submitted job{plural} {' '.join(handed_in)}\n{next_commands(run)}")
 
 
 def _warn(texts: list[str]) -> None:
     for text in texts:
-        print(f"warning: {text}", file=sys.stderr)
+        complain(text, "warning")
 
 
 def _run(path: Path) -> "RunDir":

@@ -10,6 +10,7 @@ from launcher.planning.hardware import load_hardware
 from launcher.planning.inputs import resolve_inputs
 from launcher.planning.plan import NothingFitsError, make_plan, resolve
 from launcher.planning.sweep import parse_sweep, sweep, sweep_png, sweep_text
+from megatrain.base.terminal import say
 from megatrain.config import Config
 from megatrain.errors import ConfigError
 
@@ -41,12 +42,12 @@ def show_plan(config: Config, as_json: bool, assumed: Sequence[str] = ()) -> Non
         report = make_plan(config)
     except NothingFitsError as error:
         if as_json:
-            print(json.dumps({**error.to_json(), "assumed": list(assumed)}, indent=2))
+            say(json.dumps({**error.to_json(), "assumed": list(assumed)}, indent=2))
         raise
     if as_json:
-        print(json.dumps({**report.to_json(), "assumed": list(assumed)}, indent=2))
+        say(json.dumps({**report.to_json(), "assumed": list(assumed)}, indent=2))
     else:
-        print(plan_text(resolve(config, report.chosen), report))
+        say(plan_text(resolve(config, report.chosen), report))
 
 
 def show_sweep(config: Config, text: str, png: Path | None, as_json: bool) -> None:
@@ -54,18 +55,18 @@ def show_sweep(config: Config, text: str, png: Path | None, as_json: bool) -> No
     if png is not None:
         sweep_png(config, rows, png)
     if as_json:
-        print(json.dumps([row.to_json() for row in rows], indent=2))
+        say(json.dumps([row.to_json() for row in rows], indent=2))
         return
-    print(sweep_text(resolve_inputs(config), rows))
+    say(sweep_text(resolve_inputs(config), rows))
     if png is not None:
-        print(f"drawn: {png}")
+        say(f"drawn: {png}")
 
 
 def answer(config: Config, *, days: float | None, largest: bool, double: bool) -> None:
     if days is not None:
-        print(questions.gpus_for_days(config, days))
+        say(questions.gpus_for_days(config, days))
     if largest:
-        print(questions.largest_batch(config))
-        print(questions.largest_model(config))
+        say(questions.largest_batch(config))
+        say(questions.largest_model(config))
     if double:
-        print(questions.doubling(config))
+        say(questions.doubling(config))

@@ -7,13 +7,16 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.files import python_path
 from launcher.planning.hardware import GIB, Link, load_hardware
+from megatrain.base.terminal import copyable
 from megatrain.errors import ConfigError, PreflightError
 from megatrain.run_dir import write_atomically
 
@@ -41,7 +44,7 @@ def calibrate(out: Path, ranks: int | None) -> str:
     except OSError as error:
         raise PreflightError(f"--calibrate: {out}: cannot be written: {error.strerror}") from None
     load_hardware(str(out.absolute()), measured["ranks"])  # it is one that the planner takes
-    return f"{text}\nwritten: {out}. Use it with cluster.hardware={out}"
+    return f"{text}\nwritten: {out}. Use it with cluster.hardware={copyable(out)}"
 
 
 def profile(measured: dict[str, Any]) -> str:
@@ -111,9 +114,10 @@ def _peak(name: str) -> float | None:
 
 
 def _measure(ranks: int | None) -> dict[str, Any]:
-    command = [sys.executable, "-m", "megatrain.monitor.curves", *([str(ranks)] if ranks else [])]
+    command = [sys.executable, "-P", "-m", "megatrain.monitor.curves", *([str(ranks)] if ranks else [])]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        environment = {**os.environ, "PYTHONPATH": python_path()}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment)
     except subprocess.TimeoutExpired:
         raise PreflightError(f"--calibrate: the measurement took more than {_TIMEOUT} s.") from None
     if done.returncode:

@@ -9,24 +9,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.files import shipped
 from launcher.planning.processor import rates
-from megatrain.config import Positive
+from megatrain.base.files import read_bytes
+from megatrain.config_types import Rate
 from megatrain.errors import ConfigError
 
 PROFILES = "configs/hardware"
 GIB = 2**30
+_MOST_BYTES = 1 << 16  # of a profile: PyYAML takes minutes for megabytes
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Link(_Strict):
     """A connection between ranks, as a collective sees it."""
 
-    bandwidth: Positive = Field(description="GB/s of each rank: bytes it sends, over time")
-    latency: Positive = Field(description="microseconds of one collective's hop")
+    bandwidth: Rate = Field(description="GB/s of each rank: bytes it sends, over time")
+    latency: Rate = Field(description="microseconds of one collective's hop")
 
 
+HalfSize = Annotated[float, Field(ge=0, le=1e9)]
 Efficiency = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -34,33 +37,33 @@ class Accelerator(_Strict):
     """One rank's device. A profile states these numbers for one GPU."""
 
     device: Literal["cuda", "rocm"]
-    memory_gib: Positive = Field(description="what a process can allocate, not what the box says")
-    bf16_tflops: Positive = Field(description="dense peak on paper: the divisor of MFU")
-    bf16_reachable_tflops: Positive = Field(description="the most that a large matmul reaches")
-    fp32_tflops: Positive = Field(description="the most that fp32 matmuls reach (TF32 off)")
-    fp8_tflops: Positive | None = Field(None, description="dense peak on paper; absent: no fp8")
-    fp8_reachable_tflops: Positive | None = None
+    memory_gib: Rate = Field(description="what a process can allocate, not what the box says")
+    bf16_tflops: Rate = Field(description="dense peak on paper: the divisor of MFU")
+    bf16_reachable_tflops: Rate = Field(description="the most that a large matmul reaches")
+    fp32_tflops: Rate = Field(description="the most that fp32 matmuls reach (TF32 off)")
+    fp8_tflops: Rate | None = Field(None, description="dense peak on paper; absent: no fp8")
+    fp8_reachable_tflops: Rate | None = None
     training_efficiency: Efficiency = Field(
         description="what a training loop keeps of the reachable rate: clocks under load, gaps between kernels"
     )
-    matmul_half_size: Positive = Field(100.0, description="a matmul dimension of this size alone halves the rate")
-    memory_bandwidth: Positive = Field(description="GB/s")
+    matmul_half_size: HalfSize = Field(100.0, description="a matmul dimension of this size alone halves the rate")
+    memory_bandwidth: Rate = Field(description="GB/s")
     link: Link = Field(description="inside a node")
     network: Link = Field(description="between nodes")
-    gpus_per_node: int = Field(ge=1)
+    gpus_per_node: int = Field(ge=1, le=1024)
 
 
 class Processor(_Strict):
     """A node without GPUs: its cores and memory are shared by the ranks on it."""
 
     device: Literal["cpu"]
-    cores_per_node: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(description="auto: of this machine")
-    memory_gib: Positive | Literal["auto"] = Field(description="of a node; auto: of this machine")
-    bf16_tflops_per_core: Positive | Literal["auto"] = Field(description="auto: measured on this machine")
-    fp32_tflops_per_core: Positive | Literal["auto"] = Field(description="likewise")
+    cores_per_node: Annotated[int, Field(ge=1, le=65536)] | Literal["auto"] = Field(description="auto: this machine's")
+    memory_gib: Rate | Literal["auto"] = Field(description="of a node; auto: of this machine")
+    bf16_tflops_per_core: Rate | Literal["auto"] = Field(description="auto: measured on this machine")
+    fp32_tflops_per_core: Rate | Literal["auto"] = Field(description="likewise")
     training_efficiency: Efficiency
-    matmul_half_size: Positive = 100.0
-    memory_bandwidth: Positive = Field(description="GB/s of a node")
+    matmul_half_size: HalfSize = 100.0
+    memory_bandwidth: Rate = Field(description="GB/s of a node")
     link: Link
     network: Link
 
@@ -94,17 +97,17 @@ def load_hardware(name: str, ranks_per_node: int) -> Hardware:
     """
     path = _find(name)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_bytes(path, limit=_MOST_BYTES, error=ConfigError).decode())
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: must be a mapping, such as `device: cuda`")
         if data.get("device") == "cpu":
             return _share(path.stem, Processor.model_validate(data), ranks_per_node)
         return _gpu(path.stem, Accelerator.model_validate(data))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cluster.hardware: {path}: cannot be read: {error}") from None
     except ValidationError as error:
         lines = (f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ConfigError("\n".join(lines)) from None
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cluster.hardware: {path}: cannot be read: {error}") from None
 
 
 def known_profiles() -> list[str]:

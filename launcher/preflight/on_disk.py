@@ -71,7 +71,7 @@ def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Findi
     Its layout does not matter: any layout reads it. Its bytes are verified when it is loaded.
     """
     steps = run.steps()
-    if resume.isascii() and resume.isdigit():
+    if resume.isascii() and resume.isdigit() and len(resume) <= 15:
         steps = [step for step in steps if step == int(resume)]
     if resume == "never" or not steps:
         return

@@ -13,6 +13,7 @@ from launcher.run_files import is_finetune, prepare_run, run_folder
 from launcher.slurm.claim import attempted
 from launcher.slurm.jobs import busy_with
 from megatrain import config_file
+from megatrain.base.terminal import copyable
 from megatrain.config import Config
 from megatrain.errors import ConfigError, PreflightError
 from megatrain.run.attempts import read_attempts
@@ -94,7 +95,7 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
         )
     if busy := busy_with(run_folder(config)):  # before a file of the run that it has is changed
         raise PreflightError(
-            f"{run_folder(config)}: {busy} has it already. Stop it: megatrain stop {run_folder(config)}"
+            f"{run_folder(config)}: {busy} has it already. Stop it: megatrain stop {copyable(run_folder(config).path)}"
         )
     run = prepare_run(config, report.chosen, resume=resume)
     if where.hosts is not None:

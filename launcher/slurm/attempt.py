@@ -10,7 +10,6 @@ submit → queue → begin ─ claim the run, close what was lost → srun … �
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from launcher.slurm.job_file import read_job, update_job
 from launcher.slurm.verdict import node_is_to_blame, verdict
 from megatrain import config_file
 from megatrain.base.files import reason
+from megatrain.base.terminal import complain, copyable, say
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, ended, fruitless, newest_step, read_attempts, unreliable_nodes
 from megatrain.run.claim import VARIABLE, Claim, superseded
@@ -50,11 +50,11 @@ class _UnreliableNodesError(PreflightError):
 def begin(run: RunDir, job: str) -> int:
     """Claim the run for this job, and print the claim for its ranks; prints nothing when there is nothing to do."""
     if read_job(run).stop:
-        print(f"megatrain: {run} was stopped; `megatrain resubmit {run}` goes on", file=sys.stderr)
+        say(f"megatrain: {run} was stopped; `megatrain resubmit {copyable(run)}` goes on", file=sys.stderr)
         return ExitCode.STOPPED
     config = config_file.load(run.config)
     if newest_step(run) >= config.total_steps:
-        print(f"megatrain: {run} is complete; there is nothing left to do", file=sys.stderr)
+        say(f"megatrain: {run} is complete; there is nothing left to do", file=sys.stderr)
         return ExitCode.DONE
     _wait_for_predecessor(run, job)
     nodes = clients.hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
@@ -66,7 +66,7 @@ def begin(run: RunDir, job: str) -> int:
         if in_vain > config.slurm.restarts_without_progress:
             raise _HopelessError(
                 f"{run}: given up: {in_vain} starts in a row without a new checkpoint. "
-                f"When that is mended: megatrain resubmit {shlex.quote(str(run))}"
+                f"When that is mended: megatrain resubmit {copyable(run)}"
             )
         excluded = unreliable_nodes(attempts, book.submitted)
         if bad := sorted(set(excluded) & set(nodes)):
@@ -74,12 +74,12 @@ def begin(run: RunDir, job: str) -> int:
 
     try:
         with claimed(run, ranks=_tasks(), nodes=nodes, job=job, admit=admit) as claim:
-            print(claim)
+            say(claim)
     except _HopelessError:
         update_job(run, stop=True)
         raise
     except _UnreliableNodesError as error:
-        print(f"megatrain: {error}", file=sys.stderr, flush=True)
+        say(f"megatrain: {error}", file=sys.stderr, flush=True)
         clients.requeue(job, exclude=error.excluded)
         return ExitCode.STOPPED
     return ExitCode.DONE
@@ -88,7 +88,7 @@ def begin(run: RunDir, job: str) -> int:
 def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
     """Close the attempt, and queue the job again or say a last word. Returns the job's exit code."""
     if why := superseded(run, claim):
-        print(f"megatrain: {run}: {why}; this job is not queued again", flush=True)
+        say(f"megatrain: {run}: {why}; this job is not queued again", flush=True)
         return code or ExitCode.PREFLIGHT
     attempts = read_attempts(run)
     if claim.attempt >= len(attempts):
@@ -102,20 +102,20 @@ def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
     ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, book)
     others = [other for other in book.jobs if other != job]
     if not ending.requeue:
-        advice = f" When that is mended: megatrain resubmit {shlex.quote(str(run))}" if ending.given_up else ""
-        print(f"megatrain: {ending.words()}{advice}", flush=True)
+        advice = f" When that is mended: megatrain resubmit {copyable(run)}" if ending.given_up else ""
+        say(f"megatrain: {ending.words()}{advice}", flush=True)
         clients.cancel(state.id for state in clients.active(clients.ask(others), others))
         return ending.exit_code
     states = _patiently(lambda: clients.job_states([job, *others]))
     if later := clients.active(states, others):  # a chain: the next job goes on
-        print(f"megatrain: {ending.words(f'job {later[0].id} goes on')}", flush=True)
+        say(f"megatrain: {ending.words(f'job {later[0].id} goes on')}", flush=True)
         return ending.exit_code
     if job in states and states[job].state.startswith("CANCELLED"):
-        print("megatrain: cancelled; not queued again", flush=True)
+        say("megatrain: cancelled; not queued again", flush=True)
         return ending.exit_code
     excluded = unreliable_nodes(attempts, book.submitted)
     without = f", without {', '.join(excluded)}" if excluded else ""
-    print(f"megatrain: {ending.words()}{without}", flush=True)
+    say(f"megatrain: {ending.words()}{without}", flush=True)
     _patiently(lambda: clients.requeue(job, exclude=excluded))
     return ending.exit_code
 
@@ -124,7 +124,7 @@ def _outcome(run: RunDir, claim: Claim) -> Outcome | None:
     try:
         return read_outcome(run, claim.attempt)
     except PreflightError as error:
-        print(f"megatrain: {error}", file=sys.stderr, flush=True)
+        say(f"megatrain: {error}", file=sys.stderr, flush=True)
         return None
 
 
@@ -157,7 +157,7 @@ def _patiently(ask: Callable[[], _T]) -> _T:
             if time.monotonic() > deadline:
                 raise
             if not said:
-                print(f"megatrain: {error}; asking again for {_AWAY_SECONDS / 60:.0f} minutes", flush=True)
+                say(f"megatrain: {error}; asking again for {_AWAY_SECONDS / 60:.0f} minutes", flush=True)
             said = True
             time.sleep(_ASK_AGAIN_SECONDS)
 
@@ -177,11 +177,10 @@ def main() -> int:
             raise PreflightError(f"environment: {VARIABLE}: {os.environ.get(VARIABLE)!r}: must be what begin printed")
         return end(run, claim, code, job)
     except MegatrainError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        complain(error)
         return code or error.exit_code
     except OSError as error:
-        print(f"error: {error.filename or run}: {reason(error)}", file=sys.stderr)
+        complain(f"{error.filename or run}: {reason(error)}")
         return code or ExitCode.PREFLIGHT
 
 

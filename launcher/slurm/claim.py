@@ -6,7 +6,6 @@ about is then looked at once more, with the lock held.
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from launcher.slurm import clients
 from megatrain.base.files import parse_model, reason
+from megatrain.base.terminal import complain, copyable
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, ended, newest_step, read_attempts, write_attempts
 from megatrain.run.claim import Claim, close_attempt, new_token
@@ -62,7 +62,7 @@ def claimed(
                 claim = _write_claim(run, attempts, owner, ranks=ranks, nodes=nodes, job=job, admit=admit)
             yield claim
             return
-    raise PreflightError(f"{run}: is being started by others. Look who has it: megatrain status {run}")
+    raise PreflightError(f"{run}: is being started by others. Look who has it: megatrain status {copyable(run)}")
 
 
 def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[Claim], int]) -> int:
@@ -91,9 +91,7 @@ def close(
         close_attempt(run, claim, exit_code=code, error=_error(outcome, code), failed_nodes=blamed or [])
     except (MegatrainError, OSError) as error:
         said = str(error) if isinstance(error, MegatrainError) else f"{error.filename or run}: {reason(error)}"
-        print(
-            f"error: {said}; that this start ended with exit code {code} is not recorded", file=sys.stderr, flush=True
-        )
+        complain(f"{said}; that this start ended with exit code {code} is not recorded")
 
 
 def living_owner(
@@ -135,14 +133,16 @@ def _find_owner(run: RunDir, job: str | None) -> _Owner:
 
 @contextmanager
 def _launcher_lock(run: RunDir, owner: _Owner) -> Iterator[None]:
-    refusal = f"{run}: is being trained by {{}}. Stop that first: megatrain stop {run}"
+    def refused(by: str) -> PreflightError:
+        return PreflightError(f"{run}: is being trained by {by}. Stop that first: megatrain stop {copyable(run)}")
+
     if owner.lives:
-        raise PreflightError(refusal.format(owner.lives))
+        raise refused(owner.lives)
     try:
         with launcher_lock(run):
             yield
     except LockHeldError as error:
-        raise PreflightError(refusal.format(f"another process ({error})")) from None
+        raise refused(f"another process ({error})") from None
 
 
 def _write_claim(

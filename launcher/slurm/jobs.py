@@ -10,6 +10,7 @@ from launcher.slurm import clients
 from launcher.slurm.claim import living_owner
 from launcher.slurm.job_file import read_job, update_job
 from megatrain.base.files import reason
+from megatrain.base.terminal import copyable
 from megatrain.errors import MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, read_attempts
 from megatrain.run.launchers import is_elsewhere, not_to_be_signalled
@@ -21,7 +22,8 @@ def findings(script: str, run: RunDir) -> list[Finding]:
     found = []
     try:
         if busy := busy_with(run):
-            text = f"{run}: {busy} has it already. Follow it: megatrain status {run}. Stop it: megatrain stop {run}."
+            word = copyable(run)
+            text = f"{run}: {busy} has it already. Follow it: megatrain status {word}. Stop it: megatrain stop {word}"
             found.append(Finding("error", text))
         clients.test_only(script)
     except MegatrainError as error:

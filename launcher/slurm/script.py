@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.files import shipped
+from launcher.files import shipped, source_root
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan
 from launcher.run_files import is_finetune
+from megatrain.base.terminal import copyable
 from megatrain.config import Config
 from megatrain.errors import ConfigError
 from megatrain.run_dir import RunDir
@@ -21,9 +22,9 @@ from megatrain.run_dir import RunDir
 TEMPLATE = "slurm/train.sbatch"
 PROFILES = "slurm/profiles"
 _PLACEHOLDER = re.compile(r"@\{([a-z_]+)\}")  # so that the shell's own $ and @ stay as they are
-_WORD = re.compile(r"^[A-Za-z0-9_.,:;/+=%@&|*!()\[\]<>~-]+$")
+_WORD = re.compile(r"[A-Za-z0-9_.,:;/+=%@&|*!()\[\]<>~-]+")
 
-_DIRECTIVE = re.compile(r"^#SBATCH --([a-z][a-z-]*)(=[A-Za-z0-9_.,:;/+=%@&|*!()\[\]<>~-]+)?\s*(?:#.*)?$")
+_DIRECTIVE = re.compile(r"#SBATCH --([a-z][a-z-]*)(=[A-Za-z0-9_.,:;/+=%@&|*!()\[\]<>~-]+)?\s*(?:#.*)?")
 _SITE_OPTIONS = ("partition", "account", "qos", "cpus-per-task")  # a profile may set them, a configuration has fields
 
 # Options that megatrain sets itself: where to change them instead.
@@ -93,7 +94,7 @@ def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = Non
 
 def next_commands(run: RunDir) -> str:
     """Commands to follow, look at, stop and view the job; each works when copied."""
-    folder = shlex.quote(str(run))
+    folder = copyable(run)
     verbs = {"follow": "logs -f", "state": "status", "stop": "stop", "view": "tensorboard"}
     return "\n".join(f"{what:<8}megatrain {verb} {folder}" for what, verb in verbs.items())
 
@@ -123,7 +124,7 @@ def _refuse_owned(where: str, option: str) -> None:
 
 
 def _word(field: str, value: str | int) -> str:
-    if not _WORD.match(str(value)):
+    if not _WORD.fullmatch(str(value)):
         raise ConfigError(f"{field}: {value!r}: must be one word, as sbatch takes it: no spaces, quotes or newlines.")
     return str(value)
 
@@ -150,7 +151,7 @@ def _profile(name: str | None) -> _Profile:
     for number, line in enumerate(lines, start=1):
         if not line.startswith("#SBATCH"):
             continue
-        match = _DIRECTIVE.match(line)
+        match = _DIRECTIVE.fullmatch(line)
         if match is None:
             raise ConfigError(
                 f"--profile {name}: {path}:{number}: {line!r}: must be #SBATCH --option or --option=value"
@@ -163,6 +164,5 @@ def _profile(name: str | None) -> _Profile:
 
 def _python_path() -> str:
     """A checkout that is not installed is found by PYTHONPATH; the job needs the same, made absolute."""
-    root = Path(__file__).resolve().parents[2]
-    inside = any(part in ("site-packages", "dist-packages") for part in root.parts)
-    return "" if inside else f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
+    root = source_root()
+    return "" if root is None else f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}\n"

@@ -13,6 +13,7 @@ from launcher.slurm.claim import living_owner
 from launcher.slurm.clients import JobState
 from launcher.slurm.job_file import read_job
 from megatrain import config_file
+from megatrain.base.terminal import copyable
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.monitor.formatting import duration, quantity
 from megatrain.monitor.metrics import read_metrics
@@ -173,10 +174,10 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: in
     if last is None:
         return "prepared", "not started yet"
     if last.ended is None and read_job(run).stop:
-        return "stopped", f"as asked; megatrain resubmit {run} goes on"
+        return "stopped", f"as asked; megatrain resubmit {copyable(run)} goes on"
     outcome = read_outcome(run, len(attempts) - 1) if last.ended is None else None
     if last.ended is None and outcome is None:
-        return "lost", f"it ended without a word; megatrain resubmit {run}, or train it again"
+        return "lost", f"it ended without a word; megatrain resubmit {copyable(run)}, or train it again"
     code = outcome.exit_code if outcome else last.exit_code
     if code in (ExitCode.STOPPED, ExitCode.DONE):
         return "stopped", "the same command goes on from there"

@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import megatrain
+from megatrain.base.terminal import copyable, printable
 from megatrain.config import Config, PretrainConfig
 from megatrain.monitor.formatting import duration, gib, percent, quantity, scientific
 from megatrain.monitor.metrics import StepMetrics
@@ -97,6 +98,7 @@ class Console:
         """
         if self._stream is None:
             return
+        text = printable(text)
         try:
             if self._bar:
                 self._bar.print_above(text)
@@ -141,10 +143,11 @@ class Console:
             ]
         if checkpoint:
             lines.append(f"  checkpoint  {checkpoint}")
+        run = copyable(self._run.path)
         lines += [
             "next:",
-            f'  megatrain generate {self._run} "Once upon a time"',
-            f"  megatrain tensorboard {self._run}",
+            f'  megatrain generate {run} "Once upon a time"',
+            f"  megatrain tensorboard {run}",
         ]
         return lines
 

@@ -46,7 +46,7 @@ REAL_MISTAKES = [
     ("optimizer.betas=0.9", "optimizer.betas"),
     ("optimizer.betas=[0.9]", "optimizer.betas"),
     ("training.global_batch_size=1000000000000000000000000000000", "training.global_batch_size"),
-    ("training.global_batch_size=999999999999 training.micro_batch_size=2", "training.micro_batch_size"),
+    ("training.global_batch_size=999999999 training.micro_batch_size=2", "training.micro_batch_size"),
     ("optimizer.betas=[0.9,1.0]", "optimizer.betas"),
     ("optimizer.name=adam", "optimizer.name"),
     ("schedule.warmup_steps=30", "schedule.warmup_steps"),

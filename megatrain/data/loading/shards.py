@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.terminal import copyable
 from megatrain.config import ReadingSection
 from megatrain.data.folder.index import ENDS_MEMBER, TOKENS_MEMBER, block_hash, member_name, read_index
 from megatrain.data.folder.locations import is_remote, join, location
@@ -156,7 +157,7 @@ class PreparedData:
             TOKENS_MEMBER,
             offsets[worst],
             f"holds token {tokens[worst].max()}, outside the vocabulary of {self.manifest.vocab_size}: the shard is "
-            f"damaged. Run `megatrain data verify {self.path}`.",
+            f"damaged. Run `megatrain data verify {copyable(self.path)}`.",
         )
 
     def _ends_of(self, blocks: Sequence[int]) -> dict[int, Int64]:
@@ -185,7 +186,9 @@ class PreparedData:
             ends = np.frombuffer(payload, dtype=_END_DTYPE).astype(np.int64)
             if ends.size and (ends[0] < 1 or ends[-1] > self.index.tokens[block] or (np.diff(ends) < 1).any()):
                 offset = int(self.index.ends_offset[block])
-                reason = f"holds document ends out of order: damaged. Run `megatrain data verify {self.path}`."
+                reason = (
+                    f"holds document ends out of order: damaged. Run `megatrain data verify {copyable(self.path)}`."
+                )
                 raise self._error(block, ENDS_MEMBER, offset, reason)
             found[block] = ends
         return found
