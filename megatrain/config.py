@@ -51,7 +51,7 @@ class RopeScaling(Section):
 class ModelSection(Section):
     """A decoder-only Transformer of the Llama family."""
 
-    num_hidden_layers: Count = Field(le=10_000, description="Transformer blocks")
+    num_hidden_layers: Count = Field(le=1_000_000, description="Transformer blocks")
     hidden_size: Count = Field(le=WIDEST, description="width of the residual stream")
     num_attention_heads: Count = Field(le=WIDEST)
     num_key_value_heads: Count | None = Field(
