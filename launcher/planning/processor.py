@@ -16,8 +16,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from launcher.files import python_path
 from megatrain.base.files import parse_json, parse_model, read_model
-from megatrain.config import Positive
+from megatrain.config_types import Positive
 from megatrain.errors import MegatrainError, PreflightError
 from megatrain.run_dir import write_json
 
@@ -91,7 +92,8 @@ def _measure() -> Rates:
     problem = "cluster.hardware: this machine's cores cannot be measured"
     fix = "Name a profile with figures of its own (`megatrain plan our-node.yaml --calibrate` writes one)."
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        environment = {**os.environ, "PYTHONPATH": python_path()}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PreflightError(f"{problem}: {error}. {fix}") from None
     if done.returncode:

@@ -38,7 +38,7 @@ def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush
 
 def complain(text: object, kind: str = "error") -> None:
     """Each line of a message to standard error, after what it is: "error: …" or "warning: …"."""
-    for line in str(text).splitlines() or [""]:
+    for line in str(text).rstrip("\n").split("\n"):
         say(f"{kind}: {line}", file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
 from megatrain import config_file
+from megatrain.base.terminal import has_control_characters
 from megatrain.errors import ExitCode
 from tests.launcher.conftest import TINY, write_data
 from tests.trained import make_trained_run
@@ -245,3 +247,34 @@ def test_export_says_how_to_load_it(tmp_path):
     wrong = command("export", str(run), "other", "--dtype", "int8", cwd=tmp_path)
     assert wrong.stderr.strip() == "error: --dtype int8: must be one of bfloat16, float16, float32"
     assert not (tmp_path / "other").exists()
+
+
+def main_says(monkeypatch, capsys, *arguments):
+    """Exit code and standard error of the command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["megatrain", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["status", "train", "plan", "generate", "tensorboard"])
+def test_a_name_that_is_too_long_is_one_line(monkeypatch, capsys, here, verb):
+    code, said = main_says(monkeypatch, capsys, verb, "a" * 5000, *(["x"] if verb == "generate" else []))
+    assert code in (ExitCode.USAGE, ExitCode.PREFLIGHT)
+    assert said.startswith("error: aaa")
+    assert said.endswith("File name too long\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07.yaml", "\udcff.yaml", "a\rb.yaml"])
+def test_what_is_complained_of_does_not_steer_the_terminal(monkeypatch, capsys, here, name):
+    code, said = main_says(monkeypatch, capsys, "plan", name)
+    assert code == ExitCode.USAGE
+    assert not has_control_characters(said.rstrip("\n"))
+
+
+def test_a_step_of_thousands_of_digits(monkeypatch, capsys, folder):
+    monkeypatch.chdir(folder)
+    code, said = main_says(monkeypatch, capsys, "train", "tiny.yaml", "--dry-run", "--resume", "9" * 5000)
+    assert code == ExitCode.USAGE
+    assert "must be auto, must, never, or the step" in said
