@@ -15,8 +15,9 @@ from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
 from launcher.preflight.base_model import check_base
 from launcher.preflight.data_plan import plan_data
-from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer
+from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
+from launcher.preflight.same_data import check_same, check_same_files
 from launcher.run_files import check_resume, check_same_run
 from megatrain.config import AUTO, Config, FinetuneConfig, FinetuneSection, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
@@ -147,6 +148,7 @@ def _disk(config: Config, folder: Path) -> Iterator[Finding]:
 def _data(config: PretrainConfig) -> Iterator[Finding]:
     manifests: list[Manifest] = []
     usable: list[Manifest] = []  # of training sources
+    contents: dict[str, list[tuple[str, str, str]]] = {"train": [], "validation": []}
     for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
         for index, source in enumerate(sources):
             if source.format == "webdataset":
@@ -160,12 +162,14 @@ def _data(config: PretrainConfig) -> Iterator[Finding]:
                 yield _from(error, f"data.{part}.{index}: ")
                 continue
             manifests.append(manifest)
+            contents[part].append((f"data.{part}.{index}", source.path, manifest.manifest_hash))
             yield from check_files(f"data.{part}.{index}", source.path, manifest)
             if not rows:
                 text = f"holds {manifest.tokens:,} tokens: not one sequence of {config.sequence_length}."
                 yield Finding("error", f"data.{part}.{index}: {source.path}: {text}", ExitCode.DATA)
             elif part == "train":
                 usable.append(manifest)
+    yield from check_same(**contents)
     if len(usable) == len(config.data.train):
         yield from _repetition(config, usable)
     yield from _vocabulary(config, manifests)
@@ -195,12 +199,16 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
             "data: the sources were prepared with different tokenizers. Prepare them again with one of them.",
             ExitCode.DATA,
         )
-    elif manifests and (path := tokenizer_path(config)) is not None:
-        yield from check_tokenizer(path, manifests[0].tokenizer_sha256)
+    elif (path := tokenizer_path(config)) is not None:
+        if manifests:
+            yield from check_tokenizer(path, manifests[0].tokenizer_sha256)
+        elif config.data.sequential:  # texts that are tokenised as they are read
+            yield from check_vocabulary(path, config.model)
 
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
     yield from check_base(config)
+    yield from check_same_files(config.finetune.train, config.finetune.validation)
     for name in ("train", "validation"):
         for path in getattr(config.finetune, name):
             yield from _examples(f"finetune.{name}", path, config.finetune)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
-from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, Manifest, read_manifest
-from megatrain.data.text.tokenizer_files import tokenizer_sha256
+from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
+from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
+from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.run_dir import RunDir
 
@@ -63,6 +64,18 @@ def check_tokenizer(path: str, expected_sha256: str) -> Iterator[Finding]:
         f"tokenizer.path: {path}: is not the tokenizer that the data was prepared with (SHA-256 differs). "
         "Name that one, or prepare the data again."
     )
+
+
+def check_vocabulary(path: str, model: ModelSection) -> Iterator[Finding]:
+    """Every id of the tokenizer must have a row in the model's embedding."""
+    try:
+        size = parse_vocabulary(read_tokenizer(path)[TOKENIZER], path).size
+    except MegatrainError as error:
+        yield Finding("error", f"tokenizer.path: {error}", error.exit_code)
+        return
+    if model.vocab_size != AUTO and size > model.vocab_size:
+        text = f"{path}: has ids up to {size - 1:,}; model.vocab_size is {model.vocab_size:,}. Set that to auto."
+        yield Finding("error", f"tokenizer.path: {text}", ExitCode.DATA)
 
 
 def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:

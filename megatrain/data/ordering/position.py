@@ -7,13 +7,29 @@ sources that no stage has read from.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from megatrain.base.files import parse_model
 from megatrain.config import DataSection
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS
 from megatrain.data.ordering.curriculum import CurriculumStage, curriculum
 from megatrain.data.ordering.order import ORDER_VERSION
 from megatrain.errors import DataError
+
+_MOST = 10**15  # samples
+_Number = Annotated[int, Field(ge=0, le=_MOST)]
+
+
+class _Saved(BaseModel):
+    """What `identity` gives, as it comes back from a file."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    sources: list[str]
+    stages: list[tuple[_Number, _Number, str]]  # (first sample, sequence length, mixing)
+    quarantine: list[tuple[_Number, _Number, _Number]]  # (source, block, from sample)
+    transform: str | None
 
 
 def identity(data: DataSection, seed: int, manifest_hashes: Sequence[str]) -> dict[str, Any]:
@@ -39,8 +55,8 @@ def changes_since(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     Raises:
         DataError: something that samples before the position depend on has changed; says what.
     """
-    position = saved.get("position")
-    if type(position) is not int or position < 0:
+    position = saved.get("position") if isinstance(saved, dict) else None
+    if type(position) is not int or not 0 <= position <= _MOST:
         raise _refused(["no position saved"])
     wrong = [
         f"{name} was {saved.get(name)}, is {mine[name]}"
@@ -50,13 +66,14 @@ def changes_since(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     if wrong:  # the rest may have another form
         raise _refused(wrong)
     notes: list[str] = []
-    _compare_sources(saved["sources"], mine["sources"], wrong, notes)
-    _compare_stages(saved["stages"], mine["stages"], position, wrong, notes)
-    _compare_quarantine(saved["quarantine"], mine["quarantine"], position, wrong, notes)
+    before = parse_model(_Saved, saved, "the position that the checkpoint holds", DataError)
+    _compare_sources(before.sources, mine["sources"], wrong, notes)
+    _compare_stages([list(stage) for stage in before.stages], mine["stages"], position, wrong, notes)
+    _compare_quarantine([list(bad) for bad in before.quarantine], mine["quarantine"], position, wrong, notes)
     if wrong:
         raise _refused(wrong)
-    if saved["transform"] != mine["transform"]:
-        notes.append(f"data: transform was {saved['transform']}, is {mine['transform']} from sample {position:,} on")
+    if before.transform != mine["transform"]:
+        notes.append(f"data: transform was {before.transform}, is {mine['transform']} from sample {position:,} on")
     return notes
 
 

@@ -106,3 +106,18 @@ def test_before_the_first_sample_every_stage_may_change():
 def test_a_state_without_a_position(position):
     with pytest.raises(DataError, match="no position saved"):
         changes_since(SAVED | {"position": position}, state())
+
+
+@pytest.mark.parametrize("field", ["sources", "stages", "quarantine", "transform", "position"])
+@pytest.mark.parametrize("value", [5, "x", [5], [[]], [["x", "y", "z"]], {"a": 1}, 10**30, -1, float("nan")])
+def test_a_position_that_someone_else_wrote(field, value):
+    if (field, value) in (("position", 5), ("transform", "x")):
+        return
+    with pytest.raises(DataError, match="position"):
+        changes_since(SAVED | {field: value}, state())
+
+
+@pytest.mark.parametrize("saved", [None, 5, "x", [], {}])
+def test_no_position_at_all(saved):
+    with pytest.raises(DataError, match="no position saved"):
+        changes_since(saved, state())

@@ -121,8 +121,8 @@ def test_fine_tuning(tiny, here):
     found = "\n".join(texts(config))
     assert "finetune.train: a.jsonl:2: response: is not there as text" in found
     assert "finetune.validation: b.jsonl: holds no examples" in found
-    for name in ("a.jsonl", "b.jsonl"):
-        (here / name).write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
+    for name in ("a", "b"):
+        (here / f"{name}.jsonl").write_text(f'{{"prompt": "p", "response": "{name}"}}\n', encoding="utf-8")
     (base.step(10)).mkdir(parents=True)
     (base.step(10) / "MANIFEST.json").touch()
     assert findings(config) == []
@@ -231,6 +231,12 @@ def test_the_checkpoint_to_go_on_from_must_be_of_this_model_and_data(tiny, here)
     assert found.level == "warning", "the one before can be used"
     (found,) = findings(config, resume="8")
     assert (found.level, found.code) == ("error", ExitCode.CHECKPOINT)
+
+
+def test_texts_whose_ids_the_model_has_no_rows_for(tiny, here):
+    write_tokenizer(here / "tok", *(f"<{number}>" for number in range(600)))
+    (text,) = texts(tiny("data.train=[{path: web.tar, format: webdataset}]", "tokenizer.path=tok"), as_job=False)[1:]
+    assert "tokenizer.path: tok: has ids up to 601; model.vocab_size is 512" in text
 
 
 def test_times_that_cannot_hold_a_step(tiny, here):
