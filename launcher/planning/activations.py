@@ -12,7 +12,7 @@ from launcher.planning.layout import Layout
 from launcher.planning.zero import number_bytes
 from megatrain.config import ModelSection
 
-HEAD_CHUNK_TOKENS = 1024  # the vocabulary projection's chunk; kernels/cross_entropy.py
+HEAD_CHUNK_TOKENS, COMPILED_HEAD_CHUNK_TOKENS = 1024, 4096  # of the vocabulary projection; kernels/cross_entropy.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +70,11 @@ def activation_bytes(
     # measured: gradients of gate and up, less what they have replaced by then
     working = {"none": 1.8, "selective": 0.9, "full": 1.8}[layout.activation_checkpointing] * width.mlp
     vocabulary = model.padded_vocab_size / t
-    chunk = min(HEAD_CHUNK_TOKENS, T)
+    fused_head = compiled and device != "cpu"
+    chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
     weight = vocabulary * h
-    logits = max(chunk * vocabulary * (4 + (c if c == 2 else 0)), c * (chunk * vocabulary + weight))
+    per_logit = 2 * c if fused_head else 4 + (c if c == 2 else 0)
+    logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
     flash = 4 * model.num_attention_heads * model.head_size / t if device != "cpu" else 0  # the fp32 sum of dq
     return ActivationBytes(
         kept=T * (model.num_hidden_layers * kept + width.norm),
@@ -80,7 +82,7 @@ def activation_bytes(
         working=T * (working + flash),
         head_gradients=4 * weight + T * c * h,
         logits=logits + T * (c * h + width.stream),
-        head_backward=(c if c == 2 else 0) * weight + 4 * weight + T * c * h,
+        head_backward=(c if c == 2 else 0) * weight + T * c * h,
     )
 
 

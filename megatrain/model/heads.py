@@ -14,8 +14,10 @@ class LanguageModelHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.padded_vocab_size, config.hidden_size))
         self.vocab: VocabSlice | None = None  # set where the weight is a slice of the vocabulary
+        self.compiled = False  # set where the loss is to be fused by torch.compile
 
     def forward(self, hidden_BSD: Tensor, labels_BS: Tensor | None = None) -> Tensor:
         if labels_BS is None:
             return hidden_BSD @ self.weight.T
-        return linear_cross_entropy(hidden_BSD.flatten(0, 1), self.weight, labels_BS.flatten(), self.vocab)
+        labels = labels_BS.flatten()
+        return linear_cross_entropy(hidden_BSD.flatten(0, 1), self.weight, labels, self.vocab, compiled=self.compiled)

@@ -6,13 +6,13 @@ ordinary, smaller attention; what crosses ranks is hung on the boundaries of mod
 Shape suffixes: B batch, S sequence, D hidden size, H heads, K head size.
 """
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from megatrain.config import ModelSection
-from megatrain.kernels.attention import attention, attention_mask
+from megatrain.kernels.attention import attention
 from megatrain.kernels.rms_norm import rms_norm
 from megatrain.kernels.rotary import apply_rotary, rotary_table
 from megatrain.kernels.swiglu import swiglu
@@ -32,8 +32,8 @@ class RMSNorm(nn.Module):
 class Heads(nn.Module):
     """Attention between positions, once every position has its query, key and value; a boundary to hang things on."""
 
-    def forward(self, q_BSHK: Tensor, k_BSHK: Tensor, v_BSHK: Tensor, mask: Any = None) -> Tensor:
-        return attention(q_BSHK, k_BSHK, v_BSHK, mask)
+    def forward(self, q_BSHK: Tensor, k_BSHK: Tensor, v_BSHK: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+        return attention(q_BSHK, k_BSHK, v_BSHK, cu_seqlens)
 
 
 class Attention(nn.Module):
@@ -48,9 +48,9 @@ class Attention(nn.Module):
         self.heads = Heads()
         self.output = nn.Linear(query_width, config.hidden_size, bias=False)
 
-    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], mask: Any = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
         q, k, v = (linear(x_BSD).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value))
-        y_BSHK = self.heads(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, mask)
+        y_BSHK = self.heads(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, cu_seqlens)
         out: Tensor = self.output(y_BSHK.flatten(-2))
         return out
 
@@ -75,8 +75,8 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], mask: Any = None) -> Tensor:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, mask)
+    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, cu_seqlens)
         return x_BSD + self.mlp(self.mlp_norm(x_BSD))
 
 
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         labels_BS: Tensor | None = None,
         *,
         position_ids_BS: Tensor | None = None,
-        document_ids_BS: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """The summed loss over all labels (fp32 scalar), or without labels the logits [B, S, V].
 
@@ -105,16 +105,16 @@ class Transformer(nn.Module):
             input_ids_BS: int64.
             labels_BS: int64, the token to predict at each position; IGNORE_INDEX where there is none.
             position_ids_BS: int64; default 0, 1, 2, …
-            document_ids_BS: int32; attention stays within equal ids. Default: one document. Of the whole sequence, also
-                where the others are a part of it (megatrain/parallel/context_parallel.py).
+            cu_seqlens: int32 [documents + 1]; attention stays within documents, see kernels/attention.py. Default: a
+                sequence is one document. Of whole sequences, also where the other inputs are a part of them
+                (megatrain/parallel/context_parallel.py).
         """
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
         config = self.config
         rotary = rotary_table(position_ids_BS, config.head_size, config.rope_theta, config.rope_scaling)
-        mask = attention_mask(document_ids_BS)
         x_BSD = self.embedding(input_ids_BS)
         for block in self.blocks:
-            x_BSD = block(x_BSD, rotary, mask)
+            x_BSD = block(x_BSD, rotary, cu_seqlens)
         out: Tensor = self.head(self.norm(x_BSD), labels_BS)
         return out

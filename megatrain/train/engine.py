@@ -125,7 +125,7 @@ class Engine:
             batch.input_ids,
             batch.labels,
             position_ids_BS=batch.position_ids,
-            document_ids_BS=batch.document_ids,
+            cu_seqlens=batch.cu_seqlens,
         )
         return loss
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatrain.config import ModelSection, OptimizerSection, PretrainConfig
+from tests.documents import cu_seqlens_of
 
 if TYPE_CHECKING:
     from megatrain.data.loading.batch import Batch
@@ -123,7 +124,9 @@ class Run:
         per_rank, size = GLOBAL_BATCH // self.layout.data, self.layout.micro_batch
         for at in range(self.mesh.data_rank * per_rank, (self.mesh.data_rank + 1) * per_rank, size):
             rows = slice(at, at + size)
-            yield Batch(ids[rows], labels[rows], torch.arange(SEQUENCE).expand(size, -1), documents()[rows])
+            yield Batch(
+                ids[rows], labels[rows], torch.arange(SEQUENCE).repeat(size, 1), cu_seqlens_of(documents()[rows])
+            )
 
     def train(self, first: int, last: int) -> list[tuple[float, float]]:
         """Loss and gradient norm of steps [first, last)."""
@@ -162,7 +165,7 @@ def plain_run(precision: str, tied: bool = False) -> list[tuple[float, float]]:
     for step in range(STEPS):
         ids, labels = global_batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(ids, document_ids_BS=documents())
+            logits = model(ids, cu_seqlens=cu_seqlens_of(documents()))
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)

@@ -264,7 +264,7 @@ def _build(case: Case) -> tuple[Any, Any]:
     shape = (layout.micro_batch_size, case.sequence_length)
     ids = torch.arange(shape[0] * shape[1]).reshape(shape) % case.model.padded_vocab_size
     # causal attention without a mask: on a GPU the mask of documents takes next to nothing, on a CPU S × S
-    batch = Batch(ids, ids, torch.arange(shape[1]).expand(shape), None)
+    batch = Batch(ids, ids, torch.arange(shape[1]).repeat(shape[0], 1))
     return engine, batch
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from megatrain.kernels.attention import attention, attention_mask, attention_reference
+from megatrain.kernels.attention import attention, attention_reference
+from tests.documents import cu_seqlens_of
 
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2}}
 
@@ -28,8 +29,9 @@ def test_values_and_gradients_of_the_reference(key_value_heads, documents, dtype
     inputs = random_inputs(key_value_heads=key_value_heads, dtype=dtype)
     upstream = torch.randn(2, 13, 6, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
 
-    fused = attention(*inputs, attention_mask(documents))
-    expected = attention_reference(*inputs, documents)
+    cu_seqlens = None if documents is None else cu_seqlens_of(documents)
+    fused = attention(*inputs, cu_seqlens)
+    expected = attention_reference(*inputs, cu_seqlens)
 
     assert fused.dtype == dtype
     torch.testing.assert_close(fused, expected, **TOLERANCE[dtype])
@@ -41,15 +43,14 @@ def test_values_and_gradients_of_the_reference(key_value_heads, documents, dtype
 @pytest.mark.parametrize("op", [attention, attention_reference], ids=["fused", "reference"])
 def test_documents_do_not_leak(op) -> None:
     """Exactly: whatever stands in one document, the bits of the others' outputs and gradients stay the same."""
-    documents = torch.tensor([[0] * 4 + [1] * 5 + [2] * 4], dtype=torch.int32)
-    how = documents if op is attention_reference else attention_mask(documents)
+    cu_seqlens = torch.tensor([0, 4, 9, 13], dtype=torch.int32)
     outputs, gradients = [], []
     for noise in (0.0, 100.0):
         inputs = random_inputs(batch=1)
         with torch.no_grad():
             for x in inputs:
                 x[:, 4:9] += noise
-        out = op(*inputs, how)
+        out = op(*inputs, cu_seqlens)
         outputs.append(out)
         gradients.append(torch.autograd.grad(out.square().sum(), inputs))
     for before, after in [outputs, *zip(*gradients, strict=True)]:
@@ -81,6 +82,5 @@ def test_grouped_queries_share_neighbouring_heads() -> None:
 
 def test_one_document_is_plain_causal_attention() -> None:
     inputs = random_inputs()
-    one = torch.zeros(2, 13, dtype=torch.int32)
-    torch.testing.assert_close(attention(*inputs, attention_mask(one)), attention(*inputs))
-    assert attention_mask(None) is None
+    one = torch.tensor([0, 13, 26], dtype=torch.int32)
+    torch.testing.assert_close(attention(*inputs, one), attention(*inputs))

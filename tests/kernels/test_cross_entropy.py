@@ -9,6 +9,8 @@ import torch
 from megatrain.kernels.cross_entropy import (
     IGNORE_INDEX,
     VocabSlice,
+    _loss_and_grad,
+    _loss_and_grad_functional,
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
@@ -39,6 +41,33 @@ def test_fp32_is_the_reference(chunk, ignored) -> None:
     expected = loss_and_gradients(linear_cross_entropy_reference, *inputs, scale=0.37)
     for fused, plain in zip(got, expected, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [None, 0, 20], ids=["whole", "first slice", "second slice"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_compiled_has_the_bits_of_what_is_not(dtype, start) -> None:
+    hidden, weight, labels = (x.detach() for x in random_inputs(dtype))
+    vocab = None if start is None else VocabSlice(start, lambda x, op: x.clone())
+    for got, expected in zip(
+        _loss_and_grad_functional(hidden, weight, labels, vocab),
+        _loss_and_grad(hidden, weight, labels, vocab),
+        strict=True,
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_it_compiles_to_one_graph_without_a_break() -> None:
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(_loss_and_grad_functional)(*(x.detach() for x in random_inputs()), None)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+def test_a_second_backward_pass_is_refused_and_not_scaled_twice() -> None:
+    hidden, weight, labels = random_inputs()
+    loss = linear_cross_entropy(hidden, weight, labels) * 0.5
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_all_ignored_is_exactly_nothing() -> None:

@@ -31,9 +31,9 @@ def test_no_position_sees_a_later_one(model_section, make_model, ids) -> None:
 def test_packed_documents_are_as_if_alone(model_section, make_model, ids) -> None:
     model = make_model(model_section())
     first, second = ids[:, :5], ids[:, 5:]
-    documents = (torch.arange(SEQUENCE) >= 5).int().expand(2, -1)
+    cu_seqlens = torch.tensor([0, 5, SEQUENCE, SEQUENCE + 5, 2 * SEQUENCE], dtype=torch.int32)
     positions = torch.cat([torch.arange(5), torch.arange(SEQUENCE - 5)]).expand(2, -1)
-    packed = model(ids, position_ids_BS=positions, document_ids_BS=documents)
+    packed = model(ids, position_ids_BS=positions, cu_seqlens=cu_seqlens)
     torch.testing.assert_close(packed, torch.cat([model(first), model(second)], 1))
 
 

@@ -9,6 +9,7 @@ from megatrain.parallel.activation_checkpointing import apply_activation_checkpo
 MODES = ["none", "selective", "full"]
 MATMUL = torch.ops.aten.mm.default
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+DOCUMENTS = torch.ops.megatrain.document_attention.default
 SILU = torch.ops.aten.silu.default
 
 
@@ -26,7 +27,9 @@ def step(model, documents=None) -> tuple[torch.Tensor, dict[str, torch.Tensor], 
     """Loss, gradients, and how often each op ran."""
     ids = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
     with CountOps() as counted:
-        loss = model(ids, ids.roll(-1, 1), document_ids_BS=documents)
+        loss = model(
+            ids, ids.roll(-1, 1), cu_seqlens=None if documents is None else torch.tensor(documents, dtype=torch.int32)
+        )
         loss.backward()
     return loss, {name: p.grad for name, p in model.named_parameters()}, counted.counts
 
@@ -41,7 +44,7 @@ def stepped(make_model):
     return make
 
 
-@pytest.mark.parametrize("documents", [None, (torch.arange(16) >= 5).int().expand(2, -1)], ids=["plain", "packed"])
+@pytest.mark.parametrize("documents", [None, [0, 5, 16, 21, 32]], ids=["plain", "packed"])
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_recomputing_changes_no_bit(stepped, mode, documents) -> None:
     loss, gradients, _ = stepped(mode, documents)
@@ -59,6 +62,11 @@ def test_what_each_mode_computes_again(stepped) -> None:
     assert (none[ATTENTION], selective[ATTENTION], full[ATTENTION]) == (layers, layers, 2 * layers)
     assert selective[MATMUL] == none[MATMUL]
     assert none[MATMUL] + 6 * layers <= full[MATMUL] <= none[MATMUL] + 7 * layers
+
+
+def test_selective_does_not_compute_the_attention_of_documents_again(stepped) -> None:
+    none, selective, full = (stepped(mode, [0, 5, 16, 21, 32])[2][DOCUMENTS] for mode in MODES)
+    assert (none, selective, full) == (2, 2, 4)
 
 
 @pytest.mark.parametrize("mode", MODES)

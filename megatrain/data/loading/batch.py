@@ -49,9 +49,17 @@ class Batch:
     input_ids: Tensor  # [B, S] int64
     labels: Tensor  # [B, S] int64, IGNORE_INDEX where there is no target
     position_ids: Tensor  # [B, S] int64, from 0 in each document, or in each row when attention crosses documents
-    document_ids: Tensor | None  # [B, S] int32: equal ids may attend to each other; None when attention may cross
-    # [documents + 1] int32: where each document begins in the flattened batch, and B·S; what varlen attention takes
+    # [documents + 1] int32: where each document begins in the flattened batch, and B·S; None when attention may cross
     cu_seqlens: Tensor | None = None
+
+    @property
+    def document_ids(self) -> Tensor | None:
+        """[B, S] int32: each position's document, counted from 0 in each sequence; for people and tests."""
+        if self.cu_seqlens is None:
+            return None
+        places = torch.arange(self.input_ids.numel(), dtype=torch.int32, device=self.cu_seqlens.device)
+        documents = torch.bucketize(places, self.cu_seqlens, right=True, out_int32=True).view(self.input_ids.shape)
+        return documents - documents[:, :1]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device; a copy from pinned memory does not wait."""
@@ -90,18 +98,16 @@ def assemble_rows(
     input_ids[:] = rows.tokens[:, :-1]
     labels[:] = rows.tokens[:, 1:]
     _mask_labels(labels, rows)
-    position_ids, document_ids, cu_seqlens = torch.arange(cut).expand(shape), None, None
+    position_ids, cu_seqlens = torch.arange(cut).repeat(shape[0], 1), None
     if not attend_across_documents:
         begins = _document_begins(rows.ends, shape, length)
         bounds = np.append(begins, size * length)
         position_ids = torch.from_numpy(_position_ids(bounds, buffers.take(shape, np.int64)))
-        document_ids = torch.from_numpy(_document_ids(begins, buffers.take(shape, np.int32)))
         cu_seqlens = torch.from_numpy(bounds.astype(np.int32))
     return Batch(
         input_ids=torch.from_numpy(input_ids.reshape(shape)),
         labels=torch.from_numpy(labels.reshape(shape)),
         position_ids=position_ids,
-        document_ids=document_ids,
         cu_seqlens=cu_seqlens,
     )
 
@@ -139,14 +145,4 @@ def _position_ids(bounds: NDArray[np.int64], out: NDArray[np.int64]) -> NDArray[
     flat[0] = 0
     flat[bounds[1:-1]] = 1 - np.diff(bounds)[:-1]
     np.cumsum(flat, out=flat)
-    return out
-
-
-def _document_ids(begins: NDArray[np.int64], out: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Count documents from 0 in each sequence."""
-    flat, width = out.reshape(-1), out.shape[1]
-    flat.fill(0)
-    flat[begins] = 1
-    flat[::width] = 0
-    np.cumsum(out, axis=1, out=out)
     return out
