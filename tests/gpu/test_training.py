@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatrain.config import ModelSection
 from megatrain.data.loading.batch import Batch
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.model.transformer import Transformer
@@ -18,13 +19,21 @@ from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
 from tests.distributed import layouts
 from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout
+from tests.documents import cu_seqlens_of
 
 DEVICE, BACKEND = "cuda", "nccl"
 STEPS = 10
 
 
+HEAD_SIZE = 64  # that of real models: FlashAttention and cuDNN take it
+
+
+def section_of_a_gpu() -> ModelSection:
+    return layouts.model_section().model_copy(update={"head_dim": HEAD_SIZE})
+
+
 def model_on_device(*, dtype: torch.dtype, compiled: bool, checkpointing: str) -> Transformer:
-    section = layouts.model_section()
+    section = section_of_a_gpu()
     with torch.device("meta"):
         model = Transformer(section)
     materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5), DEVICE, dtype)
@@ -39,11 +48,11 @@ def model_on_device(*, dtype: torch.dtype, compiled: bool, checkpointing: str) -
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_compiled_blocks_are_the_eager_ones(dtype, tolerance, packed, checkpointing) -> None:
     ids, labels = (x.to(DEVICE) for x in layouts.global_batch(0))
-    documents = layouts.documents().to(DEVICE) if packed else None
+    cu_seqlens = cu_seqlens_of(layouts.documents()).to(DEVICE) if packed else None
     outcomes = []
     for compiled in (False, True):
         model = model_on_device(dtype=dtype, compiled=compiled, checkpointing=checkpointing if compiled else "none")
-        loss = model(ids, labels, document_ids_BS=documents)
+        loss = model(ids, labels, cu_seqlens=cu_seqlens)
         loss.backward()
         outcomes.append((loss, [p.grad for p in model.parameters()]))
     (loss, gradients), (compiled_loss, compiled_gradients) = outcomes
@@ -64,13 +73,13 @@ def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
     mesh = Mesh(Topology(world_size=1))
     engine = build_engine(config, mesh, deepspeed_config(config, world_size=1), device=DEVICE)
     initialize_weights(engine, config.model, config.run.seed)
-    positions = torch.arange(SEQUENCE).expand(GLOBAL_BATCH, -1)
+    positions = torch.arange(SEQUENCE).repeat(GLOBAL_BATCH, 1)
     measured = []
     for step in range(STEPS):
         ids, labels = layouts.global_batch(step)
         loss = 0.0
         for rows in torch.arange(GLOBAL_BATCH).split(layout.micro_batch):
-            batch = Batch(ids[rows], labels[rows], positions[rows], layouts.documents()[rows])
+            batch = Batch(ids[rows], labels[rows], positions[rows], cu_seqlens_of(layouts.documents()[rows]))
             loss += engine.accumulate(batch, labels.numel()).item()
             norm = engine.step(layouts.rate_at(step))
         measured.append((loss / labels.numel(), norm))

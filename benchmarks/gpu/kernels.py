@@ -1,0 +1,78 @@
+"""Matrix products at model shapes, attention of each kind and length, and the vocabulary loss: ms, rate, peak bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.measure import Recorder
+from megatrain.kernels.attention import attention
+from megatrain.kernels.cross_entropy import linear_cross_entropy
+
+HEADS, KEY_VALUE_HEADS, HEAD_SIZE = 32, 8, 128  # of an 8B Llama
+SHAPES = {"attention output": (8192, 4096, 4096), "mlp up": (8192, 4096, 14336), "mlp down": (8192, 14336, 4096)}
+
+
+def main() -> None:
+    record = Recorder("kernels")
+    for name, (m, k, n) in ({"toy": (64, 64, 64)} if record.toy else SHAPES).items():
+        record.attempt(f"matmul {name}", lambda m=m, k=k, n=n: matmul(record, m, k, n))  # type: ignore[misc]
+    for length in (64,) if record.toy else (2048, 8192, 32768):
+        for documents in (None, 1, 8):
+            name = f"attention {length} {documents or 'plain'}"
+            record.attempt(name, lambda s=length, d=documents: attend(record, s, d))  # type: ignore[misc]
+    for compiled in (False, True):
+        for chunk in (16,) if record.toy else (1024, 4096, 8192):
+            name = f"vocabulary loss {'compiled' if compiled else 'eager'} {chunk}"
+            record.attempt(name, lambda c=chunk, f=compiled: vocabulary_loss(record, c, f))  # type: ignore[misc]
+
+
+def matmul(record: Recorder, m: int, k: int, n: int) -> dict[str, Any]:
+    a, b = (torch.randn(*s, device=record.device, dtype=torch.bfloat16) for s in ((m, k), (k, n)))
+    milliseconds = record.milliseconds(lambda: a @ b)
+    return {"ms": milliseconds, "tflops": 2 * m * k * n / milliseconds / 1e9}
+
+
+def attend(record: Recorder, length: int, documents: int | None) -> dict[str, Any]:
+    """Forward and backward; None: no boundaries at all."""
+    shape = (4, 2, 16) if record.toy else (HEADS, KEY_VALUE_HEADS, HEAD_SIZE)
+    q, k, v = (
+        torch.randn(1, length, heads, shape[2], device=record.device, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (shape[0], shape[1], shape[1])
+    )
+    bounds = None
+    if documents:
+        bounds = torch.linspace(0, length, documents + 1).int().to(record.device)
+    work = _with_backward(lambda: attention(q, k, v, bounds), (q, k, v))
+    milliseconds = record.milliseconds(work, repeats=3)
+    flops = 3.5 * 2 * length**2 / (documents or 1) * shape[0] * shape[2]  # causal; backward is 2.5 forwards
+    return {"ms": milliseconds, "tflops": flops / milliseconds / 1e9, "peak_bytes": record.peak_bytes(work)}
+
+
+def vocabulary_loss(record: Recorder, chunk: int, compiled: bool) -> dict[str, Any]:
+    tokens, width, vocabulary = (32, 16, 64) if record.toy else (8192, 4096, 128_256)
+    hidden, weight = (
+        torch.randn(rows, width, device=record.device, dtype=torch.bfloat16, requires_grad=True)
+        for rows in (tokens, vocabulary)
+    )
+    labels = torch.randint(0, vocabulary, (tokens,), device=record.device)
+    fused = compiled and not record.toy
+    work = _with_backward(
+        lambda: linear_cross_entropy(hidden, weight, labels, chunk=chunk, compiled=fused), (hidden, weight)
+    )
+    milliseconds = record.milliseconds(work, repeats=3)
+    flops = 6 * tokens * width * vocabulary
+    return {"ms": milliseconds, "tflops": flops / milliseconds / 1e9, "peak_bytes": record.peak_bytes(work)}
+
+
+def _with_backward(forward: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], None]:
+    def work() -> None:
+        out = forward()
+        torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    return work
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What the sections share: timing on a device, peaks of memory, and a line of JSON per result."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROUNDS = 5
+
+
+class Recorder:
+    """Writes results, an object per line, to the file that all sections share."""
+
+    def __init__(self, section: str) -> None:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--out", type=Path, required=True)
+        parser.add_argument("--device", default="cuda")
+        arguments = parser.parse_args()
+        self.section = section
+        self.device = torch.device(arguments.device)
+        self.out: Path = arguments.out
+
+    @property
+    def toy(self) -> bool:
+        """On a CPU: sizes that only show that the script works."""
+        return self.device.type == "cpu"
+
+    def write(self, name: str, **values: Any) -> None:
+        line = json.dumps({"section": self.section, "name": name, **values})
+        with open(self.out, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def attempt(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """A result, or why there is none: what one kernel lacks says nothing of the next."""
+        try:
+            self.write(name, **work())
+        except Exception as error:
+            self.write(name, error=f"{type(error).__name__}: {str(error)[:300]}")
+            torch._dynamo.reset()
+
+    def synchronize(self) -> None:
+        if not self.toy:
+            torch.cuda.synchronize()
+
+    def milliseconds(self, work: Callable[[], Any], repeats: int = 10) -> float:
+        """The median over ROUNDS of the mean over `repeats`, after one call that compiles and allocates."""
+        work()
+        rounds = []
+        for _ in range(1 if self.toy else ROUNDS):
+            self.synchronize()
+            began = time.perf_counter()
+            for _ in range(1 if self.toy else repeats):
+                work()
+            self.synchronize()
+            rounds.append((time.perf_counter() - began) / (1 if self.toy else repeats))
+        return 1e3 * statistics.median(rounds)
+
+    def peak_bytes(self, work: Callable[[], Any]) -> int | None:
+        """The most that `work` allocates beyond what is there; None on a CPU."""
+        if self.toy:
+            return None
+        self.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated() - before
