@@ -55,7 +55,9 @@ def one_rank(record: Recorder, parallel: dict[str, Any]) -> dict[str, Any]:
     plan = make_plan(config).chosen
     config = resolve(config, plan)
     mesh = Mesh(Topology(world_size=64, tensor_parallel=plan.tensor_parallel))
-    model = build_parallel_model(config.model, config.parallel, mesh, seed=1, device=record.device).bfloat16()
+    model = build_parallel_model(config.model, config.parallel, mesh, device=record.device, dtype=torch.bfloat16)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
     ids = torch.zeros(plan.micro_batch_size, length, dtype=torch.int64, device=record.device)
 
     def work() -> None:

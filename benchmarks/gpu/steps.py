@@ -17,11 +17,10 @@ from launcher.planning.layout import ActivationCheckpointing, Layout
 from launcher.planning.memory import estimate_memory
 from megatrain.config import PretrainConfig
 from megatrain.data.loading.batch import Batch
-from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
-from megatrain.train.engine import Engine
-from megatrain.train.optimizer import build_optimizer
+from megatrain.train.build import build_engine
+from megatrain.train.weights import initialize_weights
 
 TINYLLAMA = {
     "num_hidden_layers": 22, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4,
@@ -69,10 +68,8 @@ class Trainer:
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group("gloo" if toy else "nccl", store=dist.HashStore(), rank=0, world_size=1)
         mesh = Mesh(Topology(world_size=1))
-        model = build_parallel_model(self.config.model, self.config.parallel, mesh, seed=1, device=record.device)
-        optimizer = build_optimizer(model, self.config.optimizer)
-        ds_config = deepspeed_config(self.config, 1)
-        self.engine = Engine(model, optimizer, mesh, ds_config, gradient_clipping=1.0)
+        self.engine = build_engine(self.config, mesh, deepspeed_config(self.config, 1), device=record.device)
+        initialize_weights(self.engine, self.config.model, self.config.run.seed)
         ids = torch.randint(0, self.config.model.padded_vocab_size, (micro, self.length))
         total = micro * self.length
         bounds = torch.linspace(0, total, micro * documents + 1).int() if documents else None
