@@ -27,6 +27,7 @@ from megatrain.config_types import (
     Weight,
     no_flag,
 )
+from megatrain.progress import Progress
 
 
 class Section(BaseModel):
@@ -301,11 +302,16 @@ class _Run(Section):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run; a run given in tokens ends with the step that reaches them."""
+        """Optimizer steps of a run that has this batch size from its first step to its last."""
+        return self.steps_left(Progress())
+
+    def steps_left(self, progress: Progress) -> int:
+        """Optimizer steps from there to the end; a run given in tokens ends with the step that reaches them."""
         if self.training.steps is not None:
-            return self.training.steps
+            return max(0, self.training.steps - progress.step)
         assert self.training.tokens is not None, "checked by problems()"
-        return -(-self.training.tokens // self.tokens_per_step)
+        tokens_left = self.training.tokens - progress.samples * self.sequence_length
+        return max(0, -(-tokens_left // self.tokens_per_step))
 
 
 class PretrainConfig(_Run):

@@ -22,6 +22,7 @@ class MegatrainError(Exception):
     """A mistake or a condition that its reader can mend; the text says how."""
 
     exit_code = ExitCode.CRASH
+    retryable = False  # whether the same job, started again as it is, may get further; of other exceptions it may
 
 
 class ConfigError(MegatrainError):
@@ -40,7 +41,12 @@ class CheckpointError(MegatrainError):
     exit_code = ExitCode.CHECKPOINT
 
 
+class NonFiniteError(MegatrainError):
+    """Loss, gradients, weights or validation loss are not finite: from the same checkpoint they would be so again."""
+
+
 class Stopped(MegatrainError):  # noqa: N818 - an end, not an error
     """The run ended on a signal, after saving a checkpoint."""
 
     exit_code = ExitCode.STOPPED
+    retryable = True

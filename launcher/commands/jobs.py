@@ -145,14 +145,15 @@ def resubmit(run: Run, chain: Chain = 1) -> None:
     from launcher.preflight import checks
     from launcher.slurm import jobs
     from megatrain import config_file
+    from megatrain.checkpoint.progress import is_complete
 
     folder = _run(run)
     if not folder.job_script.is_file():
         raise ConfigError(f"{run}: was never submitted. Use `megatrain submit FILE`, or `megatrain train FILE`.")
     script = folder.job_script.read_text(encoding="utf-8")
     config = config_file.load(folder.config)
-    if (folder.steps() or [0])[-1] >= config.total_steps:
-        raise ConfigError(f"{run}: is complete, with {config.total_steps:,} steps. Submit it with more to go on.")
+    if is_complete(folder, config):
+        raise ConfigError(f"{run}: is complete, at step {folder.steps()[-1]:,}. Submit it with more to go on.")
     found = checks.examine(config, as_job=True)
     found.findings.extend(jobs.findings(script, folder))
     _warn([finding.text for finding in found.warnings])

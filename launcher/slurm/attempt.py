@@ -23,8 +23,9 @@ from launcher.slurm.verdict import node_is_to_blame, verdict
 from megatrain import config_file
 from megatrain.base.files import reason
 from megatrain.base.terminal import complain, copyable, say
+from megatrain.checkpoint.progress import is_complete
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
-from megatrain.run.attempts import Attempt, ended, fruitless, newest_step, read_attempts, unreliable_nodes
+from megatrain.run.attempts import Attempt, ended, fruitless, read_attempts, unreliable_nodes
 from megatrain.run.claim import VARIABLE, Claim, superseded
 from megatrain.run.outcomes import Outcome, read_outcome
 from megatrain.run_dir import RunDir
@@ -53,7 +54,7 @@ def begin(run: RunDir, job: str) -> int:
         say(f"megatrain: {run} was stopped; `megatrain resubmit {copyable(run)}` goes on", file=sys.stderr)
         return ExitCode.STOPPED
     config = config_file.load(run.config)
-    if newest_step(run) >= config.total_steps:
+    if is_complete(run, config):
         say(f"megatrain: {run} is complete; there is nothing left to do", file=sys.stderr)
         return ExitCode.DONE
     _wait_for_predecessor(run, job)
@@ -99,7 +100,8 @@ def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
     close(run, claim, said, outcome=outcome, blamed=blamed)
     attempts[claim.attempt] = ended(run, attempts[claim.attempt], exit_code=said, failed_nodes=blamed)
     config, book = config_file.load(run.config), read_job(run)
-    ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, book)
+    complete = is_complete(run, config)
+    ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, book, complete=complete)
     others = [other for other in book.jobs if other != job]
     if not ending.requeue:
         advice = f" When that is mended: megatrain resubmit {copyable(run)}" if ending.given_up else ""

@@ -14,6 +14,7 @@ from launcher.slurm.clients import JobState
 from launcher.slurm.job_file import read_job
 from megatrain import config_file
 from megatrain.base.terminal import copyable
+from megatrain.checkpoint.progress import is_complete, saved_progress
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.monitor.formatting import duration, quantity
 from megatrain.monitor.metrics import read_metrics
@@ -71,12 +72,15 @@ def all_statuses(folder: Path) -> list[Status]:
 
 def _status(run: RunDir, states: States) -> Status:
     config, attempts, rows = config_file.load(run.config), read_attempts(run), _rows(run)
-    state, detail = _state(run, attempts, states, config.total_steps)
+    progress = saved_progress(run)
+    state, detail = _state(run, attempts, states, complete=is_complete(run, config))
     steps = [row for row in rows if row.get("step_seconds")]
     beat = read_heartbeat(run)
     step = max(
         [row["step"] for row in steps[-1:]] + [beat.step if beat and state == "running" else 0, newest_step(run)]
     )
+    rates = [row["tokens_per_second"] for row in steps[-_RECENT:] if row.get("tokens_per_second")]
+    total = progress.step + config.steps_left(progress)
     seconds = statistics.median(row["step_seconds"] for row in steps[-_RECENT:]) if steps else None
     saved = run.steps()[-1:]
     return Status(
@@ -85,10 +89,10 @@ def _status(run: RunDir, states: States) -> Status:
         detail=detail,
         jobs=[job._asdict() for job in clients.active(states, read_job(run).jobs)],
         step=step,
-        total_steps=config.total_steps,
+        total_steps=total,
         loss=steps[-1]["loss"] if steps else None,
-        tokens_per_second=config.tokens_per_step / seconds if seconds else None,
-        eta_seconds=seconds * (config.total_steps - step) if seconds else None,
+        tokens_per_second=statistics.median(rates) if rates else None,
+        eta_seconds=seconds * max(0, total - step) if seconds else None,
         starts=len(attempts),
         restarts=max(0, len(attempts) - 1),
         goodput=goodput(rows, attempts),
@@ -156,7 +160,7 @@ def _jobs(run: RunDir) -> set[str]:
     return {*read_job(run).jobs, *filter(None, (attempt.job for attempt in read_attempts(run)[-1:]))}
 
 
-def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: int) -> tuple[str, str]:
+def _state(run: RunDir, attempts: list[Attempt], states: States, *, complete: bool) -> tuple[str, str]:
     jobs = clients.active(states, read_job(run).jobs)
     beat = read_heartbeat(run)
     doing = beat.activity if beat and beat.attempt == len(attempts) - 1 else ""
@@ -169,7 +173,7 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, total_steps: in
     last = attempts[-1] if attempts else None
     if last and (owner := living_owner(run, len(attempts) - 1, last, states)):
         return "running", ", ".join(filter(None, (owner, doing)))
-    if newest_step(run) >= total_steps:
+    if complete:
         return "finished", ""
     if last is None:
         return "prepared", "not started yet"

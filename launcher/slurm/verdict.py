@@ -34,16 +34,24 @@ class Verdict(NamedTuple):
 
 
 def verdict(
-    config: Config, attempts: list[Attempt], attempt: Attempt, outcome: Outcome | None, code: int, book: JobFile
+    config: Config,
+    attempts: list[Attempt],
+    attempt: Attempt,
+    outcome: Outcome | None,
+    code: int,
+    book: JobFile,
+    *,
+    complete: bool,
 ) -> Verdict:
     """Decide what becomes of a job whose last attempt has been closed.
 
     Args:
+        complete: whether the run has a checkpoint of its end.
         code: srun's exit code: 0 also where the ranks saved and stopped.
         outcome: of the first rank that did not simply finish.
     """
     step = attempt.end_step or 0
-    if step >= config.total_steps:
+    if complete:
         return Verdict(False, ExitCode.DONE, f"finished: step {step:,}, after {len(attempts)} starts")
     if book.stop:
         return Verdict(False, ExitCode.STOPPED, f"stopped at step {step:,}, as asked; not queued again")

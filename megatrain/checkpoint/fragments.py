@@ -8,7 +8,8 @@ Keys: "weight.<parameter>" (fp32), and for every state of the optimizer that has
 moments, "<state>.<parameter>".
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,3 +262,12 @@ def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
     if optimizer.persistent_parameters:  # small ones stay gathered, and would keep their old values
         optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def not_finite(pieces: Mapping[str, Fragment]) -> list[str]:
+    """Names of the pieces that hold a NaN or an infinity. Waits for the device once, and copies nothing."""
+    if not pieces:
+        return []
+    largest = [torch.linalg.vector_norm(piece._flat, ord=math.inf) for piece in pieces.values()]  # NaN stays NaN
+    finite: list[bool] = torch.isfinite(torch.stack(largest)).tolist()
+    return [name for name, well in zip(pieces, finite, strict=True) if not well]

@@ -59,9 +59,8 @@ def finetune(run_dir: RunDir, resume: str) -> None:
     )
     with closing(parts):
         if position.step == 0:
-            run_validation(parts, 0)  # what fine-tuning starts from
-        train(parts, position.step)
-        parts.report.ended(config.total_steps, run_dir.step(config.total_steps))
+            run_validation(parts, position.progress)  # what fine-tuning starts from
+        train(parts, position)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
 
 import megatrain
 from megatrain.base.terminal import copyable, printable
 from megatrain.config import Config, PretrainConfig
 from megatrain.monitor.formatting import duration, gib, percent, quantity, scientific
 from megatrain.monitor.metrics import StepMetrics
+from megatrain.progress import Progress
 from megatrain.run_dir import RunDir
 from megatrain.topology import Topology
 
@@ -40,30 +42,44 @@ class Console:
         self._world_size = world_size
         self._unit = "rank" if config.cluster.hardware == "cpu" else "GPU"
         self._stream: TextIO | None = (stream or sys.stdout) if rank == 0 else None
-        self._bar = _Bar(self._stream, config.total_steps) if self._stream and self._stream.isatty() else None
+        self._total_steps = config.total_steps
+        self._bar = _Bar(self._stream, self._total_steps) if self._stream and self._stream.isatty() else None
         self._waiting = False
         self._last: StepMetrics | None = None
         self._validation_loss: float | None = None
 
-    def header(self, plan: Mapping[str, Any] | None = None) -> None:
-        """Says what is about to run; `plan` is the content of RUN/plan.json."""
-        for line in _header(self._config, self._world_size, plan or {}, self._unit):
+    def header(self, plan: Mapping[str, Any] | None = None, *, goes_on: bool = False) -> None:
+        """Says what is about to run.
+
+        Args:
+            plan: the content of RUN/plan.json.
+            goes_on: the run has checkpoints: how many steps are left, `resumed` says.
+        """
+        for line in _header(self._config, self._world_size, plan or {}, self._unit, goes_on=goes_on):
             self.line(line)
 
     def resumed(
-        self, step: int, checkpoint: Path, *, saved_ranks: int, saved_layout: str, layout: str, samples: int
+        self, progress: Progress, checkpoint: Path, *, saved_ranks: int, saved_layout: str, layout: str
     ) -> None:
         """`saved_layout` and `layout` in words, such as "ZeRO-1, tensor 1, data 4"; told where they differ."""
+        left = self._config.steps_left(progress)
+        self._total_steps = progress.step + left
+        if self._bar:
+            self._bar.ends_at(self._total_steps)
         then, now = f"saved on {saved_ranks} ranks", f"{self._world_size}"
         if saved_layout != layout:
             then, now = f"{then} as {saved_layout}", f"{now} as {layout}"
         changed = then if (saved_ranks, saved_layout) == (self._world_size, layout) else f"{then}; now {now}"
         where = self._within_run(checkpoint)
-        self.line(f"resume: step {step:,} from {where} ({changed}) · data position {samples:,} samples")
+        done = quantity(progress.samples * self._config.sequence_length)
+        self.line(
+            f"resume: step {progress.step:,} from {where} ({changed}) · data position {progress.samples:,} samples, "
+            f"{done} tokens · {left:,} steps of {self._config.tokens_per_step:,} to go"
+        )
 
     def step(self, metrics: StepMetrics) -> None:
         self._last = metrics
-        self.line(_step_line(metrics, self._config.total_steps, self._world_size, self._unit))
+        self.line(_step_line(metrics, self._total_steps, self._world_size, self._unit))
         if metrics.validation_loss is not None:
             self._validation_loss = metrics.validation_loss
         self._warn_of_data_wait(metrics)
@@ -85,6 +101,13 @@ class Console:
         """The last line of a run that a signal ended, such as reason="SIGTERM"."""
         where = self._within_run(checkpoint)
         self.line(f"stopped: {self._at(step)} on {reason}, saved {where}; the same command goes on from there")
+
+    def nothing_to_do(self, step: int, checkpoint: Path | None) -> None:
+        """The last line of a start that finds the run at its end, or past it."""
+        training, field = self._config.training, "tokens" if self._config.training.steps is None else "steps"
+        wanted = f"training.{field} is {getattr(training, field):,}"
+        saved = f"; its checkpoint is {checkpoint}" if checkpoint else ""
+        self.line(f"nothing to do: the run is at step {step:,}, and {wanted}{saved}")
 
     def end(self, step: int, *, seconds: float, checkpoint: Path | None) -> None:
         """The page at the end of a complete run; `seconds` since its start or its last resume."""
@@ -114,7 +137,7 @@ class Console:
             self._bar = None
 
     def _at(self, step: int) -> str:
-        return f"step {step:,}/{self._config.total_steps:,}"
+        return f"step {step:,}/{self._total_steps:,}"
 
     def _within_run(self, folder: Path) -> str:
         inside = folder.is_relative_to(self._run.path)
@@ -161,12 +184,17 @@ class _Bar:
     def __init__(self, stream: TextIO, total_steps: int) -> None:
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         console = RichConsole(file=stream, highlight=False, soft_wrap=True)
-        self._progress = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, refresh_per_second=2)
+        self._progress = ProgressBar(
+            *columns, TimeElapsedColumn(), console=console, transient=True, refresh_per_second=2
+        )
         self._task = self._progress.add_task("", total=total_steps)
         self._progress.start()
 
     def print_above(self, text: str) -> None:
         self._progress.console.print(text, markup=False)
+
+    def ends_at(self, total_steps: int) -> None:
+        self._progress.update(self._task, total=total_steps)
 
     def move_to(self, step: int, text: str) -> None:
         self._progress.update(self._task, completed=step, description=text)
@@ -175,7 +203,7 @@ class _Bar:
         self._progress.stop()
 
 
-def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str) -> list[str]:
+def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str, *, goes_on: bool) -> list[str]:
     training, parallel, cluster = config.training, config.parallel, config.cluster
     tensor, context = parallel.tensor_parallel, parallel.context_parallel
     assert isinstance(tensor, int), "a resolved configuration"
@@ -194,22 +222,34 @@ def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str)
         f"megatrain {megatrain.__version__}", f"run {config.run.name}", f"{ranks} {cluster.hardware}",
         layout, batch, ", ".join(filter(None, features)), training.precision,
     )  # fmt: skip
-    tokens = config.total_steps * config.tokens_per_step
     second = (
         f"{quantity(config.model.parameters)} parameters",
-        f"{quantity(tokens)} tokens = {config.total_steps:,} steps of {config.tokens_per_step:,}",
-        *_predictions(plan, config.total_steps, unit),
+        _length_left(config) if goes_on else _length(config),
+        *_predictions(plan, None if goes_on else config.total_steps, unit),
     )
     return [" · ".join(filter(None, first)), " · ".join(second)]
 
 
-def _predictions(plan: Mapping[str, Any], total_steps: int, unit: str) -> list[str]:
+def _length(config: Config) -> str:
+    tokens = config.total_steps * config.tokens_per_step
+    return f"{quantity(tokens)} tokens = {config.total_steps:,} steps of {config.tokens_per_step:,}"
+
+
+def _length_left(config: Config) -> str:
+    """Of a run whose steps so far may have had another size."""
+    training = config.training
+    length = f"{quantity(training.tokens)} tokens" if training.tokens is not None else f"{training.steps:,} steps"
+    return f"{length}, from here on in steps of {config.tokens_per_step:,} tokens"
+
+
+def _predictions(plan: Mapping[str, Any], steps: int | None, unit: str) -> list[str]:
     said = []
     memory = plan.get("memory_bytes")
     if isinstance(memory, Mapping) and "total" in memory:
         said.append(f"planned {gib(memory['total'])} a {unit}")
     if plan.get("mfu") and plan.get("step_seconds"):
-        said.append(f"planned {plan['mfu']:.0%} MFU, {duration(plan['step_seconds'] * total_steps)}")
+        takes = f", {duration(plan['step_seconds'] * steps)}" if steps is not None else ""
+        said.append(f"planned {plan['mfu']:.0%} MFU{takes}")
     return said
 
 

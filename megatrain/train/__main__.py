@@ -50,8 +50,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
         make_validation=make_validation if data.validation else None,
     )
     with closing(parts):
-        train(parts, position.step)
-        parts.report.ended(config.total_steps, run_dir.step(config.total_steps))
+        train(parts, position)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from megatrain.topology import Topology
 from megatrain.train import process
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine, compute_dtype, partitioner, read_ds_config
+from megatrain.train.finite import FiniteGuard
 from megatrain.train.loop import Loader, Parts
 from megatrain.train.optimizer import build_optimizer
 from megatrain.train.report import Reporter
@@ -60,7 +61,7 @@ def build(
     world_size = torch.distributed.get_world_size()
     mesh = Mesh(Topology(world_size=world_size, tensor_parallel=tensor_parallel, context_parallel=context_parallel))
     console = Console(config, run, rank=mesh.rank, world_size=mesh.world_size)
-    console.header(_read_plan(run))
+    console.header(_read_plan(run), goes_on=bool(run.steps()))
     hosts = process.hosts(mesh.control_group)
     if mesh.is_main:
         write_json(run.environment, environment(hosts))
@@ -93,22 +94,22 @@ def build(
         changes = loader.load_state_dict(position.loader)
         saved = read_manifest(position.checkpoint)
         console.resumed(
-            position.step,
+            position.progress,
             position.checkpoint,
             saved_ranks=saved.world_size,
             saved_layout=saved.layout,
             layout=layout,
-            samples=position.loader["position"],
         )
         for change in changes:
             console.line(change)
     watchdog.beat("first step", position.step)
-    report = Reporter(config, run, mesh, console, resume_step=position.step)
+    report = Reporter(config, run, mesh, console, start=position.progress)
     checkpointer.saved = report.saved
     parts = Parts(
         config=config,
         engine=engine,
         loader=loader,
+        guard=FiniteGuard(config, run, mesh.control_group, engine.device),
         validation=make_validation(mesh) if make_validation else None,
         checkpointer=checkpointer,
         report=report,

@@ -1,28 +1,34 @@
 """What a checkpoint of a run holds beside its tensors, and which one a run starts from."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatrain.checkpoint.manifest import read_manifest, read_state
 from megatrain.checkpoint.pretrained import PretrainedReader
+from megatrain.checkpoint.progress import progress_of
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config, ModelSection
 from megatrain.errors import CheckpointError
 from megatrain.model.config_json import is_pretrained
+from megatrain.progress import Progress
 from megatrain.run_dir import RunDir, parse_step
 from megatrain.train.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run stands: optimizer steps done, and the loader's state there."""
+    """Where a run stands, and the loader's state there."""
 
-    step: int
+    progress: Progress
     loader: dict[str, Any] | None  # None at the very start
     checkpoint: Path | None
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
 
 
 class Checkpointer:
@@ -44,12 +50,14 @@ class Checkpointer:
         self._store = store
         self.saved = saved
 
-    def save(self, step: int, loader_state: dict[str, Any]) -> Path:
+    def save(self, step: int, loader_state: dict[str, Any], batches: Sequence[tuple[int, int, int]] = ()) -> Path:
+        """Write a checkpoint; see `Progress` for `batches`."""
         began = time.monotonic()
         assert self._config.model is not None, "a resolved configuration"
         state = {
             "step": step,
             "loader": loader_state,
+            "batches": batches,
             "model": self._config.model.model_dump(mode="json"),
             "seed": self._config.run.seed,
         }
@@ -71,12 +79,13 @@ class Checkpointer:
         """
         folder = self._choose(wanted)
         if folder is None:
-            return Position(0, None, None)
+            return Position(Progress(), None, None)
         state = read_state(folder)
+        progress = progress_of(state, folder / "state.json")
         self._check_model(folder, state["model"])
         self._store.load(folder, self._engine.state())
         self._engine.loaded(optimizer_step=state["step"])
-        return Position(state["step"], state["loader"], folder)
+        return Position(progress, state["loader"], folder)
 
     def load_weights(self, base: Path) -> Path:
         """Start from other weights, with a fresh optimizer; returns the checkpoint, or the model folder, that was read.

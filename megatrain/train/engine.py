@@ -67,6 +67,11 @@ class Engine:
             )
         self.device: torch.device = self._engine.device
         fragments.create_optimizer_state(self._engine)
+        self._norm: float | Tensor = 0.0  # of the last gradients, without ZeRO
+        self._held_back = torch.zeros((), device=self.device)  # 1: a norm was not finite, and no update is kept since
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        inner.found_inf = self._held_back  # fused AdamW leaves weights and state as they are while it is 1
+        inner.register_step_pre_hook(self._hold_back)
 
     def accumulate(self, batch: Batch, target_tokens: int) -> Tensor:
         """Forward and backward of one micro-batch; returns its summed loss (fp32, detached).
@@ -78,21 +83,41 @@ class Engine:
         loss = self._forward(self._part(batch))
         # DeepSpeed divides by the accumulation steps and averages over replicas; we want one global mean
         scale = self._accumulation * self.mesh.replicas / target_tokens
-        self._engine.backward(loss * scale)
+        # 1 or NaN: a loss that is not finite makes all gradients so, and the norm tells every rank
+        finite = loss.detach() * 0.0 + 1.0
+        self._engine.backward(loss * (finite * scale))
         return loss.detach()
 
     def step(self, learning_rate: float) -> float:
         """Finish a micro-batch; after the last of a global batch, update the weights.
 
         Must be called after each `accumulate`. Returns the norm of the whole gradient before clipping, at the last
-        micro-batch of a step; 0.0 at the others.
+        micro-batch of a step, the same on every rank; 0.0 at the others.
+
+        A norm that is not finite, as after a loss that is not on any rank, changes neither weights nor optimizer state,
+        and nothing changes them any more. The device sees to that, so a caller may look at norms later
+        (`finite.FiniteGuard`).
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = self._clip_whole_gradients() if boundary and not self._partitioned else 0.0
+        if boundary and not self._partitioned:
+            self._norm = self._clip_whole_gradients()
         self._engine.step()
-        return float(self._engine.get_global_grad_norm()) if boundary and self._partitioned else norm
+        if not boundary:
+            return 0.0
+        self._hold_back()  # DeepSpeed may have left the update out on its own, without a call of the optimizer
+        norm = float(self._last_norm())
+        return norm if norm >= 0 else math.inf  # DeepSpeed's -1 is a norm that is not finite
+
+    def _last_norm(self) -> float | Tensor:
+        norm: float | Tensor = self._engine.optimizer._global_grad_norm if self._partitioned else self._norm
+        return norm
+
+    def _hold_back(self, *_: Any) -> None:
+        """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""
+        norm = torch.as_tensor(self._last_norm(), device=self.device, dtype=torch.float32)
+        self._held_back.logical_or_(~torch.isfinite(norm) | (norm < 0))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -107,6 +132,10 @@ class Engine:
     def state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, fragments.Fragment]:
         """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
         return fragments.fragments(self._engine, for_saving=for_saving, weights_only=weights_only)
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors of `state` that hold a NaN or an infinity on this rank. Waits for the device."""
+        return fragments.not_finite(fragments.fragments(self._engine, for_saving=True))
 
     def loaded(self, optimizer_step: int) -> None:
         """Call after the tensors of `state` were written."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +12,11 @@ from megatrain.data.loading.batch import Batch
 from megatrain.data.loading.loader import StepBatches
 from megatrain.errors import Stopped
 from megatrain.monitor.watchdog import Watchdog
-from megatrain.train.checkpointing import Checkpointer
+from megatrain.progress import Progress
+from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
+from megatrain.train.finite import FiniteGuard
 from megatrain.train.report import Reporter
 from megatrain.train.schedule import learning_rate
 from megatrain.train.signals import StopRequest
@@ -38,6 +41,7 @@ class Parts:
     config: Config
     engine: Engine
     loader: Loader
+    guard: FiniteGuard
     validation: Iterable[Batch] | None  # this rank's share, the same at each pass; None: no validation
     checkpointer: Checkpointer
     report: Reporter
@@ -51,26 +55,34 @@ class Parts:
         self.watchdog.close()
 
 
-def train(parts: Parts, start_step: int) -> None:
-    """Train from `start_step` to the end of the run.
+def train(parts: Parts, start: Position) -> None:
+    """Train from `start` to the end of the run.
 
     Raises:
         Stopped: on a signal, after saving.
+        NonFiniteError: before an update that is not finite is kept, or a checkpoint that is not is written.
     """
-    config, engine, report = parts.config, parts.engine, parts.report
-    total, step = config.total_steps, start_step
-    while step < total:
+    config, engine, report, guard = parts.config, parts.engine, parts.report, parts.guard
+    progress, batch_size = start.progress, config.training.global_batch_size
+    total = progress.step + config.steps_left(progress)
+    if progress.step == total:
+        report.nothing_to_do(total, start.checkpoint)
+    while progress.step < total:
         batches = parts.loader.next()
         targets = max(1, batches.target_tokens)  # the tiniest of batches may have none
-        rate = learning_rate(step, total, config.optimizer, config.schedule)
+        rate = learning_rate(progress, config)
         loss = torch.zeros((), device=engine.device)
         for batch in batches.micro_batches:
             loss += engine.accumulate(batch, targets)
             norm = engine.step(rate)
-        step += 1
+        progress = progress.after_step(batch_size)
+        step = progress.step
+        guard.step(progress, loss, norm)
         parts.watchdog.beat("training", step)
+        if report.due(step):
+            guard.demand(progress)
         report.step(
-            step,
+            progress,
             loss,
             target_tokens=targets,
             grad_norm=norm,
@@ -78,20 +90,33 @@ def train(parts: Parts, start_step: int) -> None:
             wait=parts.loader.wait_seconds,
         )
         if step % config.evaluation.every_steps == 0 or step == total:
-            run_validation(parts, step)
+            run_validation(parts, progress)
         reason = parts.stop.agreed(engine.mesh.control_group) if step < total else None
         if step % config.checkpoint.every_steps == 0 or step == total or reason:
-            parts.watchdog.beat("saving a checkpoint")
-            with report.paused():
-                folder = parts.checkpointer.save(step, parts.loader.state_dict())
+            folder = save(parts, progress)
             if reason:
                 report.stopped(step, reason, folder)
                 raise Stopped(reason)
+            if step == total:
+                report.ended(step, folder)
 
 
-def run_validation(parts: Parts, step: int) -> None:
+def run_validation(parts: Parts, progress: Progress) -> None:
     if parts.validation is None:
         return
+    parts.guard.demand(progress)
     with parts.report.paused():
-        loss, tokens = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
-    parts.report.validation(step, loss, tokens)
+        found = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
+    parts.guard.validation(progress, found.loss, found.own_loss)
+    parts.report.validation(progress.step, found.loss, found.tokens)
+
+
+def save(parts: Parts, progress: Progress) -> Path:
+    """The checkpoint's folder. What is not finite is not saved: it could take the place of one that is."""
+    parts.watchdog.beat("saving a checkpoint")
+    parts.guard.demand(progress)
+    parts.guard.saving(progress, parts.engine.not_finite())
+    state = parts.loader.state_dict()
+    assert state["position"] == progress.samples, "the loader has given what was counted"
+    with parts.report.paused():
+        return parts.checkpointer.save(progress.step, state, progress.batches)

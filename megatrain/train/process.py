@@ -88,7 +88,7 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
         code = int(ExitCode.DONE)
     except MegatrainError as error:
         code = int(error.exit_code)
-        _record(run_dir, code, _one_line(error))
+        _record(run_dir, code, _one_line(error), retryable=error.retryable)
         if code != ExitCode.STOPPED and os.environ.get("RANK", "0") == "0":
             for line in str(error).splitlines():
                 print(f"error: {line}", file=sys.stderr)
@@ -96,16 +96,16 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
         code = 130
     except BaseException as error:
         code = int(ExitCode.CRASH)
-        _record(run_dir, code, f"{type(error).__name__}: {_one_line(error)}")
+        _record(run_dir, code, f"{type(error).__name__}: {_one_line(error)}", retryable=True)
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _record(run_dir: RunDir | None, code: int, error: str) -> None:
+def _record(run_dir: RunDir | None, code: int, error: str, *, retryable: bool) -> None:
     if run_dir is not None:
-        record_outcome(run_dir, code, error)
+        record_outcome(run_dir, code, error, retryable=retryable)
 
 
 def _one_line(error: BaseException) -> str:

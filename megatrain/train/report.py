@@ -15,19 +15,25 @@ from megatrain.monitor.metrics import MetricsLog, StepMetrics
 from megatrain.monitor.tensorboard import TensorBoard
 from megatrain.monitor.throughput import Throughput, memory_bytes, memory_reserved_bytes, reset_peak_memory
 from megatrain.parallel.mesh import Mesh
+from megatrain.progress import Progress
 from megatrain.run_dir import RunDir
 
 
 class Reporter:
-    """Counts every step; speaks at those that are due. All ranks call it; rank 0 writes."""
+    """Counts every step; speaks at those that are due. All ranks call it; rank 0 writes.
 
-    def __init__(self, config: Config, run: RunDir, mesh: Mesh, console: Console, *, resume_step: int) -> None:
+    Args:
+        start: where this start of the run goes on from.
+    """
+
+    def __init__(self, config: Config, run: RunDir, mesh: Mesh, console: Console, *, start: Progress) -> None:
         assert config.model is not None, "a resolved configuration"
         assert isinstance(config.cluster.peak_tflops, float | int), "a resolved configuration"
         self._mesh = mesh
         self._console = console
         self._every = config.monitor.log_every_steps
-        self._total = config.total_steps
+        self._total = start.step + config.steps_left(start)
+        self._sequence_length = config.sequence_length
         self._tokens_per_step = config.tokens_per_step
         self._throughput = Throughput(
             config.model.flops_per_token(config.sequence_length),
@@ -37,16 +43,28 @@ class Reporter:
         self._began = time.monotonic()
         self._counted = 0
         self._losses: list[Tensor] = []
-        self._metrics = MetricsLog(run, resume_step=resume_step) if mesh.is_main else None
+        self._metrics = MetricsLog(run, resume_step=start.step) if mesh.is_main else None
         wanted = mesh.is_main and config.monitor.tensorboard
-        self._board = TensorBoard(run, resume_step=resume_step, world_size=mesh.world_size) if wanted else None
+        self._board = TensorBoard(run, resume_step=start.step, world_size=mesh.world_size) if wanted else None
+
+    def due(self, step: int) -> bool:
+        """Whether `step` speaks, and so waits for the device."""
+        return step % self._every == 0 or step == self._total
 
     def step(
-        self, step: int, loss_sum: Tensor, *, target_tokens: int, grad_norm: float, learning_rate: float, wait: float
+        self,
+        progress: Progress,
+        loss_sum: Tensor,
+        *,
+        target_tokens: int,
+        grad_norm: float,
+        learning_rate: float,
+        wait: float,
     ) -> None:
         """Count a finished step; report the mean over the steps since the last report when one is due.
 
         Args:
+            progress: after the step.
             loss_sum: this rank's summed loss.
             wait: seconds that the loader kept the step waiting.
         """
@@ -56,7 +74,7 @@ class Reporter:
         if self._counted == 0:
             reset_peak_memory()  # what building, compiling and tuning took is not what training takes
         self._counted += 1
-        if step % self._every and step != self._total:
+        if not self.due(progress.step):
             return
         loss = torch.stack(self._losses).mean()
         dist.all_reduce(loss, group=self._mesh.replica_group)
@@ -64,11 +82,11 @@ class Reporter:
         value = loss.item()  # waits for the device
         rates = self._throughput.report()
         metrics = StepMetrics(
-            step=step,
+            step=progress.step,
             loss=value,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
-            tokens=step * self._tokens_per_step,
+            tokens=progress.samples * self._sequence_length,
             step_seconds=rates.step_seconds,
             tokens_per_second=rates.tokens_per_second,
             mfu=rates.mfu,
@@ -94,7 +112,10 @@ class Reporter:
         """Around what is not training."""
         return self._throughput.paused()
 
-    def ended(self, step: int, checkpoint: Path | None) -> None:
+    def nothing_to_do(self, step: int, checkpoint: Path | None) -> None:
+        self._console.nothing_to_do(step, checkpoint)
+
+    def ended(self, step: int, checkpoint: Path) -> None:
         self._console.end(step, seconds=time.monotonic() - self._began, checkpoint=checkpoint)
 
     def stopped(self, step: int, reason: str, checkpoint: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from megatrain import config_file
 from megatrain.config import Config
+from megatrain.run_dir import MANIFEST, RunDir
 
 TINY = """
 run: {name: tiny}
@@ -32,6 +33,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def saved(run: RunDir, step: int, *, samples: int | None = None, batches: Any = ()) -> None:
+    """A checkpoint without tensors; `samples`: default: steps of 8 sequences."""
+    run.step(step).mkdir(parents=True)
+    (run.step(step) / MANIFEST).touch()
+    state = {"step": step, "loader": {"position": 8 * step if samples is None else samples}, "batches": batches}
+    (run.step(step) / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
 
 def write_data(

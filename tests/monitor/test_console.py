@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.config import PretrainConfig
+from megatrain.config import PretrainConfig, TrainingSection
 from megatrain.monitor.console import Console
+from megatrain.progress import Progress
 from megatrain.run_dir import RunDir
 
 
@@ -60,14 +61,37 @@ def test_the_block_says_what_runs_where_it_differs_from_the_file(config, run, st
 
 def test_a_resume_names_step_checkpoint_and_data_position(console, run, stream):
     then, now = "ZeRO-1, tensor 1, data 32", "ZeRO-1, tensor 1, data 64"
-    arguments = {"layout": now, "samples": 512_000}
-    console.resumed(1000, run.step(1000), saved_ranks=32, saved_layout=then, **arguments)
-    console.resumed(1000, run.step(1000), saved_ranks=64, saved_layout=now, **arguments)
+    progress = Progress(1000, 256_000)
+    console.resumed(progress, run.step(1000), saved_ranks=32, saved_layout=then, layout=now)
+    console.resumed(progress, run.step(1000), saved_ranks=64, saved_layout=now, layout=now)
     assert stream.getvalue().splitlines() == [
         "resume: step 1,000 from checkpoints/step-00001000 (saved on 32 ranks as ZeRO-1, tensor 1, data 32; "
-        "now 64 as ZeRO-1, tensor 1, data 64) · data position 512,000 samples",
-        "resume: step 1,000 from checkpoints/step-00001000 (saved on 64 ranks) · data position 512,000 samples",
+        "now 64 as ZeRO-1, tensor 1, data 64) · data position 256,000 samples, 524.3M tokens"
+        " · 3,769 steps of 524,288 to go",
+        "resume: step 1,000 from checkpoints/step-00001000 (saved on 64 ranks) · data position 256,000 samples,"
+        " 524.3M tokens · 3,769 steps of 524,288 to go",
     ]
+
+
+def test_after_a_resume_with_another_batch_size_steps_are_counted_to_the_true_end(console, run, stream, step_metrics):
+    """Half of the tokens in steps of half the size: 4,769 more of the full one."""
+    console.header(goes_on=True)
+    assert "2.50B tokens, from here on in steps of 524,288 tokens" in stream.getvalue()
+    half = Progress(4769, 4769 * 128)
+    console.resumed(half, run.step(4769), saved_ranks=64, saved_layout="x", layout="x")
+    console.step(step_metrics(4770))
+    assert "2,384 steps of 524,288 to go\nstep 4,770/7,153  loss" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("training", "wanted"), [({"steps": 7}, "steps is 7"), ({"tokens": 2500}, "tokens is 2,500")])
+def test_a_run_at_its_end_has_nothing_to_do(config, run, stream, training, wanted):
+    section = TrainingSection(**training, global_batch_size=256, micro_batch_size=4)
+    console = Console(config.model_copy(update={"training": section}), run, rank=0, world_size=64, stream=stream)
+    console.nothing_to_do(20, run.step(20))
+    saved = "runs/llama-125m/checkpoints/step-00000020"
+    assert (
+        stream.getvalue() == f"nothing to do: the run is at step 20, and training.{wanted}; its checkpoint is {saved}\n"
+    )
 
 
 def test_a_step_is_one_line(console, stream, step_metrics):

@@ -108,7 +108,7 @@ slurm: {time: "5", cpus_per_task: 2, restarts_without_progress: 1}
 # Stands in for the trainer: it trains nothing, saves empty checkpoints, and ends as told. What it says of its end, and
 # who watches it, are the real thing.
 STAND_IN = """
-import os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.run.claim import own_claim
 from megatrain.run.outcomes import record_outcome
@@ -122,6 +122,8 @@ names += ["OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"]
 def save(step):
     if rank == 0:
         run.step(step).mkdir(parents=True)
+        state = {"step": step, "loader": {"position": 8 * step}}
+        (run.step(step) / "state.json").write_text(json.dumps(state))
         (run.step(step) / "MANIFEST.json").touch()
 
 def leave(code, error):

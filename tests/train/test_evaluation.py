@@ -38,18 +38,19 @@ def test_the_mean_is_over_tokens_and_not_over_batches(one_rank) -> None:
             targets = (batch.labels != IGNORE_INDEX).sum().double()
             return torch.stack((targets * (1.0 if targets == 1 else 3.0), targets))
 
-    assert evaluate(HalfSure(), [batch(1), batch(3, 4)]) == (pytest.approx((1 * 1 + 7 * 3) / 8), 8)
+    assert evaluate(HalfSure(), [batch(1), batch(3, 4)])[:2] == (pytest.approx((1 * 1 + 7 * 3) / 8), 8)
 
 
 def test_rows_without_targets_count_for_nothing(one_rank) -> None:
-    loss, tokens = evaluate(UniformEngine(), [batch(5, 0), batch(0), batch(8)])
+    loss, tokens, own = evaluate(UniformEngine(), [batch(5, 0), batch(0), batch(8)])
     assert (loss, tokens) == (pytest.approx(math.log(50)), 13)
+    assert own == pytest.approx(13 * math.log(50))
 
 
 def test_nothing_to_evaluate(one_rank) -> None:
-    assert evaluate(UniformEngine(), []) == (0.0, 0)
+    assert evaluate(UniformEngine(), []) == (0.0, 0, 0.0)
 
 
 def test_many_batches_lose_no_precision(one_rank) -> None:
-    loss, _ = evaluate(UniformEngine(), [batch(8, 8, 8, 8)] * 3000)
+    loss, *_ = evaluate(UniformEngine(), [batch(8, 8, 8, 8)] * 3000)
     assert loss == pytest.approx(math.log(50), rel=1e-6)

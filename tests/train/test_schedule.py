@@ -4,16 +4,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatrain.config import OptimizerSection, ScheduleSection
+from megatrain.config import PretrainConfig
+from megatrain.progress import Progress
 from megatrain.train.schedule import learning_rate
 
 PEAK = 2e-3
-OPTIMIZER = OptimizerSection(learning_rate=PEAK)
+LENGTH = 32  # of a sequence
+
+
+def a_run(*, batch=8, schedule, **length):
+    return PretrainConfig.model_validate({
+        "run": {"name": "x"},
+        "model": {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8},
+        "data": {"sequence_length": LENGTH, "train": [{"path": "none"}]},
+        "optimizer": {"learning_rate": PEAK},
+        "schedule": schedule,
+        "training": {"global_batch_size": batch, **length},
+    })  # fmt: skip
+
+
+def trained(config, progress, steps=None):
+    """The rates of the next steps, to the end or so many, and where they lead."""
+    found, batch = [], config.training.global_batch_size
+    while config.steps_left(progress) and len(found) != steps:
+        found.append(learning_rate(progress, config))
+        progress = progress.after_step(batch)
+    return found, progress
 
 
 def rates(total, **schedule):
-    section = ScheduleSection(**schedule)
-    return [learning_rate(step, total, OPTIMIZER, section) for step in range(total)]
+    return trained(a_run(steps=total, schedule=schedule), Progress())[0]
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
@@ -57,8 +77,70 @@ def test_a_run_of_warmup_alone() -> None:
 )
 def test_every_rate_lies_between_nothing_and_the_peak(total, data, name, minimum) -> None:
     warmup = data.draw(st.integers(0, total))
-    step = data.draw(st.integers(0, total + 100))  # a run that is made longer starts beyond its first end
-    section = ScheduleSection(name=name, warmup_steps=warmup, minimum_ratio=minimum)
-    rate = learning_rate(step, total, OPTIMIZER, section)
+    step = data.draw(st.integers(0, total - 1))
+    schedule = {"name": name, "warmup_steps": warmup, "minimum_ratio": minimum}
+    rate = learning_rate(Progress(step, 8 * step), a_run(steps=total, schedule=schedule))
     lowest = PEAK / warmup if step < warmup else minimum * PEAK
     assert lowest * (1 - 1e-9) <= rate <= PEAK * (1 + 1e-9)
+
+
+def by_steps_alone(step, total, name, warmup, minimum):
+    """The rate as it was computed when a run could only have one batch size."""
+    if step < warmup:
+        return PEAK * (step + 1) / warmup
+    if name == "constant":
+        return PEAK
+    done = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+    remaining = 0.5 * (1.0 + math.cos(math.pi * done)) if name == "cosine" else 1.0 - done
+    return PEAK * (minimum + (1.0 - minimum) * remaining)
+
+
+@given(
+    batch=st.integers(1, 4096),
+    tokens=st.integers(1, 10**12),
+    where=st.floats(0, 1),
+    warmed=st.floats(0, 1),
+    name=st.sampled_from(["cosine", "linear", "constant"]),
+    minimum=st.floats(0, 1),
+)
+def test_with_one_batch_size_the_rates_are_those_of_steps_bit_for_bit(
+    batch, tokens, where, warmed, name, minimum
+) -> None:
+    total = -(-tokens // (batch * LENGTH))
+    step, warmup = int(where * (total - 1)), int(warmed * total)
+    schedule = {"name": name, "warmup_steps": warmup, "minimum_ratio": minimum}
+    for length in ({"tokens": tokens}, {"steps": total}):
+        config = a_run(batch=batch, schedule=schedule, **length)
+        for batches in ((), ((0, 0, batch),)):
+            rate = learning_rate(Progress(step, step * batch, batches), config)
+            assert rate == by_steps_alone(step, total, name, warmup, minimum)
+
+
+@pytest.mark.parametrize("batches", [(8, 16), (8, 4), (8, 16, 4), (4, 8, 4), (16, 2, 32)])
+@pytest.mark.parametrize("warmup", [0, 3, 9])
+def test_a_run_given_in_tokens_ends_with_them_and_at_the_minimum_whatever_its_batches(batches, warmup) -> None:
+    tokens, progress, found = 200 * LENGTH, Progress(), []
+    for number, batch in enumerate(batches):
+        config = a_run(batch=batch, schedule={"name": "linear", "warmup_steps": warmup}, tokens=tokens)
+        last = number == len(batches) - 1
+        part, progress = trained(config, progress, None if last else 4)
+        found += part
+    assert tokens <= progress.samples * LENGTH < tokens + batches[-1] * LENGTH
+    assert found[-1] == pytest.approx(0.1 * PEAK)
+    assert found[warmup:] == sorted(found[warmup:], reverse=True), "the decay knows no jump"
+    assert found[:warmup] == pytest.approx([PEAK * (step + 1) / warmup for step in range(min(warmup, len(found)))])
+
+
+def test_of_twice_the_batch_a_step_goes_twice_as_far() -> None:
+    small, large = (a_run(batch=batch, schedule={"name": "linear"}, tokens=160 * LENGTH) for batch in (8, 16))
+    first, halfway = trained(small, Progress(), 10)
+    rest, end = trained(large, halfway)
+    assert (len(first), len(rest), end.samples) == (10, 5, 160)
+    assert rest == trained(small, halfway)[0][1::2]
+
+
+def test_a_run_given_in_steps_decays_by_steps() -> None:
+    first, halfway = trained(a_run(batch=8, schedule={}, steps=20), Progress(), 10)
+    rest, end = trained(a_run(batch=32, schedule={}, steps=20), halfway)
+    assert first + rest == rates(20)
+    assert (end.step, end.samples) == (20, 10 * 8 + 10 * 32)

@@ -19,6 +19,7 @@ from megatrain.errors import ConfigError
 from megatrain.run.attempts import Attempt, write_attempts
 from megatrain.run.heartbeat import write_heartbeat
 from megatrain.run_dir import RunDir
+from tests.launcher.conftest import saved
 
 
 def an_attempt(**fields):
@@ -33,13 +34,11 @@ def run(tiny, here, monkeypatch):
 
 
 def report(run, *steps, seconds=2.0):
-    rows = [{"step": step, "loss": 5.0 - step / 10, "step_seconds": seconds} for step in steps]
+    rows = [
+        {"step": step, "loss": 5.0 - step / 10, "step_seconds": seconds, "tokens_per_second": 8 * 128 / seconds}
+        for step in steps
+    ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def saved(run, step):
-    run.step(step).mkdir(parents=True)
-    (run.step(step) / "MANIFEST.json").touch()
 
 
 def test_a_run_that_was_never_started(run):
@@ -84,6 +83,27 @@ def test_a_finished_run(run):
     write_attempts(run, [an_attempt(ended=120.0, end_step=20, exit_code=0)])
     saved(run, 20)
     assert status(run).state == "finished"
+
+
+def test_a_run_given_in_tokens_is_finished_when_it_has_read_them(tiny, here):
+    """After steps of another batch size as well: five of 8 sequences, then three of 16, of 88 that it takes."""
+    config = tiny("training.steps=null", f"training.tokens={80 * 128}", "training.global_batch_size=16")
+    run = prepare_run(config, make_plan(config).chosen)
+    write_attempts(run, [an_attempt(ended=120.0, end_step=5, exit_code=75)])
+    saved(run, 5, samples=40)
+    one = status(run)
+    assert (one.state, one.step, one.total_steps) == ("stopped", 5, 8)
+    saved(run, 8, samples=88, batches=[[0, 0, 8], [5, 40, 16]])
+    assert (status(run).state, status(run).total_steps) == ("finished", 8)
+
+
+def test_a_run_past_its_end_is_not_part_of_less(tiny, here):
+    config = tiny("training.steps=7")
+    run = prepare_run(config, make_plan(config).chosen)
+    write_attempts(run, [an_attempt(ended=120.0, end_step=20, exit_code=0)])
+    saved(run, 20)
+    assert status(run).state == "finished"
+    assert "step 20 of 20" in "\n".join(lines(status(run)))
 
 
 def test_goodput_counts_each_step_once_over_all_the_time_on_the_nodes():

@@ -38,13 +38,13 @@ def an_attempt(start=0, end=0, **fields):
 )
 def test_the_verdict(tiny, history, outcome, code, book, requeue, exit_code, words):
     attempts = [an_attempt(*steps) for steps in history]
-    said = verdict(tiny(), attempts, attempts[-1], outcome, code, book)
+    said = verdict(tiny(), attempts, attempts[-1], outcome, code, book, complete=history == [(0, 20)])
     assert (said.requeue, said.exit_code) == (requeue, exit_code)
     assert words in said.words()
 
 
 def test_the_text_of_an_error_is_told_as_it_is(tiny):
-    said = verdict(tiny(), [an_attempt(0, 5)], an_attempt(0, 5), WORDY, 1, JobFile())
+    said = verdict(tiny(), [an_attempt(0, 5)], an_attempt(0, 5), WORDY, 1, JobFile(), complete=False)
     assert said.words() == f"saved step 5; queued again after: {WORDY.error}"
     assert said.words("job 8 goes on") == f"saved step 5; job 8 goes on after: {WORDY.error}"
 

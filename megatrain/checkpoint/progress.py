@@ -1,0 +1,52 @@
+"""How far a run is, read from its checkpoints. No torch: job scripts and `megatrain status` ask this."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+from megatrain.checkpoint.manifest import read_state
+from megatrain.config import Config
+from megatrain.errors import CheckpointError
+from megatrain.progress import Progress
+from megatrain.run_dir import RunDir
+
+
+def progress_of(state: Any, where: object) -> Progress:
+    """What the content of a checkpoint's state.json says.
+
+    Raises:
+        CheckpointError: it says nothing that could be so; names `where`.
+    """
+    try:
+        step, samples = state["step"], state["loader"]["position"]
+        batches = tuple((first, begun, size) for first, begun, size in state.get("batches", ()))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise CheckpointError(f"{where}: does not say how far the run is; the checkpoint is damaged") from None
+    counts = [step, samples, *(count for batch in batches for count in batch)]
+    if not all(type(count) is int and 0 <= count <= 2**63 for count in counts):
+        raise CheckpointError(f"{where}: step {step!r}, position {samples!r}: are no counts; the checkpoint is damaged")
+    ends = [*batches, (step, samples, 1)]
+    for (first, begun, size), (last, ended, _) in pairwise(ends):
+        if size < 1 or last <= first or ended - begun != (last - first) * size:
+            raise CheckpointError(f"{where}: batches {batches}: do not lead to sample {samples:,} at step {step:,}")
+    return Progress(step, samples, batches)
+
+
+def saved_progress(run: RunDir) -> Progress:
+    """Of the newest checkpoint whose state can be read; the start of a run where there is none.
+
+    Its bytes are not verified: that takes minutes, and whoever resumes does it.
+    """
+    for step in reversed(run.steps()):
+        folder = run.step(step)
+        try:
+            return progress_of(read_state(folder), folder / "state.json")
+        except (CheckpointError, OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            continue
+    return Progress()
+
+
+def is_complete(run: RunDir, config: Config) -> bool:
+    """Whether the run has a checkpoint of its end: all the steps, or all the tokens, that were asked for."""
+    progress = saved_progress(run)
+    return progress.step > 0 and config.steps_left(progress) == 0

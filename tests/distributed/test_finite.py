@@ -1,0 +1,126 @@
+"""What is not finite on one rank stops all of them, before it is kept or saved, under every stage and precision."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatrain.errors import NonFiniteError
+from megatrain.progress import Progress
+from megatrain.run_dir import RunDir
+from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout, Run, config_of, rate_at
+from tests.distributed.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = [Layout(zero, 1, 2, precision) for precision in ("fp32", "bf16") for zero in (0, 1, 2, 3)]
+LAYOUTS += [Layout(0, 2, 1, "bf16"), Layout(1, 2, 1), Layout(3, 2, 1)]
+
+
+def state_of(run: Run) -> dict[str, torch.Tensor]:
+    """Weights, moments and the optimizer's count of updates."""
+    optimizer = run.engine._engine.optimizer
+    steps = [state["step"] for state in getattr(optimizer, "optimizer", optimizer).state.values()]
+    tensors = {name: piece._flat.clone() for name, piece in run.engine.state().items()}
+    return tensors | {"steps": torch.as_tensor(steps)}
+
+
+def one_step(run: Run, step: int, *, added_loss: float = 0.0, targets: float = GLOBAL_BATCH * SEQUENCE) -> float:
+    """A step of a run whose loss has something added on the last rank."""
+    forward, engine = run.engine._forward, run.engine
+    if dist.get_rank() == dist.get_world_size() - 1:
+        engine._forward = lambda part: forward(part) + added_loss
+    for batch in run.micro_batches(step):
+        engine.accumulate(batch, targets)
+        norm = engine.step(rate_at(step))
+    engine._forward = forward
+    return norm
+
+
+def a_bad_step(layout: Layout, bad: dict[str, float]) -> tuple[float, bool, bool]:
+    """Its norm; whether it changed anything; whether a good step after it did."""
+    run = Run(layout)
+    for step in range(2):
+        one_step(run, step)
+    before = state_of(run)
+    norm = one_step(run, 2, **bad)
+    after = state_of(run)
+    one_step(run, 3)
+    later = state_of(run)
+    return norm, *(any(not torch.equal(before[name], now[name]) for name in now) for now in (after, later))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("bad", [{"added_loss": math.inf}, {"targets": 1e-38}], ids=["loss", "gradient"])
+def test_an_update_that_is_not_finite_changes_nothing(ranks: RankPool, layout: Layout, bad: dict[str, float]) -> None:
+    """Nor does any after it: the step that is named is the first that nothing came of."""
+    assert ranks.run(2, a_bad_step, layout, bad) == [(math.inf, False, False)] * 2
+
+
+def what_the_guard_says(layout: Layout, folder: str, case: str) -> str:
+    """On this rank, where rank 1 alone has seen something."""
+    from megatrain.train.finite import FiniteGuard
+
+    run, mine = Run(layout), dist.get_rank() == 1
+    guard = FiniteGuard(config_of(layout), RunDir(folder), run.mesh.control_group, run.engine.device)
+    progress = Progress().after_step(8).after_step(8)
+    try:
+        if case == "loss":
+            guard.step(progress, torch.tensor(math.nan if mine else 2.0), math.inf)
+        elif case == "norm":
+            guard.step(progress, torch.tensor(2.0), math.inf)
+        elif case == "validation":
+            guard.validation(progress, math.nan, math.nan if mine else 2.0)
+        elif case == "weights":
+            if mine:
+                run.engine.state()["weight.norm.weight"]._flat[-1] = math.nan
+            guard.saving(progress, run.engine.not_finite())
+        else:  # as on a GPU: norms are looked at when the host waits anyway
+            for loss, norm in ((2.0, 1.0), (math.nan if mine else 2.0, math.inf), (2.0, 1.0), (math.inf, math.nan)):
+                progress = progress.after_step(8)
+                guard.note(progress, torch.tensor(loss), torch.tensor(norm))
+            guard.demand(progress)
+    except NonFiniteError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (
+            "loss",
+            r"step 2: the loss is not finite on rank 1 of 2; its update was not kept.*samples 8 to 15.*--start 8 ",
+        ),
+        ("norm", r"step 2: the gradient norm is inf, though the loss is finite on every rank; .*samples 8 to 15"),
+        ("later", r"step 4: the loss is not finite on rank 1 of 2; .*samples 24 to 31.*--start 24 --count 8 --text"),
+        ("weights", r"step 2: tensor weight.norm.weight not finite after its update on rank 1; it is not saved"),
+        ("validation", r"step 2: the validation loss is not finite \(seen by rank 1 of 2\)"),
+    ],
+)
+def test_all_ranks_stop_for_what_one_has_seen(ranks: RankPool, tmp_path, case: str, said: str) -> None:
+    first, second = ranks.run(2, what_the_guard_says, Layout(1, 1, 2), str(tmp_path / "a run"), case)
+    assert first == second
+    assert re.search(said, first, re.DOTALL), first
+    assert "There is no checkpoint yet" in first
+
+
+def test_finite_numbers_stop_nobody(ranks: RankPool, tmp_path) -> None:
+    assert ranks.run(2, nothing_to_say, str(tmp_path)) == [True, True]
+
+
+def nothing_to_say(folder: str) -> bool:
+    from megatrain.train.finite import FiniteGuard
+
+    run = Run(Layout(3, 1, 2, "bf16"))
+    guard = FiniteGuard(config_of(run.layout), RunDir(folder), run.mesh.control_group, run.engine.device)
+    progress = Progress().after_step(8)
+    guard.step(progress, torch.tensor(2.0), 1.0)
+    guard.step(progress, torch.tensor(2.0), torch.tensor(1.0))
+    guard.note(progress, torch.tensor(2.0), torch.tensor(1.0))
+    guard.demand(progress)
+    guard.validation(progress, 2.0, 4.0)
+    guard.saving(progress, run.engine.not_finite())
+    return True
