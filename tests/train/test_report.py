@@ -1,20 +1,19 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from megatrain.monitor.metrics import read_metrics
 from megatrain.parallel.mesh import Mesh
+from megatrain.progress import Progress
 from megatrain.run_dir import RunDir
 from megatrain.topology import Topology
 from megatrain.train import report
-from tests.distributed.layouts import Layout, config_of
+from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout, config_of
 
 
-def test_peaks_of_memory_are_of_training_once_the_first_step_is_done(one_rank, tmp_path, monkeypatch) -> None:
-    """What building and compiling took stands in the first report only."""
-    memory = {"allocated": 99}
-    monkeypatch.setattr(report, "memory_bytes", lambda: memory["allocated"])
-    monkeypatch.setattr(report, "reset_peak_memory", lambda: memory.update(allocated=7))
+@pytest.fixture
+def make_reporter(one_rank, tmp_path):
     config = config_of(Layout(0, 1, 1))
     config = config.model_copy(
         update={
@@ -22,10 +21,29 @@ def test_peaks_of_memory_are_of_training_once_the_first_step_is_done(one_rank, t
             "monitor": config.monitor.model_copy(update={"log_every_steps": 1, "tensorboard": False}),
         }
     )
-    run = RunDir(tmp_path)
     console = SimpleNamespace(step=lambda metrics: None, close=lambda: None)
-    reporter = report.Reporter(config, run, Mesh(Topology(world_size=1)), console, resume_step=0)  # type: ignore[arg-type]
-    for step in (1, 2, 3):
-        reporter.step(step, torch.zeros(()), target_tokens=1, grad_norm=0.0, learning_rate=0.0, wait=0.0)
-    reporter.close()
-    assert [row["memory_bytes"] for row in read_metrics(run.metrics)] == [99, 7, 7]
+
+    def rows(start: Progress, steps: int) -> list[dict]:
+        """What a reporter writes of so many steps."""
+        run, progress = RunDir(tmp_path), start
+        reporter = report.Reporter(config, run, Mesh(Topology(world_size=1)), console, start=start)  # type: ignore[arg-type]
+        for _ in range(steps):
+            progress = progress.after_step(GLOBAL_BATCH)
+            reporter.step(progress, torch.zeros(()), target_tokens=1, grad_norm=0.0, learning_rate=0.0, wait=0.0)
+        reporter.close()
+        return read_metrics(run.metrics)
+
+    return rows
+
+
+def test_peaks_of_memory_are_of_training_once_the_first_step_is_done(make_reporter, monkeypatch) -> None:
+    """What building and compiling took stands in the first report only."""
+    memory = {"allocated": 99}
+    monkeypatch.setattr(report, "memory_bytes", lambda: memory["allocated"])
+    monkeypatch.setattr(report, "reset_peak_memory", lambda: memory.update(allocated=7))
+    assert [row["memory_bytes"] for row in make_reporter(Progress(), 3)] == [99, 7, 7]
+
+
+def test_tokens_are_those_that_were_read_whatever_the_batch_was_before(make_reporter) -> None:
+    rows = make_reporter(Progress(5, 40 * GLOBAL_BATCH), 2)
+    assert [(row["step"], row["tokens"] // (GLOBAL_BATCH * SEQUENCE)) for row in rows] == [(6, 41), (7, 42)]
