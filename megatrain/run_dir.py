@@ -15,6 +15,7 @@ RUN/
     attempts.json          an object per start: who trains it, from which step to which, how it ended
     attempts.lock, launcher.lock   one trainer at a time: megatrain/run/lock.py
     heartbeat.json         where the running attempt is
+    progress               touched while ranks build, load or save: monitor/watchdog.py
     outcomes/              the first rank of an attempt that did not simply finish
     job.sbatch, job.json   when submitted
 """
@@ -48,6 +49,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.attempts = self.path / "attempts.json"
         self.heartbeat = self.path / "heartbeat.json"
+        self.progress = self.path / "progress"
         self.outcomes = self.path / "outcomes"
         self.job_script = self.path / "job.sbatch"
         self.job = self.path / "job.json"

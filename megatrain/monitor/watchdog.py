@@ -5,7 +5,8 @@
     faulthandler  a timer in C that the thread keeps winding up: it fires when even the thread cannot run
 
 A rank that hangs in a collective looks like the rank it waits for, so each rank has its own watchdog, and their stacks
-together show who is elsewhere.
+together show who is elsewhere. What ranks do unevenly long (build, load, save) they tell each other, by touching
+RUN/progress: one that waits for a slower one does not hang.
 """
 
 import faulthandler
@@ -45,6 +46,8 @@ class Watchdog:
         self._poll = min(POLL_SECONDS, hang_seconds / 4)
         self._last, self._step, self._activity = time.monotonic(), 0, "starting"
         self._sequence = itertools.count(1)
+        self._uneven = False  # whether the last beat is for the ranks that wait for this one, too
+        self._progress: int | None = None  # of the others, when last looked at
         self._ended = threading.Event()
         run.logs.mkdir(parents=True, exist_ok=True)
         self._path = run.logs / f"stacks-rank-{rank}.txt"
@@ -57,6 +60,11 @@ class Watchdog:
         """The rank has come to `activity`; after `step` optimizer steps, where that changed."""
         self._last, self._activity = time.monotonic(), activity
         self._step = self._step if step is None else step
+
+    def beat_for_all(self, activity: str) -> None:
+        """As `beat`, in what ranks do unevenly long: those that wait for this one need not have a beat of their own."""
+        self.beat(activity)
+        self._uneven = True
 
     def watched(self, items: Iterable[_T], activity: str) -> Iterator[_T]:
         """The same items, with a beat at each."""
@@ -85,9 +93,24 @@ class Watchdog:
                 self._last += now - polled  # the whole process stood still, as when Slurm suspends a job
             polled = now
             faulthandler.dump_traceback_later(self._limit + GRACE_SECONDS, exit=True, file=self._file)
+            if self._uneven:
+                self._uneven = False
+                with suppress(OSError):
+                    self._run.progress.touch()
+            if now - self._last < self._limit / 2:
+                self._progress = None
+            elif self._others_went_on():
+                self._last = now
             if now - self._last > self._limit:
                 self._bark(now - self._last)
             self._heartbeat()
+
+    def _others_went_on(self) -> bool:
+        """Whether another rank has made progress since this was last asked in this silence, by the file server's clock."""
+        before, self._progress = self._progress, None
+        with suppress(OSError):
+            self._progress = self._run.progress.stat().st_mtime_ns
+        return None not in (before, self._progress) and self._progress != before
 
     def _bark(self, silent: float) -> None:
         said = (

@@ -1,5 +1,7 @@
 """The process groups of a run, and the face of them that DeepSpeed asks for."""
 
+from datetime import timedelta
+
 import torch.distributed as dist
 
 from megatrain.topology import Topology
@@ -11,6 +13,10 @@ class Mesh:
     Also serves as DeepSpeed's `mpu`: the methods at the end are the ones it calls. What it calls data-parallel are the
     replicas, whichever part of the data each of them sees.
 
+    Args:
+        timeout: of a collective of all groups but the control group, whose ranks may wait long for one that still reads
+            or writes its share of a checkpoint: there the watchdog tells waiting from hanging.
+
     Attributes:
         tensor_group: ranks that hold the other slices of this rank's weights.
         context_group: ranks that see the other parts of this rank's sequences.
@@ -18,7 +24,7 @@ class Mesh:
         control_group: all ranks, over gloo: flags, file hashes and other small facts, on no GPU stream.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, *, timeout: timedelta | None = None) -> None:
         self.topology = topology
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
@@ -27,13 +33,13 @@ class Mesh:
         self.tensor_rank = topology.tensor_rank(self.rank)
         self.context_rank = topology.context_rank(self.rank)
         self.data_rank = topology.data_rank(self.rank)
-        alone = _new_group([self.rank])  # stands for every group of one rank
+        alone = _new_group([self.rank], timeout)  # stands for every group of one rank
         kinds = (topology.tensor_groups(), topology.context_groups(), topology.replica_groups())
         self.tensor_group, self.context_group, self.replica_group = (
-            alone if len(groups[0]) == 1 else _new_group(next(ranks for ranks in groups if self.rank in ranks))
+            alone if len(groups[0]) == 1 else _new_group(next(ranks for ranks in groups if self.rank in ranks), timeout)
             for groups in kinds
         )
-        self.control_group = dist.new_group(backend="gloo")
+        self.control_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
     @property
     def tensor_parallel(self) -> int:
@@ -78,10 +84,10 @@ class Mesh:
         return self.replicas
 
 
-def _new_group(ranks: list[int]) -> dist.ProcessGroup:
+def _new_group(ranks: list[int], timeout: timedelta | None) -> dist.ProcessGroup:
     """A group that only its own ranks ask for, at the same time as all other ranks ask for theirs of the kind.
 
     Where each rank asks for every group, their number is the square of the ranks'. Over NCCL this is one split of the
     world's communicator per kind, in which each group is a color; over gloo a group's members meet by themselves.
     """
-    return dist.new_group(ranks, use_local_synchronization=True)
+    return dist.new_group(ranks, timeout, use_local_synchronization=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,16 @@ def build(
     """
     stop = StopRequest()  # first: a signal during a long start must not be lost
     watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)
-    device = process.join(config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
+    timeout = timedelta(seconds=config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
+    device = process.join(timeout.total_seconds())
     tensor_parallel = config.parallel.tensor_parallel
     context_parallel = config.parallel.context_parallel
     assert isinstance(tensor_parallel, int), "a resolved configuration"
     assert isinstance(context_parallel, int), "a resolved configuration"
     assert config.model is not None, "a resolved configuration"
     world_size = torch.distributed.get_world_size()
-    mesh = Mesh(Topology(world_size=world_size, tensor_parallel=tensor_parallel, context_parallel=context_parallel))
+    topology = Topology(world_size=world_size, tensor_parallel=tensor_parallel, context_parallel=context_parallel)
+    mesh = Mesh(topology, timeout=timeout)
     console = Console(config, run, rank=mesh.rank, world_size=mesh.world_size)
     console.header(_read_plan(run), goes_on=bool(run.steps()))
     hosts = process.hosts(mesh.control_group)
@@ -72,7 +75,7 @@ def build(
 
     watchdog.beat("building")
     loader = make_loader(mesh)
-    engine = build_engine(config, mesh, read_ds_config(run.ds_config), device=device, beat=watchdog.beat)
+    engine = build_engine(config, mesh, read_ds_config(run.ds_config), device=device, beat=watchdog.beat_for_all)
     layout = f"ZeRO-{config.parallel.zero_stage}, {mesh.topology}"
     store = CheckpointStore(
         run,
@@ -89,7 +92,7 @@ def build(
         if initial_weights is not None:
             console.line(f"weights: from {checkpointer.load_weights(initial_weights)}")
         else:
-            initialize_weights(engine, config.model, config.run.seed, beat=watchdog.beat)
+            initialize_weights(engine, config.model, config.run.seed, beat=watchdog.beat_for_all)
     if position.checkpoint is not None and position.loader is not None:
         changes = loader.load_state_dict(position.loader)
         saved = read_manifest(position.checkpoint)

@@ -81,6 +81,33 @@ def test_a_rank_whose_run_another_start_has_stops_and_writes_nothing(rank, tmp_p
     assert not (tmp_path / "outcomes").exists()
 
 
+OTHER = "other = Watchdog(run, rank=1, hang_seconds=0.6)\nfor _ in range(20):\n    time.sleep(0.1); other.{beat}('x')\n"
+
+
+def test_a_rank_that_waits_for_a_slower_one_does_not_hang(rank, tmp_path):
+    """The start of a large run: one rank still reads its share of a checkpoint, and the others wait in a collective."""
+    said, _ = rank(OTHER.format(beat="beat_for_all") + "print('the end', flush=True); os._exit(0)").communicate(
+        timeout=30
+    )
+    assert said == "the end\n"
+    assert not list((tmp_path / "outcomes").glob("*"))
+
+
+def test_a_rank_that_hangs_while_another_trains_is_ended(rank):
+    """Nothing that ranks do together lets one of them go on for long without the others."""
+    process = rank(OTHER.format(beat="beat") + "print('the end', flush=True); os._exit(0)")
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "rank 0: no progress for" in said
+
+
+def test_progress_of_an_earlier_start_is_none(rank, tmp_path):
+    (tmp_path / "progress").touch()
+    process = rank("time.sleep(60)")
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+
+
 def test_a_rank_that_was_suspended_does_not_hang(rank, tmp_path):
     """Slurm stops the processes of a job that it suspends; the clock goes on."""
     process = rank("watchdog.GRACE_SECONDS = 60\nfor _ in range(20):\n    time.sleep(0.1); dog.beat('x')\ndog.close()")

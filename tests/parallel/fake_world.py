@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -14,9 +15,11 @@ def fake_world(world_size: int, rank: int) -> Iterator[list[list[int]]]:
     asked: list[list[int]] = []
     real = dist.new_group
 
-    def new_group(ranks: list[int] | None = None, backend: str | None = None, **settings: object) -> object:
+    def new_group(
+        ranks: list[int] | None = None, timeout: timedelta | None = None, backend: str | None = None, **settings: object
+    ) -> object:
         asked.append(list(range(world_size)) if ranks is None else list(ranks))
-        return real(ranks, **settings)  # never over gloo, which would wait for the others
+        return real(ranks, timeout, **settings)  # never over gloo, which would wait for the others
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,7 @@
+from datetime import timedelta
+
 import pytest
+import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _process_group_color
 
@@ -23,6 +26,17 @@ def test_a_rank_asks_for_its_own_groups_only(tensor, context, sizes) -> None:
         assert dist.get_process_group_ranks(mesh.replica_group) in topology.replica_groups()
         assert dist.get_rank(mesh.tensor_group) == mesh.tensor_rank
         assert dist.get_rank(mesh.replica_group) == mesh.get_data_parallel_rank()
+
+
+def test_collectives_give_up_when_they_are_told_to_and_the_control_group_waits(one_rank) -> None:
+    """torch gives groups its own time-out, not the one that the world was made with."""
+    mesh = Mesh(Topology(world_size=1), timeout=timedelta(seconds=660))
+
+    def timeout(group: dist.ProcessGroup) -> timedelta:
+        return group._get_backend(torch.device("cpu")).options._timeout
+
+    assert timeout(mesh.tensor_group) == timeout(mesh.replica_group) == timedelta(seconds=660)
+    assert timeout(mesh.control_group) == timedelta(days=1)
 
 
 @pytest.mark.parametrize("world_size", [8, 64, 1024, 4096])
