@@ -106,7 +106,7 @@ class Watchdog:
             self._heartbeat()
 
     def _others_went_on(self) -> bool:
-        """Whether another rank has made progress since this was last asked in this silence, by the file server's clock."""
+        """Whether another rank has made progress since this silence was last looked at, by the file server's clock."""
         before, self._progress = self._progress, None
         with suppress(OSError):
             self._progress = self._run.progress.stat().st_mtime_ns
