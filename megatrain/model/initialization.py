@@ -17,6 +17,7 @@ from megatrain.config import ModelSection
 
 ROW_OUTPUTS = ("attention.output.weight", "mlp.down.weight")  # they write into the residual stream
 CHUNK_ELEMENTS = 2**22  # at most, but never less than a row; another number gives other weights
+_MOST_THREADS = 8  # each holds a chunk
 
 
 def initial_weight(name: str, shape: torch.Size, config: ModelSection, seed: int) -> Tensor:
@@ -63,7 +64,7 @@ def write_initial_weight(
         for within, out in wanted[chunk]:
             out.copy_(values[within])
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads())) as threads:
         for _ in threads.map(write, wanted):
             pass  # raises what a thread raised
 

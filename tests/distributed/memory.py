@@ -6,8 +6,8 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -224,10 +224,14 @@ def started(case: Case) -> tuple[int, int]:
     """On every rank: bytes at the peak of the start, and of that at the peak before DeepSpeed has the model."""
     from megatrain.train import build
 
-    peaks = []
+    peaks: list[int] = []
     make = build.Engine
-    with LiveTensors() as live, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Engine", lambda *args, **kwargs: peaks.append(live.peak()) or make(*args, **kwargs))
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        peaks.append(live.peak())
+        return make(*args, **kwargs)
+
+    with LiveTensors() as live, patch.object(build, "Engine", marked):
         _build(case)
         return max(*peaks, live.peak()), peaks[0]
 
