@@ -126,11 +126,11 @@ def _is_same_tokenizer(run: RunDir, before: str | None, now: str | None) -> bool
 
 
 def _is_same_base(run: RunDir, before: str, now: str) -> bool:
-    """Whether another path holds the weights that the run started from."""
-    if Path(before).resolve() == Path(now).resolve():
+    """Whether another path holds the weights that the run started from; with checkpoints, it needs them no more."""
+    if Path(before).resolve() == Path(now).resolve() or (run.steps() and not Path(now).exists()):
         return True
     try:
-        return is_same_base(run, now) is not False  # None: from before it was recorded
+        return is_same_base(run, now)
     except MegatrainError as error:
         text = f"was started with {before!r}, which it needs no more: leave that as it is."
         raise ConfigError(f"finetune.base: {now!r}: cannot be compared ({error}). {run} {text}") from None

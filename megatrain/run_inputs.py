@@ -190,16 +190,16 @@ def fingerprints(base: str) -> list[str]:
     return [_sha256(read_bytes(file, limit=1 << 30, error=CheckpointError)) for file in manifests]
 
 
-def is_same_base(run: RunDir, base: str) -> bool | None:
-    """Whether this is what the run was started from; None where the run is older than the record of it.
+def is_same_base(run: RunDir, base: str) -> bool:
+    """Whether this is what the run was started from; of a run that is older than the record of it, anything may be.
 
     Raises:
         CheckpointError, DataError: it cannot be read.
     """
     inputs = read_inputs(run)
     if inputs is None or inputs.base is None:
-        return None
-    return bool(set(inputs.base.weights) & set(fingerprints(base)))
+        return True
+    return base == inputs.base.path or bool(set(inputs.base.weights) & set(fingerprints(base)))
 
 
 def keep_inputs(run: RunDir, config: Config) -> None:

@@ -1,9 +1,10 @@
 """Of the preflight, a run that goes on: its own copies of what it took from elsewhere, and what lies there now."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from launcher.preflight.on_disk import Finding
-from megatrain.config import Config
+from megatrain.config import Config, FinetuneConfig
 from megatrain.data.text.tokenizer_files import tokenizer_file, tokenizer_sha256
 from megatrain.errors import MegatrainError
 from megatrain.run_dir import RunDir
@@ -20,6 +21,9 @@ def check_own_copies(config: Config, run: RunDir) -> Iterator[Finding]:
     except MegatrainError as error:
         yield Finding("error", str(error), error.exit_code)
         return
+    if isinstance(config, FinetuneConfig) and not Path(config.finetune.base).exists():
+        text = "is not there. The run has begun, and needs it no more."
+        yield Finding("warning", f"finetune.base: {config.finetune.base}: {text}")
     if config.tokenizer is None:
         return
     path = config.tokenizer.path

@@ -80,7 +80,7 @@ def _with_end(said: Any, end_id: int | None) -> Any:
 def _tokenizer_config(source: Source, positions: int) -> dict[str, Any]:
     said = _parsed(source.tokenizer, TOKENIZER_CONFIG)
     defaults = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config = defaults | said
+    config = dict(said) if source.base and said else defaults | said
     config["eos_token"] = said.get("eos_token") or source.end_token
     longest = said.get("model_max_length")
     if not source.base:

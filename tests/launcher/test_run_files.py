@@ -9,6 +9,7 @@ from launcher.planning.plan import make_plan
 from launcher.run_files import prepare_run, run_folder
 from megatrain import config_file
 from megatrain.errors import CheckpointError, ConfigError, DataError, PreflightError
+from megatrain.model.config_json import llama_config
 from megatrain.run_dir import MANIFEST
 from megatrain.run_inputs import kept_tokenizer_sha256
 from tests.launcher.conftest import write_tokenizer
@@ -166,6 +167,38 @@ class TestTheSameTokenizerElsewhere:
             expected = write_tokenizer(here / "tok", token)
             run = prepare(tiny("tokenizer.path=tok"))
             assert kept_tokenizer_sha256(run) == expected
+
+
+class TestTheSameBaseElsewhere:
+    FINETUNE = """
+    run: {name: tuned}
+    finetune: {base: llama, train: [a.jsonl], sequence_length: 32}
+    training: {steps: 5, global_batch_size: 4}
+    cluster: {hardware: cpu, nodes: 1, gpus_per_node: 1}
+    """
+
+    @pytest.fixture
+    def tune(self, tiny, here):
+        write_tokenizer(here / "llama", "<s>")
+        content = llama_config(tiny().model, max_position_embeddings=64)
+        (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
+        (here / "llama/model.safetensors").write_bytes(b"weights")
+        (here / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+        return lambda *overrides: prepare(config_file.parse(self.FINETUNE, overrides=overrides))
+
+    def test_moved_deleted_or_under_its_first_name(self, here, tune):
+        save_checkpoint(tune(), 5)
+        (here / "llama").rename(here / "moved")
+        tune("finetune.base=moved")
+        tune()
+        tune("finetune.base=gone")
+
+    def test_another_one_is_refused(self, here, tune):
+        save_checkpoint(tune(), 5)
+        shutil.copytree(here / "llama", here / "other")
+        (here / "other/model.safetensors").write_bytes(b"Weights")
+        with pytest.raises(ConfigError, match=r"finetune.base: 'other': runs/tuned was started with 'llama'"):
+            tune("finetune.base=other")
 
 
 def test_the_name_of_the_folder(tiny):
