@@ -39,7 +39,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 File = Annotated[Path, typer.Argument(help="the run, as YAML", metavar="FILE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="fields to set, over the file", metavar="[KEY=VALUE]...")]
 Json = Annotated[bool, typer.Option("--json", help="as JSON, for programs")]
-Ranks = Annotated[int | None, typer.Option("--nproc", min=1, help="ranks to start; default: the cluster's")]
+Ranks = Annotated[int | None, typer.Option("--nproc", min=1, max=1024, help="ranks to start; default: the cluster's")]
 Resume = Annotated[str, typer.Option(help="auto, must, never, or a checkpoint's step", metavar="auto|must|never|STEP")]
 Hosts = Annotated[str | None, typer.Option(help="start by ssh, one launcher a host", metavar="HOST[:RANKS],…")]
 HostFile = Annotated[Path | None, typer.Option(help="the same as a DeepSpeed hostfile: HOST slots=RANKS a line")]
@@ -372,6 +372,7 @@ def _run_here(
     from launcher.commands.report import plan_text
     from launcher.planning.plan import resolve
     from launcher.preflight import checks
+    from launcher.preflight.machine import check_machine
     from launcher.ranks.start import start
     from launcher.run_files import is_finetune
 
@@ -381,6 +382,11 @@ def _run_here(
         raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {verb}`.")
     config, world_size = where.of(config)
     found = checks.examine(config, world_size=world_size, resume=resume)
+    if found.report is not None and where.hosts is None:  # hosts are looked at where they are
+        chosen, starting = found.report.chosen, not dry_run
+        here = chosen.world_size // where.nodes
+        machine = check_machine(found.report.hardware, ranks=chosen.world_size, here=here, starting=starting)
+        found.findings.extend(machine)
     if as_json:
         say(json.dumps(found.to_json(), indent=2), flush=True)
     elif dry_run and found.report:

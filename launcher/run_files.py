@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.deepspeed_config import deepspeed_config
+from launcher.planning.hardware import load_hardware
 from launcher.planning.inputs import run_folder
 from launcher.planning.plan import Plan, resolve
 from megatrain import config_file
@@ -50,10 +51,16 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
         (keep_inputs_late if started(run) else keep_inputs)(run, resolved)
         write_atomically(run.config, config_file.dump(resolved))
         write_json(run.ds_config, deepspeed_config(resolved, plan.world_size))
-        write_json(run.plan, plan.to_json())
+        write_json(run.plan, {**plan.to_json(), "device": _device(resolved)})
     except OSError as error:
         raise PreflightError(f"run.directory: {run}: cannot be written: {error.strerror}") from None
     return run
+
+
+def _device(config: Config) -> str:
+    """What ranks need to know of the hardware profile: cuda (also for ROCm, which calls itself so) or cpu."""
+    hardware = load_hardware(config.cluster.hardware, config.cluster.gpus_per_node)
+    return "cpu" if hardware.device == "cpu" else "cuda"
 
 
 def check_resume(run: RunDir, resume: str) -> None:

@@ -1,8 +1,8 @@
 """What this machine has for a run, and what is amiss. torch is asked in a process of its own."""
 
-import json
 import os
 import platform
+import resource
 import shutil
 import socket
 import subprocess
@@ -11,14 +11,16 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from launcher.planning.hardware import GIB
+from launcher.preflight.machine import DESCRIPTORS_PER_RANK, ask_torch
 from megatrain.base.terminal import copyable
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "tensorboard", "tokenizers", "pydantic")
 SLURM_CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _NO_CLUSTER = "`megatrain submit` will not work from here; `scontrol ping` tells when it would"
+_MANY_RANKS = 1024
 _MINIMUM_DISK = 10 * GIB
 _TIMEOUT_SECONDS = 120.0
 _CLIENT_SECONDS = 10.0
@@ -26,14 +28,6 @@ _IN_USE_MIB = 1024  # on a GPU that nobody uses
 _SPEED_MIB = 64
 _SLOW_MIB_PER_SECOND = 100.0
 _SKEW_SECONDS = 2.0
-_ASK_TORCH = """
-import json, torch
-cuda = torch.cuda.is_available()
-gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
-nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda else None
-print(json.dumps({"cuda": torch.version.cuda, "hip": torch.version.hip, "nccl": nccl, "gpus": gpus,
-                  "gloo": torch.distributed.is_gloo_available()}))
-"""
 
 
 class Check(NamedTuple):
@@ -46,7 +40,7 @@ class Check(NamedTuple):
 def examine(folder: Path) -> list[Check]:
     """Every check; `folder` is where runs would be written."""
     return [
-        *(_python(), *_packages(), _torch(), _gpus(), _machine(), _compiler(), _network()),
+        *(_python(), *_packages(), _torch(), _gpus(), _machine(), _descriptors(), _compiler(), _network()),
         *(_disk(folder), _disk_speed(folder), _clock(folder), _slurm(), _partitions()),
     ]
 
@@ -67,26 +61,16 @@ def _package(name: str) -> Check:
 
 
 def _torch() -> Check:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _ASK_TORCH],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        return Check(
-            "accelerator", "error", "torch cannot be imported", f'see: {copyable(sys.executable)} -c "import torch"'
-        )
+    found = ask_torch()
+    if found is None:
+        see = f'see: {copyable(sys.executable)} -c "import torch"'
+        return Check("accelerator", "error", "torch cannot be imported", see)
     if found["gpus"]:
         runtime = f"CUDA {found['cuda']}" if found["cuda"] else f"ROCm {found['hip']}"
         return Check("accelerator", "ok", f"{len(found['gpus'])} × {found['gpus'][0]}, {runtime}, NCCL {found['nccl']}")
     if shutil.which("nvidia-smi"):
-        return Check(
-            "accelerator", "error", "torch sees no GPU, though nvidia-smi is here", "install a CUDA build of torch"
-        )
+        fix = "install a CUDA build of torch that the driver can run"
+        return Check("accelerator", "error", f"nvidia-smi is here, but {found['why']}", fix)
     return Check("accelerator", "ok", "none: ranks run on the CPU (gloo)")
 
 
@@ -131,6 +115,18 @@ def _network() -> Check:
 def _machine() -> Check:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     return Check("machine", "ok", f"{len(os.sched_getaffinity(0))} cores, {memory:.1f} GiB, {platform.platform()}")
+
+
+def _descriptors() -> Check:
+    """Each rank raises its soft limit to the hard one by itself."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY:
+        return Check("open files", "ok", "no limit")
+    ranks = hard // DESCRIPTORS_PER_RANK
+    value = f"at most {hard:,} in a process: enough for {ranks:,} ranks"
+    if ranks < _MANY_RANKS:
+        return Check("open files", "warning", value, "have the hard limit raised (ulimit -Hn, LimitNOFILE of slurmd)")
+    return Check("open files", "ok", value)
 
 
 def _compiler() -> Check:

@@ -4,8 +4,8 @@ this machine ── ssh ──► launcher.ranks.hosts on each host ──► it
      signals ─ lines ─► standard input                  an end of it (this machine died) ends them
 """
 
-import argparse
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -16,15 +16,24 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from launcher.ranks.local import FORWARDED, Place, RankGroup, forwarding, run_ranks
-from megatrain.errors import ConfigError, ExitCode
+from launcher.files import python_path
+from launcher.ranks.environment import Place
+from launcher.ranks.local import FORWARDED, RankGroup, forwarding, run_ranks
+from megatrain.base.credentials import credentials_in, is_secret_name
+from megatrain.base.files import parse_json
+from megatrain.base.terminal import accept_any_text, complain
+from megatrain.errors import ConfigError, ExitCode, MegatrainError, PreflightError
 from megatrain.run.claim import Claim
 from megatrain.run_dir import RunDir
 
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=20"  # MEGATRAIN_SSH replaces it
-_HOST = re.compile(r"^(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*$")
-_PASSED_ON = re.compile(r"^(NCCL_|GLOO_|OMP_NUM_THREADS$|CUDA_|HF_|TORCH|PYTORCH_|DS_ACCELERATOR$)")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*")
+_RANKS = re.compile(r"[0-9]{1,4}")
+# Settings of libraries go with the ranks; what holds a password or a token stays here.
+_PASSED_ON = re.compile(r"(NCCL_|GLOO_|CUDA_|HF_|TORCH|TRITON_|PYTORCH_).*|OMP_NUM_THREADS")
+MOST_RANKS = 1024  # on a host
 _GRACE_SECONDS = 20.0  # between one host's failure and the end of the others' launchers
 _POLL_SECONDS = 0.05
 
@@ -65,15 +74,25 @@ def run_hosts(
 
     Every host must see the run's folder and this Python under the same paths. No rank outlives the call.
     """
-    address, port = hosts[0].name.rpartition("@")[2], 20_000 + os.getpid() % 10_000
-    commands = []
-    for index in range(len(hosts)):
-        arguments = [str(run.path.absolute()), str(ranks), module, resume, device, address, str(port)]
-        arguments += [str(index * ranks), str(len(hosts) * ranks), str(claim or "")]
-        commands.append(_remote_command(arguments))
+    orders = [
+        {
+            "run": str(run.path.absolute()),
+            "ranks": ranks,
+            "module": module,
+            "resume": resume,
+            "device": device,
+            "address": hosts[0].name.rpartition("@")[2],
+            "port": 20_000 + os.getpid() % 10_000,
+            "first_rank": index * ranks,
+            "world_size": len(hosts) * ranks,
+            "claim": str(claim or ""),
+            "environment": _passed_on(),
+        }
+        for index in range(len(hosts))
+    ]
     group = _Remotes(hosts)
     with forwarding(group.forward):
-        return group.go(commands)
+        return group.go([json.dumps(order) for order in orders])
 
 
 class _Remotes:
@@ -84,12 +103,14 @@ class _Remotes:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.interrupts = 0
 
-    def go(self, commands: list[str]) -> int:
+    def go(self, orders: list[str]) -> int:
+        """Start a launcher on each host, and tell it its order: on its standard input, which nobody else can read."""
         ssh = shlex.split(os.environ.get("MEGATRAIN_SSH", SSH))
         try:
-            for host, command in zip(self.hosts, commands, strict=True):
-                line = [*ssh, host.name, command]
+            for host, order in zip(self.hosts, orders, strict=True):
+                line = [*ssh, host.name, _remote_command()]
                 self.processes.append(subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True))
+                self._tell(self.processes[-1], f"{order}\n")
             return self._wait()
         finally:
             self._hang_up()
@@ -113,7 +134,7 @@ class _Remotes:
         if self.interrupts > 1:
             return 128 + signal.SIGINT
         why = "ssh could not reach it" if code == 255 else f"its ranks ended with {code}"
-        print(f"error: {host.name}: {why}; the others are ended", file=sys.stderr)
+        complain(f"{host.name}: {why}; the others are ended")
         return ExitCode.PREFLIGHT if code == 255 else code if code > 0 else ExitCode.CRASH
 
     def _hang_up(self) -> None:
@@ -137,17 +158,22 @@ class _Remotes:
                 process.stdin.flush()
 
 
-def _remote_command(arguments: list[str]) -> str:
-    """One line for the other side's shell, every word quoted."""
-    passed = {name: value for name, value in os.environ.items() if _PASSED_ON.match(name)}
-    path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    settings = [f"{name}={value}" for name, value in {**passed, "PYTHONPATH": os.pathsep.join(path)}.items()]
-    words = ["env", *settings, sys.executable, "-m", "launcher.ranks.hosts", *arguments]
+def _remote_command() -> str:
+    """One line for the other side's shell, every word quoted. Whoever is on either machine can read it."""
+    words = ["env", f"PYTHONPATH={python_path()}", sys.executable, "-P", "-m", "launcher.ranks.hosts"]
     return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(words)}"
 
 
+def _passed_on() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if _PASSED_ON.fullmatch(name) and not is_secret_name(name) and credentials_in(value) is None
+    }
+
+
 def _host(given: str, name: str, ranks: str, default: int | None) -> Host:
-    if not _HOST.match(name) or (ranks and not (ranks.isdecimal() and int(ranks) > 0)):
+    if not _HOST.fullmatch(name) or (ranks and not (_RANKS.fullmatch(ranks) and 0 < int(ranks) <= MOST_RANKS)):
         raise ConfigError(f"hosts: {given.strip()!r}: must be a name that ssh takes, and a number of ranks")
     return Host(name, int(ranks) if ranks else default)
 
@@ -160,25 +186,19 @@ def _checked(where: str, hosts: list[Host]) -> list[Host]:
 
 
 def main() -> int:
-    """The launcher on one of the hosts."""
-    parser = argparse.ArgumentParser(prog="launcher.ranks.hosts", description=__doc__)
-    for name in (
-        "run",
-        "ranks",
-        "module",
-        "resume",
-        "device",
-        "address",
-        "port",
-        "first_rank",
-        "world_size",
-        "attempt",
-    ):
-        parser.add_argument(name)
-    given = parser.parse_args()
-    place = Place(
-        first_rank=int(given.first_rank), world_size=int(given.world_size), address=given.address, port=int(given.port)
-    )
+    """The launcher on one of the hosts: told on its standard input what to start, and then of signals."""
+    accept_any_text()
+    try:
+        order: dict[str, Any] = parse_json(sys.stdin.readline(), "standard input", PreflightError)
+        os.environ.update(order["environment"])
+        return _start(order)
+    except MegatrainError as error:
+        complain(error)
+        return error.exit_code
+
+
+def _start(order: dict[str, Any]) -> int:
+    place = Place(order["first_rank"], order["world_size"], order["address"], order["port"])
 
     def listen(group: RankGroup) -> None:
         names = {number.name: number for number in FORWARDED}
@@ -188,13 +208,13 @@ def main() -> int:
         group.kill()  # the launcher that started us is gone
 
     return run_ranks(
-        RunDir(given.run),
-        int(given.ranks),
-        module=given.module,
-        resume=given.resume,
-        device=given.device,
+        RunDir(order["run"]),
+        order["ranks"],
+        module=order["module"],
+        resume=order["resume"],
+        device=order["device"],
         place=place,
-        claim=Claim.parse(given.attempt),
+        claim=Claim.parse(order["claim"]) if order["claim"] else None,
         started=lambda group: threading.Thread(target=listen, args=(group,), daemon=True).start(),
     )
 

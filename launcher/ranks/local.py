@@ -7,17 +7,16 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from launcher.ranks.environment import Place, alone, rank_command, rank_environment
 from launcher.ranks.voice import Voice
+from megatrain.base.terminal import complain, say
 from megatrain.errors import ExitCode
-from megatrain.run.claim import VARIABLE as ATTEMPT_VARIABLE
 from megatrain.run.claim import Claim
 from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
@@ -29,15 +28,6 @@ _POLL_SECONDS = 0.05
 # every rank finds the same mistake, and rank 0 says it
 _EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class Place(NamedTuple):
-    """Where this machine's ranks stand among those of all machines, and where rank 0 is met."""
-
-    first_rank: int
-    world_size: int
-    address: str
-    port: int
 
 
 def run_ranks(
@@ -63,9 +53,9 @@ def run_ranks(
         claim: of this start on the run, for the ranks to know.
         started: called with the group once the ranks run.
     """
-    group = RankGroup(run, ranks, place or Place(0, ranks, "127.0.0.1", _free_port()), claim)
+    group = RankGroup(run, ranks, place or alone(ranks), claim)
     with forwarding(group.forward):
-        return group.go([sys.executable, "-m", module, str(run), "--resume", resume], device, started)
+        return group.go(rank_command(sys.executable, module, run, resume), device, started)
 
 
 class RankGroup:
@@ -85,8 +75,10 @@ class RankGroup:
         failed = None
         try:
             for index in range(self.count):
-                environment = _environment(index, self.count, self.place, device, self.claim)
+                environment = rank_environment(index, self.count, self.place, device, self.claim)
                 self.processes.append(self._start(command, index, environment, voice))
+            if self.place.listener is not None:
+                self.place.listener.close()  # rank 0 has it
             if voice is not None:
                 voice.begin(self.processes[0])
             if started is not None:
@@ -112,6 +104,7 @@ class RankGroup:
     def _start(
         self, command: list[str], index: int, environment: dict[str, str], voice: "Voice | None"
     ) -> subprocess.Popen[bytes]:
+        listener = self.place.listener if index == 0 else None
         with open(self.logs[index], "ab") as log:
             out, err = voice.ends() if voice is not None and index == 0 else (log.fileno(), log.fileno())
             return subprocess.Popen(
@@ -120,6 +113,7 @@ class RankGroup:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                pass_fds=() if listener is None else (listener.fileno(),),
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -176,13 +170,12 @@ class RankGroup:
         if code in _EXPLAINED and codes[0] == code:
             return code
         rank = self.place.first_rank + failed
-        print(
-            f"error: rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}",
-            file=sys.stderr,
+        complain(
+            f"rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}",
         )
         if rank != 0:
             for line in _tail(self.logs[failed]):
-                print(f"  {line}", file=sys.stderr)
+                say(f"  {line}", file=sys.stderr)
         return code if code > 0 else ExitCode.CRASH
 
 
@@ -199,31 +192,6 @@ def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _environment(index: int, count: int, place: Place, device: str, claim: Claim | None) -> dict[str, str]:
-    """What torch.distributed's env:// rendezvous reads, and threads that share the cores."""
-    cores = len(os.sched_getaffinity(0))
-    settings = {"OMP_NUM_THREADS": str(max(1, cores // count)), "PYTHONUNBUFFERED": "1", **os.environ}
-    settings |= {
-        "RANK": str(place.first_rank + index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": str(place.world_size),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": place.address,
-        "MASTER_PORT": str(place.port),
-    }
-    if claim is not None:
-        settings[ATTEMPT_VARIABLE] = str(claim)
-    if device == "cpu":
-        settings["DS_ACCELERATOR"] = "cpu"
-    return settings
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _die_with_parent() -> None:

@@ -1,14 +1,16 @@
 """Where the ranks of `train` and `finetune` run: on this machine, on hosts by ssh, or as one of many launchers."""
 
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.planning.plan import PlanReport, resolve
+from launcher.ranks.environment import Place
 from launcher.ranks.hosts import Host, parse_hosts, read_hostfile, run_hosts
-from launcher.ranks.local import Place, run_ranks
+from launcher.ranks.local import run_ranks
 from launcher.run_files import is_finetune, prepare_run, run_folder
 from launcher.slurm.claim import attempted
 from launcher.slurm.jobs import busy_with
@@ -21,6 +23,7 @@ from megatrain.run.claim import Claim
 from megatrain.run_dir import RunDir
 
 _RENDEZVOUS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # as torchrun's users set them on each machine
+_RANGES = {"NNODES": (1, 100_000), "NODE_RANK": (0, 99_999), "MASTER_PORT": (1, 65_535)}
 _WAIT_SECONDS = 600.0  # for the launcher of node 0 to write the run's folder
 
 
@@ -46,8 +49,11 @@ class Where:
         if missing := [name for name in _RENDEZVOUS if not os.environ.get(name)]:
             raise ConfigError(f"environment: NNODES is set, but not {', '.join(missing)}: set all four, or none")
         number = {name: os.environ[name] for name in ("NNODES", "NODE_RANK", "MASTER_PORT")}
-        if not all(value.isdecimal() for value in number.values()):
-            raise ConfigError(f"environment: {number}: must be whole numbers")
+        for name, value in number.items():
+            least, most = _RANGES[name]
+            if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
+                shown = value if len(value) < 20 else f"{value[:20]}…"
+                raise ConfigError(f"environment: {name}: {shown!r}: must be a whole number from {least} to {most:,}")
         if int(number["NODE_RANK"]) >= int(number["NNODES"]):
             raise ConfigError(f"environment: NODE_RANK: {number['NODE_RANK']}: must be below NNODES")
         return cls(ranks=nproc, node=int(number["NODE_RANK"]), nodes=int(number["NNODES"]))
@@ -97,6 +103,7 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
         raise PreflightError(
             f"{run_folder(config)}: {busy} has it already. Stop it: megatrain stop {copyable(run_folder(config).path)}"
         )
+    place = _place(where, ranks) if where.node == 0 else None
     run = prepare_run(config, report.chosen, resume=resume)
     if where.hosts is not None:
         hosts = where.hosts
@@ -106,7 +113,6 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
             return run_hosts(run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, claim=claim)
 
         return attempted(run, ranks, names, go)
-    place = _place(where, ranks) if where.node == 0 else None
     here = ranks // where.nodes
     return attempted(
         run,
@@ -120,7 +126,21 @@ def _place(where: Where, ranks: int) -> Place:
     assert where.node is not None, "one of several launchers"
     each = ranks // where.nodes
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if where.node == 0:
+        _check_port(port)
     return Place(first_rank=where.node * each, world_size=ranks, address=address, port=port)
+
+
+def _check_port(port: int) -> None:
+    """Rank 0 is going to listen there."""
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise PreflightError(
+            f"environment: MASTER_PORT: {port}: this machine cannot listen there: {error.strerror}. Give another one, "
+            "the same on all machines."
+        ) from None
 
 
 def _wait_for_folder(file: Path, expected: str) -> None:

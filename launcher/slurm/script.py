@@ -14,6 +14,7 @@ from launcher.files import shipped, source_root
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan
 from launcher.run_files import is_finetune
+from megatrain.base.credentials import credentials_in, is_secret_name
 from megatrain.base.terminal import copyable
 from megatrain.config import Config
 from megatrain.errors import ConfigError
@@ -51,6 +52,15 @@ _OWNED = {
 }
 
 
+_ON_CPU = "export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=\n"
+_ON_GPU = """export DS_ACCELERATOR=cuda
+if [ -z "$PYTORCH_CUDA_ALLOC_CONF" ]; then  # less memory lost between blocks
+    export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+fi
+"""
+_ASSIGNMENT = re.compile(r"\s*(?:export\s+|declare\s+(?:-\S+\s+)*)?([A-Za-z_]\w*)=[\"']?(?![$`\"'\s]|$).*")
+
+
 class _Profile(NamedTuple):
     options: dict[str, str]  # of its #SBATCH lines; "" for one without a value
     commands: str
@@ -86,7 +96,7 @@ def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = Non
         "python": shlex.quote(sys.executable),
         "python_path": _python_path(),
         "module": "megatrain.finetune" if is_finetune(config) else "megatrain.train",
-        "accelerator": "export DS_ACCELERATOR=cpu\n" if on_cpu else "",
+        "accelerator": _ON_CPU if on_cpu else _ON_GPU,
     }
     template = shipped(TEMPLATE).read_text(encoding="utf-8")
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), template)
@@ -149,6 +159,7 @@ def _profile(name: str | None) -> _Profile:
         raise ConfigError(f"--profile {name}: {path} cannot be read: {error}") from None
     options: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
+        _refuse_secrets(f"--profile {name}: {path}:{number}", line)
         if not line.startswith("#SBATCH"):
             continue
         match = _DIRECTIVE.fullmatch(line)
@@ -160,6 +171,17 @@ def _profile(name: str | None) -> _Profile:
             _refuse_owned(f"--profile {name}: {path}:{number}", match[1])
         options[match[1]] = match[2] or ""
     return _Profile(options, "\n".join(line for line in lines if not line.startswith("#SBATCH")))
+
+
+def _refuse_secrets(where: str, line: str) -> None:
+    """The script is kept in the run's folder and in Slurm's own books, where others can read it."""
+    match = _ASSIGNMENT.fullmatch(line)
+    found = match[1] if match and is_secret_name(match[1]) else credentials_in(line)
+    if found:
+        raise ConfigError(
+            f"{where}: holds {found}, and the job script can be read by others. Export it before you submit, or read "
+            "it in the profile from a file of yours: NAME=$(cat FILE)"
+        )
 
 
 def _python_path() -> str:

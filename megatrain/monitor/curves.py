@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from megatrain.device import device_type
+
 _SECONDS = 0.15  # a measurement repeats for at least so long
 _SIZES = {"cpu": (128, 256, 512, 1024, 2048), "cuda": (512, 1024, 2048, 4096, 8192, 16384)}
 _MESSAGES = {"cpu": (4_096, 65_536, 1 << 20, 1 << 23, 1 << 25), "cuda": (1 << 16, 1 << 20, 1 << 24, 1 << 27, 1 << 30)}
@@ -24,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="megatrain.monitor.curves", description=__doc__)
     parser.add_argument("ranks", type=int, nargs="?", help="of the collectives; default: GPUs, or cores")
     ranks = parser.parse_args().ranks
-    cuda = torch.cuda.is_available()
+    cuda = device_type() == "cuda"
     ranks = ranks or (torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0)))
     device = torch.device("cuda" if cuda else "cpu")
     if not cuda:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import megatrain
+from megatrain.device import device_type
 
 _PACKAGES = (
     "torch",
@@ -50,11 +51,16 @@ def environment(hosts: Sequence[str] = ()) -> dict[str, Any]:
         "git": git_revision(Path(__file__)),
         "hosts": list(hosts) or [socket.gethostname()],
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "gpus": _gpus(),
         "cuda": torch.version.cuda,
         "command": sys.argv,
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def _gpus() -> list[str]:
+    count = torch.cuda.device_count() if device_type() == "cuda" else 0
+    return [torch.cuda.get_device_name(index) for index in range(count)]
 
 
 def git_revision(file: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 Every rank measures itself; all see all figures, and rank 0 tells the outliers. Takes about a second.
 """
 
+import os
 import shutil
 import socket
 import statistics
@@ -20,8 +21,10 @@ _MATMUL = {"cuda": 8192, "cpu": 384}  # rows and columns
 _MESSAGE_BYTES = {"cuda": 64 << 20, "cpu": 1 << 20}
 _REPEATS = 5
 _SKEW_SECONDS = 2.0
-_IN_USE_MIB = 1024  # on a GPU that should be ours alone
-_QUERY = "memory.used,ecc.errors.uncorrected.volatile.total,clocks_throttle_reasons.hw_slowdown"
+_IN_USE_MIB = 1024  # by another process, on a GPU that should be ours alone
+_ERRORS = "ecc.errors.uncorrected.volatile.total"
+# the field of a slowdown by its present name, by that of drivers before 535, and without
+_QUERIES = (f"{_ERRORS},clocks_event_reasons.hw_slowdown", f"{_ERRORS},clocks_throttle_reasons.hw_slowdown", _ERRORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class Measurement:
 
 def check_health(group: dist.ProcessGroup, device: torch.device) -> list[str]:
     """A sentence for each thing amiss, the same on every rank. Collective over `group` (gloo) and the default group."""
-    complaints = _nvidia_smi(device)  # first: later our own memory would be in use
+    complaints = _nvidia_smi(device)
     matmul = _matmul_seconds(device)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     dist.all_reduce(torch.ones(_MESSAGE_BYTES[device.type] // 4, device=device))  # all can talk to all
@@ -131,24 +134,52 @@ def _nvidia_smi(device: torch.device) -> tuple[str, ...]:
     if device.type != "cuda" or shutil.which("nvidia-smi") is None:
         return ()
     identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", f"--id={identity}"]
+    for fields in _QUERIES:
+        answered, text = _ask(f"--query-gpu={fields}", identity)
+        if answered or "not a valid field" not in text.lower():
+            break
+    if not answered:
+        return (text,)
+    # this process has a context on the GPU, and NCCL's buffers: its own entry does not count
+    listed, apps = _ask("--query-compute-apps=pid,used_memory", identity)
+    return gpu_complaints(text) + (memory_complaints(apps, os.getpid()) if listed else ())
+
+
+def _ask(query: str, identity: str) -> tuple[bool, str]:
+    """Whether nvidia-smi answers, and its answer or a complaint."""
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={identity}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return (f"nvidia-smi does not answer for {identity}",)
-    if done.returncode != 0 or not done.stdout.strip():
-        return (f"nvidia-smi fails for {identity}: {(done.stdout + done.stderr).strip()}",)
-    return gpu_complaints(done.stdout)
+        return False, f"nvidia-smi does not answer for {identity}"
+    if done.returncode != 0:
+        return False, f"nvidia-smi fails for {identity}: {' '.join((done.stdout + done.stderr).split())}"
+    return True, done.stdout
 
 
-def gpu_complaints(line: str) -> tuple[str, ...]:
-    """Of a line of nvidia-smi's answer to _QUERY; what a GPU does not support ("[N/A]") is not held against it."""
-    used, errors, slowdown = (value.strip() for value in line.strip().splitlines()[0].split(","))
+def gpu_complaints(answer: str) -> tuple[str, ...]:
+    """Of an answer to one of _QUERIES; what a GPU does not support ("[N/A]") is not held against it."""
+    line = (answer.strip().splitlines() or [""])[0]
+    errors, slowdown = (*(value.strip() for value in line.split(",")), "", "")[:2]
     said = []
-    if used.isdecimal() and int(used) > _IN_USE_MIB:
-        said.append(f"{int(used):,} MiB of its GPU are in use already; another process holds them")
     if errors.isdecimal() and int(errors) > 0:
         said.append(f"its GPU has {errors} uncorrectable ECC errors; have the node drained")
     if slowdown == "Active":
         said.append("its GPU is slowed down by hardware (heat or power)")
     return tuple(said)
+
+
+def memory_complaints(answer: str, own_pid: int) -> tuple[str, ...]:
+    """Of nvidia-smi's list of processes (pid, MiB) on a GPU that should be this process's alone.
+
+    In a container the numbers of processes are the host's: where ours is not among them, the largest may be us.
+    """
+    rows = [[value.strip() for value in line.split(",")] for line in answer.splitlines()]
+    used = {int(row[0]): int(row[1]) for row in rows if len(row) == 2 and all(value.isdecimal() for value in row)}
+    if used.pop(own_pid, None) is None and used:
+        used.pop(max(used, key=lambda pid: used[pid]))
+    others = {pid: mebibytes for pid, mebibytes in used.items() if mebibytes > _IN_USE_MIB}
+    if not others:
+        return ()
+    pids = ", ".join(map(str, sorted(others)))
+    return (f"{sum(others.values()):,} MiB of its GPU are in use by others (processes {pids})",)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatrain.device import device_type
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
@@ -96,7 +98,7 @@ def memory_bytes() -> int:
 
     On a GPU since the last `reset_peak_memory`.
     """
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
@@ -108,5 +110,5 @@ def memory_reserved_bytes() -> int | None:
 
 
 def reset_peak_memory() -> None:
-    if torch.cuda.is_available():
+    if device_type() == "cuda":
         torch.cuda.reset_peak_memory_stats()

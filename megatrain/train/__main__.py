@@ -10,10 +10,9 @@ from megatrain.train import process
 
 
 def pretrain(run_dir: RunDir, resume: str) -> None:
-    import torch
-
     from megatrain.data.loading.choice import training_loader
     from megatrain.data.loading.evaluation import EvaluationLoader
+    from megatrain.device import device_type
     from megatrain.parallel.mesh import Mesh
     from megatrain.train.build import build
     from megatrain.train.loop import Loader, train
@@ -27,7 +26,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
 
     def make_loader(mesh: Mesh) -> Loader:
         return training_loader(
-            config, data_rank=mesh.data_rank, data_size=mesh.data_parallel, pin_memory=torch.cuda.is_available()
+            config, data_rank=mesh.data_rank, data_size=mesh.data_parallel, pin_memory=device_type() == "cuda"
         )
 
     def make_validation(mesh: Mesh) -> EvaluationLoader:

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+from megatrain.device import VARIABLE as DEVICE_VARIABLE
+from megatrain.device import device_type
+
+if device_type() == "cpu":
+    os.environ.setdefault(DEVICE_VARIABLE, "cpu")  # read when deepspeed is imported
 
 import deepspeed
 from deepspeed.utils import logger as deepspeed_logger

@@ -2,21 +2,31 @@
 
 import argparse
 import os
+import re
 import socket
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from megatrain.base.terminal import accept_any_text, complain
+from megatrain.device import device_type, why_no_cuda
 from megatrain.errors import ConfigError, ExitCode, MegatrainError
 from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
+from megatrain.train.rendezvous import agree, explained, open_store
+from megatrain.train.surroundings import keep_files_local, raise_descriptor_limit, settle_device
 
+_NO_CUDA = (
+    "Install a CUDA build of torch that the driver can run, ask for GPUs, leave the node out (slurm.extra.exclude), "
+    "or set cluster.hardware to cpu."
+)
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
@@ -30,29 +40,58 @@ def join(timeout_seconds: float = 600.0) -> torch.device:
 
     Raises:
         ConfigError: neither is set.
+        PreflightError: the run is planned for GPUs, and a rank can use none; on every rank.
+        MegatrainError: the ranks cannot meet.
     """
+    rank, world_size, local_rank = _identify()
+    timeout = timedelta(seconds=timeout_seconds)
+    problem = None
+    if device_type() == "cuda" and (why := why_no_cuda()):
+        problem = f"{socket.gethostname()}: {why}. {_NO_CUDA}"
+    store = open_store(rank, world_size, timeout)
+    agree(store, world_size, rank=rank, problem=problem)
+    begin = partial(
+        dist.init_process_group,
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
+    with explained():
+        if device_type() == "cpu":
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+            begin("gloo")
+            return torch.device("cpu")
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the device; a task may see one GPU only
+        torch.cuda.set_device(device)
+        begin("nccl", device_id=device)
+        return device
+
+
+def _identify() -> tuple[int, int, int]:
+    """This process's rank, the number of ranks, and its number on this node."""
     for name, slurm in _SLURM.items():
         if name not in os.environ and slurm in os.environ:
             os.environ[name] = os.environ[slurm]
-    if missing := [name for name in (*_SLURM, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+    needed = (*_SLURM, "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
         raise ConfigError(
             f"environment: {', '.join(missing)} not set: start ranks with `megatrain train`, torchrun or srun"
         )
-    timeout = timedelta(seconds=timeout_seconds)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=timeout, device_id=device)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        dist.init_process_group("gloo", timeout=timeout)
-    return device
+    for name in (*_SLURM, "MASTER_PORT"):
+        if not re.fullmatch(r"[0-9]{1,9}", os.environ[name]):
+            raise ConfigError(f"environment: {name}: {os.environ[name][:50]!r}: must be a whole number")
+    rank, world_size, local_rank = (int(os.environ[name]) for name in _SLURM)
+    if rank >= world_size:
+        raise ConfigError(f"environment: RANK: {rank}: must be below WORLD_SIZE ({world_size})")
+    return rank, world_size, local_rank
 
 
 def rank() -> int:
     """This process's rank, before it has joined; 0 where nobody says."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    given = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return int(given) if re.fullmatch(r"[0-9]{1,9}", given) else 0
 
 
 def hosts(group: dist.ProcessGroup) -> list[str]:
@@ -69,6 +108,10 @@ def main(module: str, description: str | None, work: Callable[[RunDir, str], Non
     parser.add_argument("--resume", default="auto", metavar="auto|must|never|STEP")
     arguments = parser.parse_args()
     run_dir = RunDir(arguments.run)
+    accept_any_text()
+    raise_descriptor_limit()
+    keep_files_local(run_dir)
+    settle_device(run_dir)
     run(lambda: work(run_dir, arguments.resume), run_dir)
 
 
@@ -89,9 +132,8 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
     except MegatrainError as error:
         code = int(error.exit_code)
         _record(run_dir, code, _one_line(error), retryable=error.retryable)
-        if code != ExitCode.STOPPED and os.environ.get("RANK", "0") == "0":
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+        if code != ExitCode.STOPPED and (rank() == 0 or code == ExitCode.CRASH):
+            complain(error)
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:

@@ -4,6 +4,6 @@
 #SBATCH --partition=gpu
 #SBATCH --constraint=ib
 MASTER_SUFFIX=i
-export NCCL_SOCKET_IFNAME=ib            # every interface whose name begins so
-export GLOO_SOCKET_IFNAME=ib0
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-ib}  # every interface whose name begins so
+export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-ib0}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}

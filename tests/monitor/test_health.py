@@ -1,8 +1,11 @@
 """The outliers among the ranks, by name; and what nvidia-smi complains of."""
 
-import pytest
+from types import SimpleNamespace
 
-from megatrain.monitor.health import Measurement, _partners, amiss, gpu_complaints
+import pytest
+import torch
+
+from megatrain.monitor.health import Measurement, _nvidia_smi, _partners, amiss, gpu_complaints, memory_complaints
 
 
 def measured(rank, *, matmul=1.0, near=1.0, far=1.0, clock=0.0, complaints=()):
@@ -53,13 +56,52 @@ def test_partners_name_each_other(size):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("12, 0, Not Active", ()),
-        ("12, [N/A], [N/A]", ()),
-        ("40000, 0, Not Active", ("40,000 MiB of its GPU are in use already",)),
-        ("12, 3, Active", ("its GPU has 3 uncorrectable ECC errors", "its GPU is slowed down by hardware")),
+        ("0, Not Active", ()),
+        ("[N/A], [N/A]", ()),
+        ("0", ()),
+        ("", ()),
+        ("3, Active", ("its GPU has 3 uncorrectable ECC errors", "its GPU is slowed down by hardware")),
     ],
 )
 def test_what_nvidia_smi_complains_of(line, said):
     found = gpu_complaints(line + "\n")
     assert len(found) == len(said)
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("", ()),
+        ("7, 1800\n", ()),  # this process, with NCCL's buffers
+        ("4242, 1800\n", ()),  # this process, from inside a container
+        ("7, 1800\n8, 500\n", ()),
+        ("7, [N/A]\n8, [N/A]\n", ()),
+        ("No running processes found\n", ()),
+        ("7, 1800\n8, 40000\n", ("40,000 MiB of its GPU are in use by others (processes 8)",)),
+        ("4242, 40000\n9, 30000\n", ("30,000 MiB of its GPU are in use by others (processes 9)",)),
+    ],
+)
+def test_only_the_memory_of_others_is_complained_of(answer, said):
+    assert memory_complaints(answer, own_pid=7) == said
+
+
+@pytest.mark.parametrize("known", ["clocks_event_reasons", "clocks_throttle_reasons", "neither"])
+def test_a_field_that_this_driver_calls_otherwise(tmp_path, monkeypatch, known):
+    (tmp_path / "nvidia-smi").write_text(
+        f"""#!/bin/sh
+case "$1" in
+*compute-apps*) echo "1, 80000" ;;
+*{known}*) echo "2, Active" ;;
+*clocks*) echo 'Field "clocks" is not a valid field to query.'; exit 2 ;;
+*) echo 2 ;;
+esac
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid="abc"))
+    said = _nvidia_smi(torch.device("cuda", 0))
+    assert said[0].startswith("its GPU has 2 uncorrectable")
+    assert len(said) == (1 if known == "neither" else 2)

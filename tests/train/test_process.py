@@ -1,12 +1,13 @@
 """How a rank ends, and how it begins; in processes of their own, for `run` ends its process."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "MEGATRAIN_STORE")
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,6 +67,13 @@ def test_one_rank_tells_what_all_find() -> None:
     assert (done.returncode, done.stderr) == (4, "")
 
 
+def test_under_srun_too() -> None:
+    """Before it has joined, a rank of srun has no RANK."""
+    for rank, said in (("0", "error: told once\n"), ("1", "")):
+        done = ends("raise DataError('told once')", SLURM_PROCID=rank)
+        assert (done.returncode, done.stderr) == (4, said)
+
+
 def test_a_defect_is_told_by_every_rank() -> None:
     done = ends("raise ValueError('a defect')", RANK="1")
     assert done.returncode == 1
@@ -111,3 +119,59 @@ def test_a_rank_of_torchrun_or_srun_joins(names) -> None:
     done = python(JOIN, **who, MASTER_ADDR="127.0.0.1", MASTER_PORT="0", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "cpu 0 1\n"
+
+
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"RANK": "x"}, "RANK: 'x': must be a whole number"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE: '9999"),
+        ({"MASTER_PORT": "-1"}, "MASTER_PORT: '-1': must be a whole number"),
+        ({"RANK": "3"}, ""),
+        ({"DS_ACCELERATOR": "tpu"}, "DS_ACCELERATOR: 'tpu': must be cuda or cpu"),
+    ],
+)
+def test_a_wrong_environment_is_named(changed, said) -> None:
+    done = python(JOIN, **(ALONE | changed))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+
+
+def test_a_run_for_gpus_does_not_train_on_a_cpu() -> None:
+    done = python(JOIN, **(ALONE | {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": ""}))
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"error: {socket.gethostname()}: torch ")
+    assert "sees no GPU; driver: " in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+WITH_GPUS = """
+import os, sys, torch, torch.distributed as dist
+count = int(os.environ["GPUS"])
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: count
+torch.cuda.set_device = lambda device: print("set", device)
+dist.init_process_group = lambda backend, device_id=None, **group: print(backend, device_id)
+from megatrain.train.process import run, join
+from megatrain.device import device_type
+run(lambda: print(join(), os.environ["LOCAL_RANK"], device_type()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "planned", "device"),
+    [
+        ("8", "3", None, "set cuda:3\nnccl cuda:3\ncuda:3 3 cuda\n"),
+        ("1", "3", "cuda", "set cuda:0\nnccl cuda:0\ncuda:0 0 cuda\n"),  # one visible to each task
+        ("1", "1", "cpu", "gloo None\ncpu 1 cpu\n"),  # planned for CPU ranks, on a machine with a GPU
+    ],
+)
+def test_the_device_of_a_rank(gpus, local_rank, planned, device) -> None:
+    given = ALONE | {"LOCAL_RANK": local_rank, "GPUS": gpus} | ({"DS_ACCELERATOR": planned} if planned else {})
+    done = python(WITH_GPUS, **given)
+    assert done.stderr == ""
+    assert done.stdout == device

@@ -13,7 +13,7 @@ def by_name(folder):
 def test_a_working_machine(tmp_path):
     checks = by_name(tmp_path)
     assert set(checks) == {
-        *("python", *PACKAGES, "accelerator", "gpus", "machine", "compiler", "network"),
+        *("python", *PACKAGES, "accelerator", "gpus", "machine", "open files", "compiler", "network"),
         *("disk", "disk speed", "clock", "slurm", "partitions"),
     }
     assert all(checks[name].level == "ok" for name in ("python", "torch", "accelerator", "machine"))

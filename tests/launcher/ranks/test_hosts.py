@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.ranks.hosts import Host, parse_hosts, read_hostfile, run_hosts
-from launcher.ranks.start import Where
+from launcher.ranks.start import Where, _check_port
 from megatrain.errors import ConfigError, PreflightError
 from megatrain.run_dir import RunDir
 from tests.launcher.ranks.test_local import PRELUDE, ROOT, running, wait_until
@@ -46,6 +47,23 @@ def test_every_rank_of_every_host_knows_who_it_is(run):
     assert {words[4] for words in said} == {"first"}
     assert len({words[5] for words in said}) == 1
     assert sorted(path.name for path in run.logs.iterdir()) == [f"rank-{rank}.log" for rank in range(4)]
+
+
+def test_no_secret_leaves_and_no_setting_stands_on_the_command_line(run, monkeypatch):
+    ssh = run.path.parent / "ssh"
+    ssh.write_text(f'#!/bin/sh\nshift\necho "$*" >> {run.path}/commands\nexec sh -c "$*"\n', encoding="utf-8")
+    given = {"NCCL_DEBUG": "VERSION", "HF_HOME": "/h", "HF_TOKEN": "S3CRET1", "TORCH_API_KEY": "S3CRET2"}
+    given |= {"HF_ENDPOINT": "https://me:S3CRET3@host"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    clean = "env -u HF_TOKEN -u TORCH_API_KEY -u HF_ENDPOINT -u NCCL_DEBUG -u HF_HOME"
+    monkeypatch.setenv("MEGATRAIN_SSH", f"{clean} {ssh}")  # what the other machine has of its own
+    rank_does(run, f"(run / f'said-{{rank}}').write_text(json.dumps([os.environ.get(n) for n in {list(given)}]))")
+    assert go(run, "first") == 0
+    assert json.loads((run.path / "said-0").read_text()) == ["VERSION", "/h", None, None, None]
+    commands = (run.path / "commands").read_text()
+    assert not any(value in commands for value in given.values())
+    assert str(run) not in commands
 
 
 def test_one_failed_host_ends_the_others(run, capfd):
@@ -87,7 +105,9 @@ def test_hosts_on_the_command_line_and_in_a_file(tmp_path):
     assert read_hostfile(tmp_path / "hostfile") == [Host("a", 4), Host("b", 4), Host("c", None)]
 
 
-@pytest.mark.parametrize("text", ["", "a,,b", "a,a", "-oProxyCommand=x", "a;reboot", "a:0", "a:x", "$(id)"])
+@pytest.mark.parametrize(
+    "text", ["", "a,,b", "a,a", "-oProxyCommand=x", "a;reboot", "a:0", "a:x", "$(id)", "a\n:2", "a:99999"]
+)
 def test_what_is_no_host(text):
     with pytest.raises(ConfigError, match="host"):
         parse_hosts(text)
@@ -109,9 +129,22 @@ def test_one_of_several_launchers_by_the_usual_variables(tiny, monkeypatch):
     monkeypatch.setenv("NODE_RANK", "2")
     with pytest.raises(ConfigError, match="NODE_RANK: 2: must be below"):
         Where.given(4, None, None)
+    for name, value in (("NNODES", "9" * 5000), ("MASTER_PORT", "99999"), ("NODE_RANK", "-1"), ("NNODES", "0")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            with pytest.raises(ConfigError, match=f"environment: {name}: .*must be a whole number from") as caught:
+                Where.given(4, None, None)
+            assert len(str(caught.value)) < 200
     monkeypatch.delenv("MASTER_PORT")
     with pytest.raises(ConfigError, match="NNODES is set, but not MASTER_PORT"):
         Where.given(4, None, None)
+
+
+def test_a_port_in_use_is_told_before_a_rank_starts():
+    said = r"MASTER_PORT: .*cannot listen there: Address already in use"
+    with socket.create_server(("", 0)) as used, pytest.raises(PreflightError, match=said):
+        _check_port(used.getsockname()[1])
+    _check_port(used.getsockname()[1])
 
 
 def test_a_cluster_of_gpus_cannot_be_started_from_here(tiny):

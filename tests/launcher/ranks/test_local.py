@@ -188,6 +188,15 @@ def test_ranks_end_with_a_launcher_that_was_killed(run, rank_does):
     wait_until(lambda: not any(running(pid) for pid in started))
 
 
+def test_a_module_in_the_working_directory_is_not_run(run, rank_does, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "work"
+    elsewhere.mkdir()
+    (elsewhere / "json.py").write_text("raise SystemExit('hijacked')", encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    rank_does("")
+    assert ranks(run) == 0
+
+
 def test_handlers_are_put_back(run, rank_does):
     before = [signal.getsignal(number) for number in local.FORWARDED]
     rank_does("")

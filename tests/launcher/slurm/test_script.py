@@ -62,13 +62,40 @@ def test_what_sbatch_is_told(render, here):
         "exclusive": "",
         "mail-type": "ALL",
     }
-    assert "DS_ACCELERATOR" not in script
+    assert "export DS_ACCELERATOR=cuda" in script
+    assert "CUDA_VISIBLE_DEVICES" not in script
 
 
 def test_cpu_ranks_ask_for_no_gpus(render):
     script = render()
     assert "gpus-per-node" not in directives(script)
-    assert "export DS_ACCELERATOR=cpu" in script
+    assert "export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=\n" in script
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export HF_TOKEN=S3CRET",
+        "WANDB_API_KEY='S3CRET'",
+        "export HTTPS_PROXY=http://me:S3CRET@proxy:3128",
+        "curl -H 'Authorization: Bearer S3CRET' https://host",
+    ],
+)
+def test_a_profile_with_a_secret_is_refused(render, here, line):
+    (here / "site.sh").write_text(f"module load x\n{line}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"site.sh:2: holds .*job script can be read by others") as caught:
+        render(profile="./site.sh")
+    assert "S3CRET" not in str(caught.value)
+
+
+def test_a_profile_may_read_a_secret_from_a_file(render, here):
+    (here / "site.sh").write_text('export HF_TOKEN=$(cat ~/.hf)\nexport KEY="$OTHER"\n', encoding="utf-8")
+    assert "HF_TOKEN=$(cat ~/.hf)" in render(profile="./site.sh")
+
+
+def test_no_python_of_the_job_looks_into_the_working_directory(render):
+    script = render()
+    assert script.count(" -P -m ") == script.count(" -m ") == 3
 
 
 def test_no_placeholder_is_left_and_bash_can_read_it(render):
