@@ -143,8 +143,8 @@ def test_one_of_several_launchers_by_the_usual_variables(tiny, monkeypatch):
 def test_a_port_in_use_is_told_before_a_rank_starts():
     said = r"MASTER_PORT: .*cannot listen there: Address already in use"
     with socket.create_server(("", 0)) as used, pytest.raises(PreflightError, match=said):
-        _check_port(used.getsockname()[1])
-    _check_port(used.getsockname()[1])
+        _check_port(port := used.getsockname()[1])
+    _check_port(port)
 
 
 def test_a_cluster_of_gpus_cannot_be_started_from_here(tiny):
