@@ -28,6 +28,7 @@ _FREE = (
         "data.transform",
     ),  # what had not begun may change: the checkpoint says what had
     *("data.prefetch", "data.reading", "data.validation", "finetune.validation"),
+    *("finetune.train", "finetune.maximum_epochs"),  # the checkpoint knows its examples by their hash
 )
 
 

@@ -212,6 +212,9 @@ class ScheduleSection(Section):
 class TrainingSection(Section):
     tokens: Count | None = Field(None, description="length of the run; or give steps")
     steps: Count | None = Field(None, description="length of the run in optimizer steps; or give tokens")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="length of a fine-tuning in passes over its examples; or give tokens or steps"
+    )
     global_batch_size: Count = Field(le=10**9, description="sequences an optimizer step, over all ranks")
     micro_batch_size: AutoCount = Field(AUTO, description="sequences a rank holds at once")
     precision: Literal["bf16", "fp32", "auto"] = Field("bf16", description="auto: what the hardware multiplies fastest")
@@ -271,10 +274,22 @@ class FinetuneSection(Section):
     """Supervised fine-tuning on prompt and response pairs; the loss is on the response only."""
 
     base: Path = Field(description="a run, one of its checkpoints, or a Llama in Hugging Face's format")
-    train: Annotated[tuple[Path, ...], Field(strict=False, min_length=1)] = Field(description="jsonl files")
+    train: Annotated[tuple[Path, ...], Field(strict=False, min_length=1)] = Field(
+        description="files, folders or globs of jsonl or parquet, as `data prepare` reads them"
+    )
     validation: Annotated[tuple[Path, ...], Field(strict=False)] = ()
-    prompt_field: str = "prompt"
-    response_field: str = "response"
+    prompt_field: Path = Field("prompt", description="dots name a field within a field: data.question")
+    response_field: Path = "response"
+    messages_field: Path = Field("messages", description="read with the tokenizer's chat template")
+    special_tokens: Literal["parse", "text"] = Field(
+        "parse", description="text: special tokens that an example spells out, such as <|im_start|>, are characters"
+    )
+    truncation: Literal["cut", "drop", "error"] = Field(
+        "cut", description="of examples longer than a sequence: cut the prompt's start, leave them out, or refuse them"
+    )
+    maximum_epochs: Positive = Field(
+        50.0, description="a run that would read the examples more often is refused; from 10 on it is warned of"
+    )
     sequence_length: Count | None = Field(
         None, le=MOST_TOKENS, description="default: the base's; 4096 where a pretrained one has more"
     )
@@ -309,7 +324,8 @@ class _Run(Section):
         """Optimizer steps from there to the end; a run given in tokens ends with the step that reaches them."""
         if self.training.steps is not None:
             return max(0, self.training.steps - progress.step)
-        assert self.training.tokens is not None, "checked by problems()"
+        if self.training.tokens is None:
+            raise ValueError("training.epochs is not resolved yet")
         tokens_left = self.training.tokens - progress.samples * self.sequence_length
         return max(0, -(-tokens_left // self.tokens_per_step))
 

@@ -18,9 +18,14 @@ class Problem(NamedTuple):
 def problems(config: Config) -> Iterator[Problem]:
     """Rules that hold between fields. A rule whose fields are still "auto" is the planner's to keep."""
     model, training, parallel = config.model, config.training, config.parallel
-    if (training.tokens is None) == (training.steps is None):
-        given = {"tokens": training.tokens, "steps": training.steps} if training.steps else None
-        yield Problem("training", given, "give exactly one of tokens and steps", "The other one follows from it.")
+    given = {name: getattr(training, name) for name in ("tokens", "steps", "epochs")}
+    given = {name: length for name, length in given.items() if length is not None}
+    if len(given) != 1:
+        lengths = "tokens and steps" if isinstance(config, PretrainConfig) else "tokens, steps and epochs"
+        yield Problem("training", given or None, f"give exactly one of {lengths}", "The rest follows from it.")
+    if training.epochs is not None and isinstance(config, PretrainConfig):
+        fix = "Give tokens: sources of a mixture are read at their own rates."
+        yield Problem("training.epochs", training.epochs, "is the length of a fine-tuning", fix)
     if isinstance(training.micro_batch_size, int) and training.global_batch_size % training.micro_batch_size:
         yield Problem(
             "training.micro_batch_size",

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_model
-from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import CheckpointError
+from megatrain.config import Config, FinetuneConfig
+from megatrain.data.text.prompts import PromptEncoder
+from megatrain.data.text.tokenizer import EncodeError, Tokenizer
+from megatrain.errors import CheckpointError, ConfigError
 from megatrain.model.transformer import Transformer
 from megatrain.run_dir import RunDir
 from megatrain.run_inputs import load_run
@@ -27,12 +29,17 @@ def generate(
 ) -> str:
     """The prompt and what the model adds to it, up to an end of text.
 
+    The prompt is encoded as `transformers` does with the exported tokenizer: with its BOS, and special tokens that are
+    spelt out are special, unless the run was fine-tuned with finetune.special_tokens: text.
+
     Args:
         path: a run, of which the newest checkpoint that verifies is taken, or a checkpoint inside a run.
         temperature: 0 takes the likeliest token each time.
+        warn: told where the text becomes longer than what the model was trained on.
 
     Raises:
         CheckpointError: there is no whole checkpoint.
+        ConfigError: the prompt is no Unicode text, or becomes tokens that the model does not have.
         DataError: the run's tokenizer cannot be read.
     """
     folder = find_checkpoint(path)
@@ -42,7 +49,14 @@ def generate(
         raise CheckpointError(f"{run}: has no tokenizer; put its files into {run.tokenizer}")
     tokenizer = Tokenizer.load(config.tokenizer.path)
     model = read_model(folder).eval()
-    start = tokenizer.encode(prompt) or [tokenizer.eos_id]
+    start, prefix = encode_prompt(prompt, tokenizer, config)
+    if (largest := max(start)) >= (rows := model.embedding.num_embeddings):
+        raise ConfigError(f"PROMPT: holds the id {largest} of the tokenizer; the model's embedding has {rows} rows")
+    if len(start) + max_new_tokens > config.sequence_length:
+        warn(
+            f"the prompt has {len(start):,} tokens and {max_new_tokens:,} are to follow; the run was trained on "
+            f"sequences of {config.sequence_length:,}: what lies beyond may be noise"
+        )
     tokens = sample(
         model,
         torch.tensor([start]),
@@ -53,7 +67,26 @@ def generate(
         vocab_size=tokenizer.vocab_size,
         generator=torch.Generator().manual_seed(seed),
     )
-    return tokenizer.decode([token for token in tokens[0].tolist() if token != tokenizer.eos_id])
+    return tokenizer.decode([token for token in tokens[0, prefix:].tolist() if token != tokenizer.eos_id])
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, config: Config) -> tuple[list[int], int]:
+    """Ids of what a run's model is to continue, and how many at their front are not the prompt's own.
+
+    Raises:
+        ConfigError: it is no Unicode text, or the tokenizer cannot encode it.
+    """
+    special_tokens = config.finetune.special_tokens if isinstance(config, FinetuneConfig) else "parse"
+    encoder = PromptEncoder(tokenizer, special_tokens=special_tokens)
+    try:
+        prompt.encode("utf-8")
+        ids = encoder.prompt(prompt)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"PROMPT: half a surrogate pair at character {error.start}: not Unicode") from None
+    except EncodeError as error:
+        raise ConfigError(f"PROMPT: {error}") from None
+    begins = len(encoder.prefix) if ids[: len(encoder.prefix)] == encoder.prefix else 0
+    return ids or [tokenizer.eos_id], begins  # as in training, a document begins behind the end of another
 
 
 @torch.no_grad()

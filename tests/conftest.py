@@ -3,7 +3,10 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from launcher.planning.processor import CACHE_VARIABLE, remembered_file
 
@@ -20,3 +23,11 @@ def pytest_unconfigure() -> None:
     assert _file is not None
     Path(_file).unlink(missing_ok=True)
     Path(_file).parent.rmdir()
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(tmp_path_factory) -> Callable[..., Path]:
+    """See `tests.tokenizer_kinds.write_tokenizer`; the folder is made."""
+    from tests.tokenizer_kinds import write_tokenizer
+
+    return lambda kind, **options: write_tokenizer(tmp_path_factory.mktemp(kind), kind, **options)

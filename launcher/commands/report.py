@@ -2,10 +2,14 @@
 
 from collections import Counter
 
+from launcher.planning.examples import example_set
 from launcher.planning.hardware import GIB
+from launcher.planning.inputs import run_folder, tokenizer_path
 from launcher.planning.plan import Plan, PlanReport
 from launcher.planning.reliability import reliability
-from megatrain.config import Config
+from megatrain.checkpoint.progress import saved_progress
+from megatrain.config import Config, FinetuneConfig
+from megatrain.errors import MegatrainError
 from megatrain.monitor.formatting import duration, gib, quantity
 
 SHOWN_CANDIDATES = 5
@@ -15,11 +19,13 @@ def headline(config: Config, plan: Plan) -> str:
     """Two lines: what runs, and what is planned of it. `config` is resolved."""
     model, cluster = config.model, config.cluster
     assert model is not None, "resolved"
+    tokens = quantity(config.total_steps * config.tokens_per_step)
+    unit = "tokens (padding counted)" if isinstance(config, FinetuneConfig) else "tokens"
     compiled = "compile, " if config.parallel.compile else ""
     return (
         f"run {config.run.name} · {cluster.nodes} × {cluster.gpus_per_node} {cluster.hardware} · {plan.layout} · "
         f"{compiled}{config.training.precision}\n"
-        f"{quantity(model.parameters)} parameters · {quantity(config.total_steps * config.tokens_per_step)} tokens = "
+        f"{quantity(model.parameters)} parameters · {tokens} {unit} = "
         f"{config.total_steps:,} steps of {config.tokens_per_step:,} · planned {gib(plan.memory.total)} a rank · "
         f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * config.total_steps)}"
     )
@@ -36,6 +42,7 @@ def plan_text(config: Config, report: PlanReport) -> str:
     capacity = report.hardware.memory_bytes / GIB
     lines = [
         headline(config, chosen),
+        *_examples(config),
         "",
         f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB a rank, at the peak ({chosen.memory.peak}): "
         f"{_parts(memory)} ({_parts(other)})",
@@ -51,6 +58,17 @@ def plan_text(config: Config, report: PlanReport) -> str:
     if report.rejected:
         lines += ["", f"{len(report.rejected)} do not:", *_reasons(report)]
     return "\n".join(lines)
+
+
+def _examples(config: Config) -> list[str]:
+    """What a fine-tuning reads; nothing where that is not there yet, or is not usable: the checks say why."""
+    if not isinstance(config, FinetuneConfig):
+        return []
+    try:
+        found = example_set(config, tokenizer_path(config))
+    except MegatrainError:
+        return []
+    return [found.describe(config, saved_progress(run_folder(config)))]
 
 
 def _candidate(plan: Plan) -> str:

@@ -1,8 +1,10 @@
 """What a configuration takes from other files: the vocabulary from the data, a fine-tuning's model from its base."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launcher.planning.examples import example_set
 from launcher.planning.precision import with_precision
 from megatrain import config_file
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
@@ -43,6 +45,17 @@ def tokenizer_path(config: Config) -> str | None:
     own = own_tokenizer(run_folder(config)) if run_folder(config).steps() else None
     given = config.tokenizer.path if config.tokenizer is not None else None
     return str(own) if own is not None else given
+
+
+def base_positions(base: str) -> int | None:
+    """Tokens of the longest sequences that `finetune.base` was trained on; None where there is no such base."""
+    try:
+        run = base_run(base)
+        if run.config.is_file():
+            return config_file.load(run.config).sequence_length
+        return read_pretrained(Path(base))[1] if is_pretrained(Path(base)) else None
+    except MegatrainError:
+        return None  # whoever takes the model from it says why
 
 
 def tokenizer_vocabulary(path: str) -> int:
@@ -128,4 +141,15 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
         found["model"] = _with_vocabulary(
             found["model"], tokenizer_vocabulary(tokenizer_path(config) or found["tokenizer"].path)
         )
-    return config.model_copy(update={**found, "finetune": finetune})
+    return _with_length(config.model_copy(update={**found, "finetune": finetune}))
+
+
+def _with_length(config: FinetuneConfig) -> FinetuneConfig:
+    """The same run with training.epochs as training.tokens, padding counted like everywhere: whatever the batch size
+    becomes on a resume, the run ends with the row that completes the last pass."""
+    if config.training.epochs is None:
+        return config
+    rows = len(example_set(config, tokenizer_path(config)).rows)
+    tokens = math.ceil(config.training.epochs * rows) * config.sequence_length
+    training = config.training.model_copy(update={"epochs": None, "tokens": tokens})
+    return config.model_copy(update={"training": training})

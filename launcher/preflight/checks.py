@@ -1,6 +1,5 @@
 """Everything about a run that can be known before a GPU is held. All findings at once, errors apart from warnings."""
 
-import itertools
 import math
 import os
 import shutil
@@ -15,16 +14,14 @@ from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
 from launcher.preflight.base_model import check_base
 from launcher.preflight.data_plan import plan_data
+from launcher.preflight.examples import check_examples
 from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
-from launcher.preflight.same_data import check_same, check_same_files
+from launcher.preflight.same_data import check_same
 from launcher.run_files import check_resume, check_same_run
-from megatrain.config import AUTO, Config, FinetuneConfig, FinetuneSection, PretrainConfig
+from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
-from megatrain.finetune.pairs import read_pairs
-
-CHECKED_EXAMPLES = 50_000
 
 
 class PreflightFailedError(PreflightError):
@@ -207,21 +204,10 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
 
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
-    yield from check_base(config)
-    yield from check_same_files(config.finetune.train, config.finetune.validation)
-    for name in ("train", "validation"):
-        for path in getattr(config.finetune, name):
-            yield from _examples(f"finetune.{name}", path, config.finetune)
-
-
-def _examples(field: str, path: str, section: FinetuneSection) -> Iterator[Finding]:
-    """As many of a file's examples as can be read in a moment; the ranks read them all."""
-    try:
-        pairs = read_pairs(Path(path), section.prompt_field, section.response_field)
-        for _ in itertools.islice(pairs, CHECKED_EXAMPLES):
-            pass
-    except DataError as error:
-        yield Finding("error", f"{field}: {error}", ExitCode.DATA)
+    of_base = list(check_base(config))
+    yield from of_base
+    told = any(one.level == "error" and one.text.startswith("tokenizer.path") for one in of_base)
+    yield from check_examples(config, tokenizer_told=told)
 
 
 def _time(config: Config, plan: Plan) -> Iterator[Finding]:

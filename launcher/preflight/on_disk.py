@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.planning.examples import example_set
+from launcher.planning.inputs import tokenizer_path
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.manifest import read_state
-from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
+from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
 from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import DataError, ExitCode, MegatrainError
+from megatrain.finetune.position import check_same_examples, identity
 from megatrain.run_dir import RunDir
 
 SHOWN_SHARDS = 3  # of those that are amiss
@@ -103,6 +106,8 @@ def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Findi
     yield from _model_differences(config, folder, saved)
     if isinstance(config, PretrainConfig):
         yield from _data_differences(config, folder, state.get("loader", {}))
+    else:
+        yield from _example_differences(config, folder, state.get("loader", {}))
 
 
 def _model_differences(config: Config, folder: Path, saved: ModelSection) -> Iterator[Finding]:
@@ -128,6 +133,16 @@ def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, An
             f"data.train: is not the data that {folder} was trained on: its position would mean other samples. "
             "Restore the data, or give another run.name."
         )
+
+
+def _example_differences(config: FinetuneConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        check_same_examples(loader, identity(example_set(config, tokenizer_path(config)).rows, config.run.seed))
+    except DataError as error:
+        if not str(error).startswith("finetune.train"):  # else it is said elsewhere
+            yield _data(f"finetune.train: {folder}: {error}")
+    except (MegatrainError, ValueError):
+        return  # said elsewhere: the model, the tokenizer or the length is unknown
 
 
 def _data(text: str) -> Finding:

@@ -12,7 +12,8 @@ from megatrain.train import process
 
 def finetune(run_dir: RunDir, resume: str) -> None:
     from megatrain.data.text.tokenizer import Tokenizer
-    from megatrain.finetune.examples import PackedRow, pack, read_examples
+    from megatrain.finetune.chat_template import ChatTemplate
+    from megatrain.finetune.examples import ExampleSet, read_example_set
     from megatrain.finetune.loader import ExampleEvaluation, ExampleLoader
     from megatrain.parallel.mesh import Mesh
     from megatrain.train.build import build
@@ -24,19 +25,26 @@ def finetune(run_dir: RunDir, resume: str) -> None:
     section, micro_batch_size = config.finetune, config.training.micro_batch_size
     assert config.tokenizer is not None, "a resolved configuration"
     assert isinstance(micro_batch_size, int), "a resolved configuration"
-    tokenizer = Tokenizer.load(config.tokenizer.path)
+    assert config.model is not None, "a resolved configuration"
+    tokenizer, template = Tokenizer.load(config.tokenizer.path), ChatTemplate.load(config.tokenizer.path)
+    vocabulary = config.model.padded_vocab_size
 
-    def rows(paths: tuple[str, ...]) -> list[PackedRow]:
-        fields = {"prompt_field": section.prompt_field, "response_field": section.response_field}
-        examples = read_examples(paths, tokenizer, sequence_length=config.sequence_length, **fields)
-        return pack(examples, config.sequence_length, tokenizer.pad_id)
+    def read(paths: tuple[str, ...]) -> ExampleSet:
+        return read_example_set(
+            paths,
+            tokenizer,
+            section,
+            template=template,
+            sequence_length=config.sequence_length,
+            vocab_size=vocabulary,
+        )
 
-    training = rows(section.train)
-    held_out = rows(section.validation)[: config.evaluation.sequences] if section.validation else []
+    training = read(section.train)
+    held_out = read(section.validation).rows[: config.evaluation.sequences] if section.validation else []
 
     def make_loader(mesh: Mesh) -> ExampleLoader:
         return ExampleLoader(
-            training,
+            training.rows,
             global_batch_size=config.training.global_batch_size,
             micro_batch_size=micro_batch_size,
             data_rank=mesh.data_rank,
@@ -58,6 +66,8 @@ def finetune(run_dir: RunDir, resume: str) -> None:
         initial_weights=Path(section.base),
     )
     with closing(parts):
+        for line in (training.describe(config, position.progress), *training.warnings()):
+            parts.report.line(line)
         if position.step == 0:
             run_validation(parts, position.progress)  # what fine-tuning starts from
         train(parts, position)

@@ -1,16 +1,16 @@
 """Packed examples as a stream for the training loop: like pretraining, a pure function of the position."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from megatrain.data.loading.batch import Batch, without_targets
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble, without_targets
 from megatrain.data.loading.loader import StepBatches
 from megatrain.data.ordering.permutation import key, permute
-from megatrain.errors import ConfigError, DataError
-from megatrain.finetune.examples import PackedRow, batch_of
+from megatrain.errors import ConfigError
+from megatrain.finetune.packing import PackedRow
+from megatrain.finetune.position import check_same_examples, identity
 
 
 class ExampleLoader:
@@ -40,7 +40,7 @@ class ExampleLoader:
         self._seed = seed
         in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
         self._mine = in_step[:, data_rank, :]
-        self._identity = {"seed": seed, "rows": len(rows), "examples": _digest(rows)}
+        self._identity = identity(rows, seed)
         self._position = 0
         self.wait_seconds = 0.0  # rows are in memory
 
@@ -55,12 +55,7 @@ class ExampleLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Raises DataError when the examples are not the ones that the position counts. Nothing else may change."""
-        changed = [name for name, value in self._identity.items() if state.get(name) != value]
-        if changed:
-            raise DataError(
-                f"the examples are not the ones that the checkpoint was trained on ({', '.join(changed)} changed); "
-                "restore them, or start a run with another run.name"
-            )
+        check_same_examples(state, self._identity)
         self._position = state["position"]
         return []
 
@@ -96,9 +91,9 @@ class ExampleEvaluation:
                 yield without_targets(1, length, attend_across_documents=False)
 
 
-def _digest(rows: Sequence[PackedRow]) -> str:
-    digest = hashlib.sha256()
-    for packed in rows:
-        digest.update(packed.row.tokens.astype("<i8").tobytes())
-        digest.update(packed.is_target.tobytes())
-    return digest.hexdigest()[:16]
+def batch_of(rows: Sequence[PackedRow]) -> Batch:
+    """int64 [B, S] inputs, and labels where a response token follows."""
+    batch = assemble([Row(row.tokens, row.ends) for row in rows], attend_across_documents=False)
+    for number, row in enumerate(rows):
+        batch.labels[number].numpy()[~row.is_target[1:]] = IGNORE_INDEX
+    return batch

@@ -159,7 +159,8 @@ class Console:
         if last := self._last:
             lines += [
                 f"  loss        {last.loss:.4g} training" + self._validation_text(),
-                f"  tokens      {quantity(last.tokens)}",
+                f"  tokens      {quantity(last.tokens)}"
+                + ("" if isinstance(self._config, PretrainConfig) else ", padding counted"),
                 f"  throughput  {_rate_text(last, self._world_size, self._unit)} "
                 "(MFU: 6N + causal attention, over the dense bf16 peak)",
                 f"  memory      {gib(last.memory_bytes)} a {self._unit}",
@@ -232,7 +233,8 @@ def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str,
 
 def _length(config: Config) -> str:
     tokens = config.total_steps * config.tokens_per_step
-    return f"{quantity(tokens)} tokens = {config.total_steps:,} steps of {config.tokens_per_step:,}"
+    unit = "tokens" if isinstance(config, PretrainConfig) else "tokens (padding counted)"
+    return f"{quantity(tokens)} {unit} = {config.total_steps:,} steps of {config.tokens_per_step:,}"
 
 
 def _length_left(config: Config) -> str:

@@ -99,6 +99,10 @@ class Reporter:
             if sink is not None:
                 sink.write(metrics)
 
+    def line(self, text: str) -> None:
+        """For whoever watches; no number of it is kept."""
+        self._console.line(text)
+
     def validation(self, step: int, loss: float, tokens: int) -> None:
         self._console.evaluation(step, loss, tokens)
         for sink in (self._metrics, self._board):

@@ -2,10 +2,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatrain.data.text.tokenizer import Tokenizer, train_tokenizer
-from megatrain.finetune.examples import Example
+from megatrain.finetune.packing import Example
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def make_examples() -> Callable[..., list[Example]]:
         examples, next_token = [], 10
         for prompt, response in lengths:
             tokens = [*range(next_token, next_token + prompt + response), 1]
-            examples.append(Example(tokens, prompt))
+            examples.append(Example(np.array(tokens, dtype=np.int32), prompt))
             next_token += prompt + response
         return examples
 

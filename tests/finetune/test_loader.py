@@ -3,8 +3,8 @@ import torch
 
 from megatrain.data.loading.batch import IGNORE_INDEX
 from megatrain.errors import ConfigError, DataError
-from megatrain.finetune.examples import pack
 from megatrain.finetune.loader import ExampleEvaluation, ExampleLoader
+from megatrain.finetune.packing import pack
 
 ROWS, SEQUENCE, GLOBAL_BATCH = 13, 8, 8
 
@@ -46,7 +46,7 @@ def test_the_stream_is_the_same_for_any_number_of_ranks(rows, size, micro) -> No
 def test_an_epoch_visits_each_row_once_in_another_order(rows) -> None:
     flat = [token for step in stream(rows, 5) for token in step]
     epochs = [flat[at : at + ROWS] for at in range(0, 3 * ROWS, ROWS)]
-    everything = sorted(int(row.row.tokens[0]) for row in rows)
+    everything = sorted(int(row.tokens[0]) for row in rows)
     assert len(set(everything)) == ROWS
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -108,7 +108,7 @@ def test_other_examples_are_refused(rows, changed, named) -> None:
 def test_other_targets_are_other_examples(rows, make_examples) -> None:
     state = loader(rows).state_dict()
     elsewhere = pack(make_examples(*((3, 2 + i % 3) for i in range(ROWS))), SEQUENCE, pad_id=0)
-    assert all((a.row.tokens == b.row.tokens).all() for a, b in zip(rows, elsewhere, strict=True))
+    assert all((a.tokens == b.tokens).all() for a, b in zip(rows, elsewhere, strict=True))
     with pytest.raises(DataError, match="examples changed"):
         loader(elsewhere).load_state_dict(state)
 
@@ -132,5 +132,5 @@ def test_an_evaluation_covers_each_row_once_in_equally_many_batches(rows, size, 
         for ids, labels in zip(batch.input_ids, batch.labels, strict=True)
         if (labels != IGNORE_INDEX).any()
     ]
-    assert sorted(scored) == sorted(tuple(row.row.tokens[:-1].tolist()) for row in rows)
+    assert sorted(scored) == sorted(tuple(row.tokens[:-1].tolist()) for row in rows)
     assert all(batch.input_ids.shape[1] == SEQUENCE for batches in by_rank for batch in batches)

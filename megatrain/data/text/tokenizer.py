@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from megatrain.base.files import read_bytes, read_json, recognise
 from megatrain.data.folder.files import make_folder, write_bytes
 from megatrain.data.text.documents import read_documents
 from megatrain.data.text.inputs import find_inputs
@@ -20,6 +21,7 @@ EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_LIMIT = 1 << 29  # bytes; the largest in use have some 30 MB
 _KNOWN_EOS = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _KNOWN_PAD = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
 
@@ -30,12 +32,19 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
+_Encoded = TypeVar("_Encoded")
 
 
 class Tokenizer:
     """A `tokenizer.json` and the ids of its end-of-document and padding tokens.
 
-    Special tokens that occur in text are text: a document that spells out "<|endoftext|>" cannot end itself.
+    Special tokens that occur in text are text: a document that spells out "<|endoftext|>" cannot end itself. For
+    prompts and responses, in which they are special, see `prompts`.
+
+    Args:
+        content: of tokenizer.json.
+        name: what messages call it.
+        eos, pad: the tokens; default: those of a usual name.
     """
 
     def __init__(self, content: bytes, *, name: str, eos: str | None = None, pad: str | None = None) -> None:
@@ -48,6 +57,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._arguments = content, name, eos, pad
         self.content = content
+        self.name = name
         self.sha256 = hashlib.sha256(content).hexdigest()
         eos_id = self._first_id((eos,) if eos else _KNOWN_EOS)
         if eos_id is None:
@@ -72,18 +82,18 @@ class Tokenizer:
         """
         path = Path(path)
         file = path / _TOKENIZER if path.is_dir() else path
-        try:
-            content = file.read_bytes()
-        except OSError:
-            raise DataError(f"{path}: no {_TOKENIZER} here. Train one with `megatrain data tokenizer train`.") from None
+        if not file.exists():
+            raise DataError(f"{path}: no {_TOKENIZER} here. Train one with `megatrain data tokenizer train`.")
+        content = read_bytes(file, limit=_TOKENIZER_LIMIT, error=DataError)
         from megatrain.data.text.tokenizer_import import convert, is_foreign
 
         if is_foreign(content):
+            if known := recognise(content[:64]):
+                raise DataError(f"{file}: is not a tokenizer: it is {known}")
             return convert(content, file)
         config = _read_config(file.with_name(_TOKENIZER_CONFIG))
-        return cls(
-            content, name=str(file), eos=_token_text(config.get("eos_token")), pad=_token_text(config.get("pad_token"))
-        )
+        eos, pad = token_text(config.get("eos_token")), token_text(config.get("pad_token"))
+        return cls(content, name=str(file), eos=eos, pad=pad)
 
     def __reduce__(self) -> Any:
         return _again, self._arguments
@@ -95,13 +105,19 @@ class Tokenizer:
         return json.dumps(value)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Token ids of each text, uint32 [n]; nothing is added at either end."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        """Token ids of each text, uint32 [n]; nothing is added at either end.
+
+        Raises:
+            EncodeError: the library cannot encode one of them.
+        """
+        encodings = guarded(
+            lambda batch: self._tokenizer.encode_batch_fast(batch, add_special_tokens=False), list(texts), self.name
+        )
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        (ids,) = self.encode_batch([text])
+        return [int(number) for number in ids]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
@@ -113,6 +129,41 @@ class Tokenizer:
 
 def _again(content: bytes, name: str, eos: str | None, pad: str | None) -> Tokenizer:
     return Tokenizer(content, name=name, eos=eos, pad=pad)
+
+
+class EncodeError(DataError):
+    """A text that a tokenizer cannot encode; `number` is its place among those given, so that a caller can name it."""
+
+    number = 0
+
+
+def guarded(encode: Callable[[list[str]], Sequence[_Encoded]], texts: list[str], name: str) -> Sequence[_Encoded]:
+    """`encode(texts)`, whatever its Rust half raises: a regular expression that gives up is a panic, which is no
+    `Exception`.
+
+    Raises:
+        EncodeError: names the first text that fails by itself.
+    """
+    try:
+        return encode(texts)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        if len(texts) == 1:
+            raise EncodeError(f"{name}: cannot encode the text {_shortened(texts[0])!r}: {error}") from None
+    return [_one(encode, texts, number, name) for number in range(len(texts))]
+
+
+def _one(encode: Callable[[list[str]], Sequence[_Encoded]], texts: list[str], number: int, name: str) -> _Encoded:
+    try:
+        return guarded(encode, [texts[number]], name)[0]
+    except EncodeError as error:
+        error.number = number
+        raise
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, text_field: str = "text") -> Tokenizer:
@@ -171,16 +222,11 @@ def write_tokenizer(tokenizer: Tokenizer, out: str | Path) -> Tokenizer:
 
 
 def _read_config(file: Path) -> dict[str, object]:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        raise DataError(f"{file}: is not valid JSON") from None
+    config = read_json(file, error=DataError) if file.exists() else {}
     return config if isinstance(config, dict) else {}
 
 
-def _token_text(value: object) -> str | None:
+def token_text(value: object) -> str | None:
     """transformers writes a token as its text, or as an object with `content`."""
     if isinstance(value, dict):
         value = value.get("content")

@@ -17,6 +17,7 @@ from megatrain.data.folder.files import FileRecord
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
 from megatrain.model.config_json import llama_config
+from tests import tokenizer_kinds
 from tests.launcher.conftest import write_data, write_tokenizer
 
 
@@ -102,7 +103,7 @@ def test_a_run_of_another_model(tiny, here):
 
 
 def test_fine_tuning(tiny, here):
-    write_tokenizer(here / "tokenizer", "<s>")
+    tokenizer_kinds.write_tokenizer(here / "tokenizer", "byte_level")
     base = prepare_run(tiny("tokenizer.path=tokenizer"), make_plan(tiny()).chosen)
     shutil.rmtree(here / "tokenizer")  # the run has its own
     config = config_file.parse(
@@ -125,13 +126,14 @@ def test_fine_tuning(tiny, here):
         (here / f"{name}.jsonl").write_text(f'{{"prompt": "p", "response": "{name}"}}\n', encoding="utf-8")
     (base.step(10)).mkdir(parents=True)
     (base.step(10) / "MANIFEST.json").touch()
-    assert findings(config) == []
+    once = config.model_copy(update={"training": config.training.model_copy(update={"steps": 1})})
+    assert findings(once) == []
     (here / "llama").mkdir()
     content = llama_config(tiny().model, max_position_embeddings=64)
     (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
-    write_tokenizer(here / "llama", "<s>")
+    tokenizer_kinds.write_tokenizer(here / "llama", "byte_level")
     finetune = config.finetune.model_copy(update={"base": "llama"})
-    (text,) = texts(config.model_copy(update={"finetune": finetune}))
+    (text,) = texts(once.model_copy(update={"finetune": finetune}))
     assert text.startswith("finetune.base: llama: has no *.safetensors")
 
 

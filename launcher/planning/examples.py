@@ -1,0 +1,60 @@
+"""The examples of a fine-tuning, read and packed once for all who ask: the length of the run, the checks, the plan."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from megatrain.config import FinetuneConfig
+from megatrain.data.text.inputs import Input, find_inputs
+from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.errors import ConfigError, DataError
+from megatrain.finetune.chat_template import ChatTemplate
+from megatrain.finetune.examples import ExampleSet, read_example_set
+
+_CACHED = 4
+_cache: dict[Any, ExampleSet] = {}
+
+
+def example_set(
+    config: FinetuneConfig, tokenizer_path: str | None, part: Literal["train", "validation"] = "train"
+) -> ExampleSet:
+    """The packed examples of finetune.train or finetune.validation.
+
+    Args:
+        config: its model and sequence length are known.
+        tokenizer_path: where the run's tokenizer is; see `inputs.tokenizer_path`.
+
+    Raises:
+        DataError: names the field, and file and line of each example that is unusable, up to a limit.
+        ConfigError: a sequence has no room for an example.
+    """
+    if tokenizer_path is None or config.model is None:
+        raise ConfigError("finetune.base: model and tokenizer are not known yet")
+    paths: Sequence[str] = getattr(config.finetune, part)
+    tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
+    section = config.finetune.model_dump(exclude={"base", "train", "validation", "maximum_epochs"})
+    vocabulary = config.model.padded_vocab_size
+    try:
+        key = (repr(section), tokenizer.sha256, vocabulary, *map(_stamp, find_inputs(paths).inputs))
+        if key not in _cache:
+            while len(_cache) >= _CACHED:
+                del _cache[next(iter(_cache))]
+            _cache[key] = read_example_set(
+                paths,
+                tokenizer,
+                config.finetune,
+                template=template,
+                sequence_length=config.sequence_length,
+                vocab_size=vocabulary,
+            )
+    except DataError as error:
+        raise DataError("\n".join(f"finetune.{part}: {line}" for line in str(error).splitlines())) from None
+    return _cache[key]
+
+
+def _stamp(given: Input) -> tuple[str, int, int, int]:
+    try:
+        found = Path(str(given)).stat()
+    except OSError:
+        return str(given), 0, 0, 0  # a dataset of the Hub, or a file that reading will tell of
+    return str(given), found.st_size, found.st_mtime_ns, found.st_ino

@@ -1,0 +1,98 @@
+"""The part of the preflight that reads a fine-tuning's examples: all of them, as the ranks will."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from launcher.planning.examples import example_set
+from launcher.planning.inputs import base_positions, run_folder, tokenizer_path
+from launcher.preflight.on_disk import Finding
+from launcher.preflight.same_data import check_same_files
+from megatrain.checkpoint.progress import saved_progress
+from megatrain.config import AUTO, FinetuneConfig
+from megatrain.data.text.inputs import find_inputs
+from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.errors import DataError, ExitCode, MegatrainError
+from megatrain.finetune.chat_template import ChatTemplate
+from megatrain.finetune.examples import MANY_EPOCHS, ExampleSet, check_rows
+
+_Part = Literal["train", "validation"]
+_PARTS: tuple[_Part, ...] = ("train", "validation")
+
+
+def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> Iterator[Finding]:
+    """Whether every example can be learnt from, how many are cut, and how often they are read.
+
+    Without a model and a tokenizer, of which other findings tell, only the shape of the rows.
+
+    Args:
+        tokenizer_told: another finding says that the tokenizer is unfit.
+    """
+    tokenizer = tokenizer_path(config)
+    problem = _tokenizer_problem(tokenizer)
+    if problem is not None and tokenizer is not None and not tokenizer_told:
+        yield Finding("error", f"tokenizer.path: {problem}", problem.exit_code)
+    complete = problem is None and config.finetune.sequence_length is not None
+    complete = complete and config.model is not None and config.model.vocab_size != AUTO
+    for part in _PARTS:
+        if not getattr(config.finetune, part):
+            continue
+        try:
+            if not complete:
+                check_rows(getattr(config.finetune, part), config.finetune)
+                continue
+            found = example_set(config, tokenizer, part)
+        except MegatrainError as error:
+            prefix = "" if str(error).startswith("finetune.") else f"finetune.{part}: "
+            yield from (Finding("error", f"{prefix}{line}", error.exit_code) for line in str(error).splitlines())
+            continue
+        yield from (Finding("warning", f"finetune.{part}: {text}") for text in found.warnings())
+        if part == "train":
+            yield from _epochs(config, found)
+    yield from check_same_files(_files(config.finetune.train), _files(config.finetune.validation))
+    yield from _positions(config)
+
+
+def _tokenizer_problem(path: str | None) -> MegatrainError | None:
+    if path is None:
+        return DataError("is not known")
+    try:
+        Tokenizer.load(path)
+        ChatTemplate.load(path)
+    except MegatrainError as error:
+        return error
+    return None
+
+
+def _epochs(config: FinetuneConfig, examples: ExampleSet) -> Iterator[Finding]:
+    progress, most = saved_progress(run_folder(config)), config.finetune.maximum_epochs
+    epochs = examples.epochs(config, progress)
+    if epochs < MANY_EPOCHS and epochs <= most:
+        return
+    text = f"finetune.train: {examples.describe(config, progress)}"
+    if epochs > most:
+        yield Finding(
+            "error",
+            f"{text}, more than finetune.maximum_epochs ({most:g}). Give training.epochs, add examples, or raise the "
+            "limit.",
+            ExitCode.DATA,
+        )
+    else:
+        yield Finding("warning", f"{text}: it may learn them by heart. Give training.epochs.")
+
+
+def _files(paths: tuple[str, ...]) -> list[str]:
+    """What folders and globs stand for; nothing where a path stands for nothing, of which other findings tell."""
+    try:
+        return [str(given) for given in find_inputs(paths).inputs]
+    except MegatrainError:
+        return []
+
+
+def _positions(config: FinetuneConfig) -> Iterator[Finding]:
+    length, known = config.finetune.sequence_length, base_positions(config.finetune.base)
+    if length is not None and known is not None and length > known:
+        yield Finding(
+            "warning",
+            f"finetune.sequence_length: {length:,}: the base was trained on sequences of {known:,}; it has to learn "
+            "what lies beyond. Make it shorter, if the examples are.",
+        )

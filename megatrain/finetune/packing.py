@@ -1,0 +1,69 @@
+"""Examples as rows of tokens: several short ones share a row, each a document of its own that attention does not
+leave. No torch: the launcher counts rows."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Tokens of prompt and response with what goes around them, int32 [n]; the first `prompt_tokens` are not
+    learnt."""
+
+    tokens: NDArray[np.int32]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """One sequence of S + 1 tokens, where its examples end, and which tokens are to be predicted."""
+
+    tokens: NDArray[np.int64]  # [S + 1]
+    ends: NDArray[np.int64]  # [examples]
+    is_target: NDArray[np.bool_]  # [S + 1]
+
+    @property
+    def targets(self) -> int:
+        return int(self.is_target[1:].sum())
+
+
+def pack(examples: Sequence[Example], sequence_length: int, pad_id: int) -> list[PackedRow]:
+    """Fill rows with examples in their order, starting a new row when the next one does not fit."""
+    rows: list[PackedRow] = []
+    waiting: list[Example] = []
+    used = 0
+    for example in examples:
+        if used + len(example.tokens) > sequence_length and waiting:
+            rows.append(_row(waiting, sequence_length, pad_id))
+            waiting, used = [], 0
+        waiting.append(example)
+        used += len(example.tokens)
+    if waiting:
+        rows.append(_row(waiting, sequence_length, pad_id))
+    return rows
+
+
+def digest(rows: Sequence[PackedRow]) -> str:
+    """What a checkpoint remembers of its examples: 16 hexadecimal digits over tokens and targets."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(row.tokens.astype("<i8").tobytes())
+        found.update(row.is_target.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> PackedRow:
+    tokens = np.full(sequence_length + 1, pad_id, dtype=np.int64)
+    is_target = np.zeros(sequence_length + 1, dtype=np.bool_)
+    ends, at = [], 0
+    for example in examples:
+        end = at + len(example.tokens)
+        tokens[at:end] = example.tokens
+        is_target[at + example.prompt_tokens : end] = True
+        ends.append(end)
+        at = end
+    return PackedRow(tokens, np.array(ends, dtype=np.int64), is_target)
