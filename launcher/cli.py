@@ -147,7 +147,7 @@ def plan(
     from launcher.commands import plan as plan_cli
     from launcher.planning.assumed import assume
 
-    config, assumed = assume(_load(file, overrides))
+    config, assumed = assume(_load(file, overrides), file)
     for sentence in assumed:
         say(f"assumed: {sentence}", file=sys.stderr)
     if gpus is not None:

@@ -217,6 +217,9 @@ class TrainingSection(Section):
     )
     global_batch_size: Count = Field(le=10**9, description="sequences an optimizer step, over all ranks")
     micro_batch_size: AutoCount = Field(AUTO, description="sequences a rank holds at once")
+    deterministic: bool = Field(
+        False, description="the same bits at every start, also on a GPU: slower kernels that add in a fixed order"
+    )
     precision: Literal["bf16", "fp32", "auto"] = Field("bf16", description="auto: what the hardware multiplies fastest")
 
 

@@ -1,23 +1,68 @@
 """What `megatrain plan` takes for granted while files that decide it are not there yet; each is said in the answer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from megatrain.config import AUTO, Config, PretrainConfig
+from launcher.planning.inputs import run_folder
+from megatrain import config_file
+from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.data.folder.locations import is_remote
+from megatrain.errors import MegatrainError
+from megatrain.run_inputs import base_run
 
 VOCABULARY = 32_768
+_VOCABULARY_SENTENCE = (
+    f"a vocabulary of {VOCABULARY:,}: neither the tokenizer nor the data is there yet (model.vocab_size=N)"
+)
 
 
-def assume(config: Config) -> tuple[Config, list[str]]:
-    """A run that can be planned before its data and tokenizer are made, and a sentence for each thing assumed.
+def assume(config: Config, file: Path) -> tuple[Config, list[str]]:
+    """A run that can be planned before its data, tokenizer or base are made, and a sentence for each thing assumed.
 
     What is there and cannot be read is an error all the same; see `inputs.resolve_inputs`.
+
+    Args:
+        file: of the configuration; a fine-tuning's base may be the run of another file beside it.
     """
-    if isinstance(config, PretrainConfig) and config.model.vocab_size == AUTO and not _vocabulary_is_there(config):
-        model = config.model.model_copy(update={"vocab_size": VOCABULARY})
-        said = f"a vocabulary of {VOCABULARY:,}: neither the tokenizer nor the data is there yet (model.vocab_size=N)"
-        return config.model_copy(update={"model": model}), [said]
-    return config, []
+    if isinstance(config, FinetuneConfig):
+        return _finetune(config, file)
+    model, said = _model(config)
+    return config.model_copy(update={"model": model}), said
+
+
+def _model(config: PretrainConfig) -> tuple[ModelSection, list[str]]:
+    if config.model.vocab_size != AUTO or _vocabulary_is_there(config):
+        return config.model, []
+    return config.model.model_copy(update={"vocab_size": VOCABULARY}), [_VOCABULARY_SENTENCE]
+
+
+def _finetune(config: FinetuneConfig, file: Path) -> tuple[Config, list[str]]:
+    if Path(config.finetune.base).exists() or run_folder(config).config.is_file():
+        return config, []
+    wanted = base_run(config.finetune.base).path
+    described = [(path, base) for path, base in _pretraining_runs(file.parent) if run_folder(base).path == wanted]
+    if not described:
+        return config, []  # nothing to go by: that there is no base is the answer
+    path, base = described[0]
+    model, said = _model(base)
+    length = config.finetune.sequence_length or base.sequence_length
+    known = {
+        "model": config.model or model,
+        "tokenizer": config.tokenizer or base.tokenizer or TokenizerSection(path="tokenizer.json"),
+        "finetune": config.finetune.model_copy(update={"sequence_length": length}),
+    }
+    sentence = f"the model of {path}, whose run {config.finetune.base} is not there yet"
+    return config.model_copy(update=known), [sentence, *said]
+
+
+def _pretraining_runs(folder: Path) -> Iterator[tuple[Path, PretrainConfig]]:
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            config = config_file.load(path)
+        except MegatrainError:
+            continue  # another kind of file, or one with mistakes, which it is not asked about
+        if isinstance(config, PretrainConfig):
+            yield path, config
 
 
 def _vocabulary_is_there(config: PretrainConfig) -> bool:

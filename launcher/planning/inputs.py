@@ -124,8 +124,16 @@ def _begun(config: FinetuneConfig) -> _Base | None:
     return _Base(own.model, own.tokenizer, own.sequence_length)
 
 
+def _given(config: FinetuneConfig) -> _Base | None:
+    """What the file itself says, where that is everything: the base may then be away while the run is planned."""
+    length = config.finetune.sequence_length
+    if config.model is None or config.tokenizer is None or length is None:
+        return None
+    return _Base(config.model, config.tokenizer, length)
+
+
 def _with_base(config: FinetuneConfig) -> FinetuneConfig:
-    base = _begun(config) or _base(config.finetune.base)
+    base = _begun(config) or _given(config) or _base(config.finetune.base)
     found: dict[str, Any] = {"model": config.model or base.model, "tokenizer": config.tokenizer or base.tokenizer}
     if found["tokenizer"] is None:
         raise ConfigError(

@@ -24,6 +24,7 @@ from megatrain.run_dir import RunDir, write_json
 from megatrain.topology import Topology
 from megatrain.train import process
 from megatrain.train.checkpointing import Checkpointer, Position
+from megatrain.train.determinism import make_deterministic
 from megatrain.train.engine import Engine, compute_dtype, partitioner, read_ds_config
 from megatrain.train.finite import FiniteGuard
 from megatrain.train.loop import Loader, Parts
@@ -55,6 +56,8 @@ def build(
     watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)
     timeout = timedelta(seconds=config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
     device = process.join(timeout.total_seconds())
+    if config.training.deterministic:
+        make_deterministic()
     tensor_parallel = config.parallel.tensor_parallel
     context_parallel = config.parallel.context_parallel
     assert isinstance(tensor_parallel, int), "a resolved configuration"

@@ -43,23 +43,33 @@ def test_a_plan_shows_its_parts_and_its_reasons(folder):
     assert "tensor_parallel=4 does not divide 2 key-value heads" in said
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.name for path in Path("configs").glob("*.yaml") if "finetune" not in path.name)
-)
+@pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yaml")))
 def test_every_shipped_configuration_is_planned_before_its_data_is_made(name, monkeypatch, capsys, tmp_path):
-    config = config_file.load(Path("configs") / name)
+    file = Path("configs").absolute() / name
     monkeypatch.chdir(tmp_path)
-    config, assumed = assume(config)
+    config, assumed = assume(config_file.load(file), file)
     show_plan(config, True, assumed)
     document = json.loads(capsys.readouterr().out)
     assert document["chosen"]["step_seconds"] > 0
     assert any("32,768" in sentence for sentence in document["assumed"])
 
 
+def test_a_finetuning_without_a_base_that_any_file_describes_is_refused(folder):
+    (folder / "tune.yaml").write_text(
+        "run: {name: t}\nfinetune: {base: runs/other, train: [a.jsonl]}\ntraining: {steps: 1, global_batch_size: 2}\n",
+        encoding="utf-8",
+    )
+    done = command("plan", "tune.yaml", cwd=folder)
+    assert done.returncode == ExitCode.USAGE
+    assert "finetune.base: 'runs/other': is not a run" in done.stderr
+
+
 def test_nothing_is_assumed_where_the_vocabulary_can_be_known(tiny):
     config = tiny("model.vocab_size=auto", "tokenizer.path=.")
-    assert assume(config) == (config, []), "the folder is there: that it holds no tokenizer is an error"
-    assert assume(tiny()) == (tiny(), [])
+    assert assume(config, Path("tiny.yaml")) == (config, []), (
+        "the folder is there: that it holds no tokenizer is an error"
+    )
+    assert assume(tiny(), Path("tiny.yaml")) == (tiny(), [])
 
 
 def test_nothing_fits_is_3_with_the_nearest_misses(folder):
