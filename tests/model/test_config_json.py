@@ -72,7 +72,7 @@ def test_what_is_no_configuration_is_refused(tmp_path, text) -> None:
 def test_no_value_of_a_number_ends_in_a_traceback(model_section, tmp_path, field, value) -> None:
     content = llama_config(model_section(), max_position_embeddings=64) | {field: "HERE"}
     (tmp_path / "config.json").write_text(json.dumps(content).replace('"HERE"', value))
-    if (field, value) in (("rms_norm_eps", "2.5"), ("initializer_range", "2.5")):
+    if (field, value) == ("initializer_range", "2.5"):
         read_pretrained(tmp_path)
         return
     with pytest.raises(ConfigError, match=r"config.json: "):
