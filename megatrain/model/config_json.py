@@ -23,6 +23,7 @@ _SCALED = "llama3"  # their name of RopeScaling
 
 _Layers = Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
 _Width = Annotated[int, Field(ge=1, le=_WIDEST)]
+_Ids = int | list[int] | None
 _SAME_NAME = (
     "num_hidden_layers",
     "hidden_size",
@@ -67,6 +68,9 @@ class ConfigJson(_Part):
     rope_theta: float | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None
+    bos_token_id: _Ids = None  # of these only the form is looked at: they are kept for the export
+    eos_token_id: _Ids = None
+    pad_token_id: _Ids = None
 
 
 class _Family(_Part):

@@ -239,7 +239,7 @@ def test_export_says_how_to_load_it(tmp_path):
     run = make_trained_run(tmp_path)
     done = command("export", str(run), "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "17.5k parameters in bfloat16" in done.stdout
+    assert "14.2k parameters in bfloat16" in done.stdout
     assert "from_pretrained('out')" in done.stdout
     again = command("export", str(run), "out", cwd=tmp_path)
     assert again.returncode == ExitCode.USAGE

@@ -43,6 +43,7 @@ def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
         ({"num_hidden_layers": True}, "num_hidden_layers: True: Input should be a valid integer"),
         ({"num_key_value_heads": 4}, "num_key_value_heads: 4: does not divide model.num_attention_heads (6)"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps: -1.0: Input should be greater than 0"),
+        ({"eos_token_id": "x"}, "eos_token_id.int: 'x': Input should be a valid integer"),
         ({"max_position_embeddings": 0}, "max_position_embeddings: 0: Input should be greater"),
     ],
 )
