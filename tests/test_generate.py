@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatrain.errors import CheckpointError
-from megatrain.generate import generate, sample
+from megatrain.config import FinetuneConfig
+from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.errors import CheckpointError, ConfigError
+from megatrain.generate import encode_prompt, generate, sample
 from tests.trained import make_trained_run, tiny_model
 
 VOCABULARY, PADDED, EOS = 20, 32, 7
@@ -111,3 +113,30 @@ class TestGenerate:
         shard.write_bytes(content)
         with pytest.raises(CheckpointError, match="none of 1 checkpoints verifies"):
             generate(run.path, "once")
+
+    def test_a_prompt_that_is_no_text_is_refused(self, run) -> None:
+        with pytest.raises(ConfigError, match="PROMPT: half a surrogate pair at character 1"):
+            generate(run.path, "a\udcff")
+
+    def test_a_prompt_beyond_the_sequences_of_training_is_warned_of(self, run) -> None:
+        warnings: list[str] = []
+        generate(run.path, "once upon", max_new_tokens=1, warn=warnings.append)
+        assert not [text for text in warnings if "may be noise" in text]
+        generate(run.path, "once upon " * 200, max_new_tokens=1, warn=warnings.append)
+        assert any("the run was trained on sequences of" in text for text in warnings)
+
+
+def test_a_prompt_is_encoded_as_transformers_does(make_tokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    folder = make_tokenizer("byte_level")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.load(folder)
+    finetune = {"base": "b", "train": ["t"], "special_tokens": "text"}
+    common = {"run": {"name": "t"}, "training": {"steps": 1, "global_batch_size": 1}}
+    as_text = FinetuneConfig.model_validate(common | {"finetune": finetune})
+    parsed = FinetuneConfig.model_validate(common | {"finetune": finetune | {"special_tokens": "parse"}})
+    prompt = "<|im_start|>who what"
+    assert encode_prompt(prompt, tokenizer, parsed) == (theirs(prompt)["input_ids"], 1)
+    assert len(encode_prompt(prompt, tokenizer, as_text)[0]) > len(theirs(prompt)["input_ids"])
+    assert encode_prompt("", tokenizer, parsed)[0] == theirs("")["input_ids"]

@@ -30,7 +30,7 @@ from megatrain.data.loading.loader import StepBatches, rank_offsets
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.ordering.mixture import Mixture, quotas
 from megatrain.data.ordering.permutation import key
-from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.data.text.tokenizer import EncodeError, Tokenizer
 from megatrain.errors import DataError
 
 _MIXING = 101  # what the key is for; see order.py
@@ -167,6 +167,8 @@ class SequentialLoader:
                 text = sample.get("txt", sample.get("text"))
                 text = json.loads(sample["json"])["text"] if text is None else text.decode()
                 ids = np.array(self._tokenizer.encode(text))
+        except EncodeError as error:
+            raise DataError(f"{where}: {error}") from None
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"{where}: has no txt, text, json with a text, or npy of token ids: {error!r}") from None
         if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < self._tokenizer.vocab_size):

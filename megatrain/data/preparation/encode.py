@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatrain.data.preparation.workers import map_batches
-from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.data.text.tokenizer import EncodeError, Tokenizer
 from megatrain.errors import DataError, PreflightError
 
 Tag = TypeVar("Tag")
@@ -63,7 +63,11 @@ class Encoder:
         texts = [content for content in contents if isinstance(content, str)]
         if len(texts) == len(contents):
             return _with_ends(*self._encode(texts), self.tokenizer.eos_id)
-        tokens, counts = self._encode(texts)
+        try:
+            tokens, counts = self._encode(texts)
+        except EncodeError as error:
+            error.number = [i for i, content in enumerate(contents) if isinstance(content, str)][error.number]
+            raise
         encoded = iter(np.split(tokens, np.cumsum(counts)[:-1]))
         mixed = [next(encoded) if isinstance(content, str) else self._without_eos(content) for content in contents]
         return _with_ends(np.concatenate(mixed), np.array([len(part) for part in mixed]), self.tokenizer.eos_id)
@@ -126,7 +130,11 @@ class GigatokenEncoder(Encoder):
     ) -> None:
         chosen = list(checked)
         ends = np.cumsum(counts)
-        expected = self.tokenizer.encode_batch([texts[number] for number in chosen])
+        try:
+            expected = self.tokenizer.encode_batch([texts[number] for number in chosen])
+        except EncodeError as error:
+            error.number = chosen[error.number]
+            raise
         for number, ids in zip(chosen, expected, strict=True):
             if not np.array_equal(tokens[ends[number] - counts[number] : ends[number]], ids):
                 raise DataError(

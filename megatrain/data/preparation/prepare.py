@@ -7,7 +7,7 @@ killed ends, when it is run again, with the same bytes as one that was not.
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -25,8 +25,8 @@ from megatrain.data.preparation.writer import SetWriter
 from megatrain.data.text.documents import Document, describe, read_documents
 from megatrain.data.text.inputs import Input, find_inputs, records
 from megatrain.data.text.rows import MAXIMUM_BYTES
-from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import ConfigError
+from megatrain.data.text.tokenizer import EncodeError, Tokenizer
+from megatrain.errors import ConfigError, DataError
 
 BLOCK_TOKENS = 1 << 18
 MOST_BLOCK_TOKENS = 1 << 30  # counts within a block are 32-bit numbers
@@ -115,6 +115,7 @@ class PrepareOptions:
 class _Place(NamedTuple):
     """Which document, of which set."""
 
+    where: str
     number: int
     part: Part
     bytes_read: int
@@ -197,14 +198,24 @@ def _write_documents(
                 continue
             part = part_of(_text(document.content, tokenizer), options.holdout) if options.holdout else "train"
             if writers[part].needs(number):
-                yield _Place(number, part, document.bytes_read), document.content
+                yield _Place(document.where, number, part, document.bytes_read), document.content
 
-    batches = _batches(wanted())
-    with progress:
-        for places, encoded in encode_documents(batches, tokenizer, options.workers, gigatoken=options.gigatoken):
-            for place, tokens in zip(places, encoded.documents(), strict=True):
-                writers[place.part].add(place.number, tokens)
-            progress.update(documents=len(places), tokens=len(encoded.tokens), bytes_read=places[-1].bytes_read)
+    waiting: deque[list[_Place]] = deque()  # batches that are being encoded; results come in their order
+
+    def batches() -> Iterator[tuple[list[_Place], list[Content]]]:
+        for places, contents in _batches(wanted()):
+            waiting.append(places)
+            yield places, contents
+
+    try:
+        with progress:
+            for places, encoded in encode_documents(batches(), tokenizer, options.workers, gigatoken=options.gigatoken):
+                waiting.popleft()
+                for place, tokens in zip(places, encoded.documents(), strict=True):
+                    writers[place.part].add(place.number, tokens)
+                progress.update(documents=len(places), tokens=len(encoded.tokens), bytes_read=places[-1].bytes_read)
+    except EncodeError as error:
+        raise DataError(f"{waiting[0][error.number].where}: {error}" if waiting else str(error)) from None
     return skipped
 
 

@@ -357,3 +357,19 @@ def test_a_file_name_that_is_not_utf_8(tmp_path, corpus, tokenizer_folder, prepa
     source = shutil.copy(corpus, tmp_path / os.fsdecode(b"\xff.jsonl"))
     prepare_text(source, tmp_path / "out", tokenizer_folder)
     assert json.loads((tmp_path / "out" / "sources.jsonl").read_bytes())["name"] == str(source)
+
+
+def test_a_document_that_the_tokenizer_cannot_encode(tmp_path, make_tokenizer):
+    """A regular expression that gives up is a panic of its library: file and line are named."""
+    folder = make_tokenizer("byte_level")
+    written = json.loads((folder / "tokenizer.json").read_text())
+    pattern = {"Regex": "(a+)+$"}
+    written["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    lines = [json.dumps({"text": text}) for text in ("who", "what", "a" * 40 + "!", "where")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    options = PrepareOptions(
+        inputs=[str(tmp_path / "a.jsonl")], out=tmp_path / "out", tokenizer=folder, block_tokens=64, workers=1
+    )
+    with pytest.raises(DataError, match=r"a\.jsonl:3: .*tokenizer.json: cannot encode the text 'aaaa"):
+        prepare(options)
