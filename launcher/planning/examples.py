@@ -1,15 +1,17 @@
 """The examples of a fine-tuning, read and packed once for all who ask: the length of the run, the checks, the plan."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatrain.config import FinetuneConfig
-from megatrain.data.text.inputs import Input, find_inputs
-from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import ConfigError, DataError
-from megatrain.finetune.chat_template import ChatTemplate
-from megatrain.finetune.examples import ExampleSet, read_example_set
+
+if TYPE_CHECKING:  # numpy and tokenizers take a while: only for those who need them
+    from megatrain.data.text.inputs import Input
+    from megatrain.finetune.examples import ExampleSet
 
 _CACHED = 4
 _cache: dict[Any, ExampleSet] = {}
@@ -28,6 +30,11 @@ def example_set(
         DataError: names the field, and file and line of each example that is unusable, up to a limit.
         ConfigError: a sequence has no room for an example.
     """
+    from megatrain.data.text.inputs import find_inputs
+    from megatrain.data.text.tokenizer import Tokenizer
+    from megatrain.finetune.chat_template import ChatTemplate
+    from megatrain.finetune.examples import read_example_set
+
     if tokenizer_path is None or config.model is None:
         raise ConfigError("finetune.base: model and tokenizer are not known yet")
     paths: Sequence[str] = getattr(config.finetune, part)

@@ -14,7 +14,6 @@ from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
 from launcher.preflight.base_model import check_base
 from launcher.preflight.data_plan import plan_data
-from launcher.preflight.examples import check_examples
 from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
@@ -204,6 +203,8 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
 
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
+    from launcher.preflight.examples import check_examples  # numpy and tokenizers take a while
+
     of_base = list(check_base(config))
     yield from of_base
     told = any(one.level == "error" and one.text.startswith("tokenizer.path") for one in of_base)

@@ -15,7 +15,6 @@ from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, TOKENIZER, 
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import DataError, ExitCode, MegatrainError
-from megatrain.finetune.position import check_same_examples, identity
 from megatrain.run_dir import RunDir
 
 SHOWN_SHARDS = 3  # of those that are amiss
@@ -136,6 +135,8 @@ def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, An
 
 
 def _example_differences(config: FinetuneConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
+    from megatrain.finetune.position import check_same_examples, identity  # numpy takes a while
+
     try:
         check_same_examples(loader, identity(example_set(config, tokenizer_path(config)).rows, config.run.seed))
     except DataError as error:
