@@ -84,7 +84,11 @@ def config_check(file: File, overrides: Overrides = None) -> None:
 
     Example: megatrain config check configs/llama-125m.yaml training.steps=100
     """
+    from megatrain.config_rules import warmup_problem
+
     config = _load(file, overrides)
+    if problem := warmup_problem(config):
+        raise ConfigError(f"{file}: {problem.field}: {problem.value}: {problem.rule}. {problem.fix}")
     say(f"{file}: no mistakes ({type(config).__name__.removesuffix('Config').lower()} run {config.run.name})")
 
 
@@ -392,8 +396,8 @@ def _run_here(
     elif dry_run and found.report:
         say(plan_text(resolve(config, found.report.chosen), found.report), flush=True)
     if not as_json:
-        for warning in found.warnings:
-            complain(warning.text, "warning")
+        for finding in (*found.notes, *found.warnings):
+            complain(finding.text, finding.level)
     report = found.demand()
     if not dry_run:
         raise typer.Exit(start(config, report, where, resume=resume))

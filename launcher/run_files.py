@@ -2,12 +2,12 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.hardware import load_hardware
 from launcher.planning.inputs import run_folder
 from launcher.planning.plan import Plan, resolve
+from launcher.run_fields import differences, meaning
 from megatrain import config_file
 from megatrain.checkpoint.manifest import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
@@ -17,19 +17,6 @@ from megatrain.data.text.tokenizer_files import tokenizer_sha256
 from megatrain.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.run_dir import RunDir, write_atomically, write_json
 from megatrain.run_inputs import is_same_base, keep_inputs, keep_inputs_late, kept_tokenizer_sha256
-
-# What a started run is made of: another value would be another run. Layout, length, batch, schedule, learning rate,
-# evaluation, monitoring and cluster may change between two starts.
-_FIXED = ("model", "tokenizer", "data", "finetune", "optimizer.name", "run.seed")
-_FREE = (
-    *(
-        "data.stages",
-        "data.quarantine",
-        "data.transform",
-    ),  # what had not begun may change: the checkpoint says what had
-    *("data.prefetch", "data.reading", "data.validation", "finetune.validation"),
-    *("finetune.train", "finetune.maximum_epochs"),  # the checkpoint knows its examples by their hash
-)
 
 
 def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
@@ -90,17 +77,16 @@ def check_same_run(run: RunDir, resolved: Config) -> None:
     """
     if not (started(run) and run.config.is_file()):
         return
-    before, now = _flat(config_file.load(run.config)), _flat(resolved)
-    kept = sorted(key for key in before.keys() | now.keys() if _is_in(key, _FIXED) and not _is_in(key, _FREE))
-    changed = [key for key in kept if before.get(key) != now.get(key)]
+    changes = differences(config_file.load(run.config), resolved)
+    changed = [name for name in changes if meaning(name) == "FIXED"]
     if isinstance(resolved, PretrainConfig) and _is_same_data(run, resolved.data, resolved.run.seed):
         changed = [key for key in changed if key != "data.train"]  # folders may have moved, sources may be new
-    if "tokenizer.path" in changed and _is_same_tokenizer(run, before.get("tokenizer.path"), now.get("tokenizer.path")):
+    if "tokenizer.path" in changed and _is_same_tokenizer(run, *changes["tokenizer.path"]):
         changed.remove("tokenizer.path")
-    if "finetune.base" in changed and _is_same_base(run, before["finetune.base"], now["finetune.base"]):
+    if "finetune.base" in changed and _is_same_base(run, *changes["finetune.base"]):
         changed.remove("finetune.base")
     if changed:
-        lines = [f"{key}: {now.get(key)!r}: {run} was started with {before.get(key)!r}." for key in changed]
+        lines = [f"{key}: {changes[key][1]!r}: {run} was started with {changes[key][0]!r}." for key in changed]
         raise ConfigError("\n".join([*lines, "this is another run: give it another run.name, or undo the change."]))
 
 
@@ -151,25 +137,6 @@ def started(run: RunDir) -> bool:
 
 def is_finetune(config: Config) -> bool:
     return isinstance(config, FinetuneConfig)
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Every value of a configuration under its dotted name."""
-    found: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, below)
-        else:
-            found[prefix] = value
-
-    walk("", config.model_dump(mode="json", exclude_none=True))
-    return found
-
-
-def _is_in(key: str, names: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _few(steps: list[int]) -> str:

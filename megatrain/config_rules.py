@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from megatrain.config import Config, DataSection, ModelSection, ParallelSection, PretrainConfig
+from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
+from megatrain.progress import Progress
 
 
 class Problem(NamedTuple):
@@ -39,14 +40,29 @@ def problems(config: Config) -> Iterator[Problem]:
         yield from _data_problems(config.data)
         if config.data.sequential and config.tokenizer is None:
             yield Problem("tokenizer", None, "webdataset sources hold text", "Add `tokenizer: {path: …}` for them.")
-    steps = training.steps
-    if steps is not None and config.schedule.name != "constant" and config.schedule.warmup_steps > steps:
-        yield Problem(
-            "schedule.warmup_steps",
-            config.schedule.warmup_steps,
-            f"is longer than the run (training.steps is {steps})",
-            f"Try {max(1, steps // 20)}.",
-        )
+    if training.steps is not None and (problem := warmup_problem(config)):
+        yield problem
+
+
+def warmup_problem(config: Config, progress: Progress | None = None) -> Problem | None:
+    """A warm-up that would not end.
+
+    Of a run given in tokens, `problems` does not ask: how many steps those are depends on the batch sizes so far.
+
+    Args:
+        progress: where the run stands; default: at its start. A warm-up that is over by then may be of any length.
+    """
+    training, schedule, progress = config.training, config.schedule, progress or Progress()
+    if isinstance(config, FinetuneConfig) and config.finetune.sequence_length is None and training.steps is None:
+        return None  # the base says how long
+    if training.steps is None and training.tokens is None:
+        return None
+    steps = progress.step + config.steps_left(progress)
+    if schedule.name == "constant" or schedule.warmup_steps <= max(steps, progress.step):
+        return None
+    length = f"training.steps is {steps:,}" if training.tokens is None else f"training.tokens come to {steps:,} steps"
+    fix = f"Try {max(1, steps // 20)}."
+    return Problem("schedule.warmup_steps", schedule.warmup_steps, f"is longer than the run ({length})", fix)
 
 
 def model_problems(model: ModelSection, parallel: ParallelSection) -> Iterator[Problem]:

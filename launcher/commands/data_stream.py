@@ -35,8 +35,11 @@ def stream(
     megatrain data stream run.yaml --step 1 --ranks 64 --rank 3
     """
     from megatrain import config_file
+    from megatrain.checkpoint.progress import saved_progress
     from megatrain.config import PretrainConfig
     from megatrain.data.checks.audit import audit
+    from megatrain.progress import Progress
+    from megatrain.run_dir import RunDir
 
     if start is not None and step is not None:
         raise ConfigError("--start and --step: give one of them; a step says where it starts.")
@@ -46,11 +49,17 @@ def stream(
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: is a fine-tuning run; its examples are in finetune.train.")
     batch = config.training.global_batch_size
+    progress = saved_progress(RunDir(file)) if file.is_dir() else Progress()
+    begin = progress.samples  # of a step of this batch size
     if step is not None:
-        start = (step - 1) * batch
+        start = begin = progress.samples_at(step - 1, batch)
+        size = progress.samples_at(step, batch) - start
+        if size != batch and ranks is not None:
+            raise ConfigError(f"--ranks: step {step:,} had a global batch of {size}, and {file} now has {batch}.")
+        count = count or size
     start = start or 0
-    stop = start + (count if count is not None else batch - start % batch)
-    for sample in audit(config, start, stop, ranks=ranks, rank=rank, with_text=text):
+    stop = start + (count if count is not None else batch - (start - begin) % batch)
+    for sample in audit(config, start, stop, ranks=ranks, rank=rank, first_of_step=begin, with_text=text):
         say(printable_json(sample) if as_json else _line(sample))
 
 

@@ -58,7 +58,9 @@ def submit(
         say(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
     elif dry_run and script:
         say(script, end="", flush=True)
-    _warn([] if as_json else [finding.text for finding in found.warnings])
+    if not as_json:
+        for finding in (*found.notes, *found.warnings):
+            complain(finding.text, finding.level)
     report = found.demand()
     if dry_run:
         return

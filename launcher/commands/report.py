@@ -19,15 +19,18 @@ def headline(config: Config, plan: Plan) -> str:
     """Two lines: what runs, and what is planned of it. `config` is resolved."""
     model, cluster = config.model, config.cluster
     assert model is not None, "resolved"
-    tokens = quantity(config.total_steps * config.tokens_per_step)
     unit = "tokens (padding counted)" if isinstance(config, FinetuneConfig) else "tokens"
     compiled = "compile, " if config.parallel.compile else ""
+    progress = saved_progress(run_folder(config))
+    steps, each = config.steps_left(progress), config.tokens_per_step
+    length = f"{quantity(steps * each)} {unit} = {steps:,} steps of {each:,}"
+    if progress.step:
+        length += f" to go from step {progress.step:,}"
     return (
         f"run {config.run.name} · {cluster.nodes} × {cluster.gpus_per_node} {cluster.hardware} · {plan.layout} · "
         f"{compiled}{config.training.precision}\n"
-        f"{quantity(model.parameters)} parameters · {tokens} {unit} = "
-        f"{config.total_steps:,} steps of {config.tokens_per_step:,} · planned {gib(plan.memory.total)} a rank · "
-        f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * config.total_steps)}"
+        f"{quantity(model.parameters)} parameters · {length} · planned {gib(plan.memory.total)} a rank · "
+        f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * steps)}"
     )
 
 

@@ -13,14 +13,17 @@ from launcher.planning.inputs import resolve_inputs, run_folder, tokenizer_path
 from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
 from launcher.preflight.base_model import check_base
+from launcher.preflight.changes import check_changes, progress_at_start
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
 from launcher.run_files import check_resume, check_same_run
+from megatrain.checkpoint.progress import saved_progress
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.progress import Progress
 
 
 class PreflightFailedError(PreflightError):
@@ -48,6 +51,10 @@ class Preflight:
     def warnings(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == "warning"]
 
+    @property
+    def notes(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "note"]
+
     def demand(self) -> PlanReport:
         """The plan; raises PreflightFailedError, with every error, when there is one."""
         if self.errors:
@@ -60,6 +67,7 @@ class Preflight:
             "ok": not self.errors,
             "errors": [finding.text for finding in self.errors],
             "warnings": [finding.text for finding in self.warnings],
+            "notes": [finding.text for finding in self.notes],
             "plan": self.report.chosen.to_json() if self.report else None,
         }
 
@@ -97,8 +105,10 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
         findings.append(_from(error))
     if plan:
         findings += _caught(lambda: check_same_run(run, resolved))
+        findings += check_changes(resolved, run, resume)
     findings += _disk(resolved, run.path)
-    findings += _data(resolved) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
+    progress = progress_at_start(run, resume)
+    findings += _data(resolved, progress) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
     findings += check_own_copies(resolved, run)
     findings += check_checkpoint(resolved, run, resume)
     if as_job and plan:
@@ -141,7 +151,7 @@ def _disk(config: Config, folder: Path) -> Iterator[Finding]:
         )
 
 
-def _data(config: PretrainConfig) -> Iterator[Finding]:
+def _data(config: PretrainConfig, progress: Progress) -> Iterator[Finding]:
     manifests: list[Manifest] = []
     usable: list[Manifest] = []  # of training sources
     contents: dict[str, list[tuple[str, str, str]]] = {"train": [], "validation": []}
@@ -167,13 +177,13 @@ def _data(config: PretrainConfig) -> Iterator[Finding]:
                 usable.append(manifest)
     yield from check_same(**contents)
     if len(usable) == len(config.data.train):
-        yield from _repetition(config, usable)
+        yield from _repetition(config, usable, progress)
     yield from _vocabulary(config, manifests)
 
 
-def _repetition(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[Finding]:
+def _repetition(config: PretrainConfig, manifests: list[Manifest], progress: Progress) -> Iterator[Finding]:
     try:
-        plan = plan_data(config, manifests)
+        plan = plan_data(config, manifests, progress)
     except DataError as error:
         yield _from(error)
         return
@@ -243,9 +253,10 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
 
 
 def jobs_needed(config: Config, plan: Plan) -> int:
-    """How many walltimes the run is planned to take; `config` is resolved."""
+    """How many walltimes the rest of the run is planned to take; `config` is resolved."""
+    progress = saved_progress(run_folder(config))
     useful = slurm_seconds(config.slurm.time) - config.slurm.signal_lead_seconds
-    return max(1, math.ceil(plan.step_seconds * config.total_steps / max(1, useful)))
+    return max(1, math.ceil(plan.step_seconds * config.steps_left(progress) / max(1, useful)))
 
 
 def slurm_seconds(text: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from megatrain.config import PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError
+from megatrain.progress import Progress
 
 WORTHWHILE_EPOCHS = 4.0  # reading data more often than this pays less and less (arXiv 2305.16264)
 
@@ -87,11 +88,14 @@ class DataPlan:
         )
 
 
-def plan_data(config: PretrainConfig, manifests: Sequence[Manifest] | None = None) -> DataPlan:
+def plan_data(
+    config: PretrainConfig, manifests: Sequence[Manifest] | None = None, progress: Progress | None = None
+) -> DataPlan:
     """Count, exactly, what the run's order gives each source in each stage.
 
     Args:
         manifests: of the training sources, if they have been read already.
+        progress: where the run stands; default: at its start.
 
     Raises:
         DataError: a source is missing, unsuitable or empty, or its weight is too small to be read at all.
@@ -111,7 +115,9 @@ def plan_data(config: PretrainConfig, manifests: Sequence[Manifest] | None = Non
     stages = curriculum(data)
     order = Order(sizes, [stage.order_stage() for stage in stages], config.run.seed)
     parts: list[Part] = []
-    each = samples_per_stage(stages, config.total_steps * config.training.global_batch_size)
+    progress = progress or Progress()
+    samples_left = config.steps_left(progress) * config.training.global_batch_size
+    each = samples_per_stage(stages, progress.samples + samples_left)
     for number, (stage, samples) in enumerate(zip(stages, each, strict=True)):
         if not samples:
             continue  # the run ends before

@@ -22,7 +22,7 @@ SHOWN_SHARDS = 3  # of those that are amiss
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     text: str
     code: ExitCode = ExitCode.PREFLIGHT
 

@@ -32,13 +32,15 @@ def progress_of(state: Any, where: object) -> Progress:
     return Progress(step, samples, batches)
 
 
-def saved_progress(run: RunDir) -> Progress:
-    """Of the newest checkpoint whose state can be read; the start of a run where there is none.
+def saved_progress(run: RunDir, *, step: int | None = None) -> Progress:
+    """Of the newest checkpoint whose state can be read, or of that of `step`; the start of a run where there is none.
 
     Its bytes are not verified: that takes minutes, and whoever resumes does it.
     """
-    for step in reversed(run.steps()):
-        folder = run.step(step)
+    for saved in reversed(run.steps()):
+        if step not in (None, saved):
+            continue
+        folder = run.step(saved)
         try:
             return progress_of(read_state(folder), folder / "state.json")
         except (CheckpointError, OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):

@@ -29,6 +29,7 @@ def audit(
     *,
     ranks: int | None = None,
     rank: int | None = None,
+    first_of_step: int = 0,
     with_text: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """The samples at positions start … stop - 1, as a run of the configuration sees them.
@@ -36,6 +37,7 @@ def audit(
     Args:
         ranks: data-parallel ranks; each sample then says which of them reads it.
         rank: only the samples of this one, in the order in which it reads them.
+        first_of_step: a position at which an optimizer step begins; others do a global batch from there.
 
     Raises:
         DataError: a source is missing, damaged or unsuitable.
@@ -48,10 +50,10 @@ def audit(
         for first in range(start, stop, _AT_ONCE):
             positions = np.arange(first, min(first + _AT_ONCE, stop), dtype=np.int64)
             if reader is not None and rank is not None:
-                positions = positions[reader[positions % len(reader)] == rank]
+                positions = positions[reader[(positions - first_of_step) % len(reader)] == rank]
             for sample in _read(stream, config, positions):
                 if reader is not None:
-                    sample["rank"] = int(reader[sample["position"] % len(reader)])
+                    sample["rank"] = int(reader[(sample["position"] - first_of_step) % len(reader)])
                 if tokenizer is not None:
                     sample["text"] = tokenizer.decode(sample["tokens"], skip_special_tokens=False)
                 yield sample

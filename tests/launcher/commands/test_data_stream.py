@@ -13,6 +13,8 @@ from launcher.commands.data import app
 from megatrain.config_file import load
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.errors import ConfigError
+from megatrain.run_dir import RunDir
+from tests.launcher.conftest import saved
 from tests.project import make_project, megatrain
 
 
@@ -109,3 +111,25 @@ def test_mistakes(arguments, message):
 def test_the_real_command(folder):
     said = megatrain(folder, "data", "stream", "run.yaml", "--start", "5", "--count", "1", "--json")
     assert [json.loads(said)] == samples("--start", 5, "--count", 1)
+
+
+def test_a_step_of_a_run_is_where_its_batch_sizes_have_led(folder, monkeypatch):
+    """Two steps of 10 samples, then steps of 24."""
+    run = RunDir(folder / "runs/changed")
+    saved(run, 3, samples=44, batches=[[0, 0, 10], [2, 20, 24]])
+    run.config.write_text((folder / "run.yaml").read_text(), encoding="utf-8")
+
+    def positions(*arguments):
+        result = CliRunner().invoke(app, ["stream", str(run), "--json", *map(str, arguments)])
+        if result.exception:
+            raise result.exception
+        return [json.loads(line)["position"] for line in result.stdout.splitlines()]
+
+    assert positions("--step", 2) == list(range(10, 20))
+    assert positions("--step", 3) == list(range(20, 44))
+    assert positions("--step", 5) == list(range(68, 92))
+    parts = [positions("--step", 3, "--ranks", 2, "--rank", rank) for rank in range(2)]
+    assert parts[0][:2] == [20, 21], "the first micro-batch of the first rank"
+    assert sorted(parts[0] + parts[1]) == list(range(20, 44))
+    with pytest.raises(ConfigError, match=r"step 2 had a global batch of 10, and .* now has 24"):
+        positions("--step", 2, "--ranks", 2)

@@ -1,0 +1,62 @@
+"""What a start that goes on with a run changes of it: a line for each field, and the learning rate before and after."""
+
+from collections.abc import Iterator
+
+from launcher.preflight.on_disk import Finding
+from launcher.run_fields import differences, meaning
+from megatrain import config_file
+from megatrain.checkpoint.progress import saved_progress
+from megatrain.config import Config
+from megatrain.config_rules import warmup_problem
+from megatrain.errors import ExitCode, MegatrainError
+from megatrain.monitor.formatting import scientific
+from megatrain.progress import Progress
+from megatrain.run_dir import RunDir
+from megatrain.train.schedule import learning_rate
+
+_JUMP = 1.05  # a rate that goes up by more, from one step to the next, is worth a warning
+
+
+def progress_at_start(run: RunDir, resume: str) -> Progress:
+    """Where a start with `--resume` would go on from."""
+    if resume == "never":
+        return Progress()
+    return saved_progress(run, step=int(resume) if resume.isascii() and resume.isdigit() else None)
+
+
+def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:
+    """
+    Args:
+        config: resolved.
+    """
+    progress = progress_at_start(run, resume)
+    if problem := warmup_problem(config, progress):
+        yield Finding("error", f"{problem.field}: {problem.value}: {problem.rule}. {problem.fix}", ExitCode.USAGE)
+    if not progress.step or not run.config.is_file():
+        return
+    try:
+        before = config_file.load(run.config)
+    except MegatrainError:
+        return  # said elsewhere
+    changed = {name: values for name, values in differences(before, config).items() if meaning(name) == "SAID"}
+    for name, (old, new) in changed.items():
+        yield Finding("note", f"{name}: {_value(new)}, was {_value(old)}")
+    if any(name.startswith(("optimizer.learning_rate", "schedule.", "training.")) for name in changed):
+        yield from _rate(before, config, progress)
+
+
+def _rate(before: Config, now: Config, progress: Progress) -> Iterator[Finding]:
+    if not now.steps_left(progress):
+        return
+    last = Progress(progress.step - 1, progress.samples_at(progress.step - 1, 0), progress.batches)
+    old, new, done = learning_rate(progress, before), learning_rate(progress, now), learning_rate(last, before)
+    step = progress.step + 1
+    text = f"learning rate of step {step:,}: {scientific(new)}, was {scientific(old)} before these changes"
+    if new > _JUMP * max(old, done):
+        yield Finding("warning", f"{text}: it jumps upwards, which can undo what was learnt")
+    else:
+        yield Finding("note", text)
+
+
+def _value(value: object) -> str:
+    return "not given" if value is None else str(value)
