@@ -2,7 +2,8 @@
 
 import pytest
 
-from megatrain.config_rules import problems
+from megatrain.config_rules import problems, warmup_problem
+from megatrain.progress import Progress
 from tests.test_config import MODEL, pretrain
 
 
@@ -37,6 +38,19 @@ def test_rules_between_fields(sections, field, said):
 
 def test_a_constant_schedule_may_warm_up_past_the_end():
     assert rules(schedule={"name": "constant", "warmup_steps": 11}) == {}
+
+
+TOKENS = {"tokens": 10 * 8 * 128, "global_batch_size": 8}
+
+
+def test_a_warmup_longer_than_the_tokens_is_asked_for_apart():
+    """A run that goes on with another batch size may have taken more steps than it would have from its start."""
+    config = pretrain(training=TOKENS, schedule={"warmup_steps": 11})
+    assert list(problems(config)) == []
+    assert "is longer than the run (training.tokens come to 10 steps)" in warmup_problem(config).rule
+    assert warmup_problem(config, Progress(11, 44)) is None, "it is over"
+    assert warmup_problem(config, Progress(6, 24)) is None, "six small steps, and seven to come"
+    assert warmup_problem(pretrain(training=TOKENS, schedule={"warmup_steps": 10})) is None
 
 
 def test_nothing_is_wrong_with_a_good_run():

@@ -21,7 +21,9 @@ def progress_at_start(run: RunDir, resume: str) -> Progress:
     """Where a start with `--resume` would go on from."""
     if resume == "never":
         return Progress()
-    return saved_progress(run, step=int(resume) if resume.isascii() and resume.isdigit() else None)
+    # a longer number names no step: `check_resume` says so
+    named = resume.isascii() and resume.isdigit() and len(resume) <= 15
+    return saved_progress(run, step=int(resume) if named else None)
 
 
 def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:

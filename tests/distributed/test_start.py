@@ -4,7 +4,6 @@ Each is started, then started again with another length, layout and batch, then 
 was exported to. MEGATRAIN_STARTS=300 tries more of them.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -19,16 +18,14 @@ from launcher.preflight import checks
 from launcher.run_files import is_finetune, prepare_run
 from megatrain import config_file
 from megatrain.checkpoint.export import export
-from megatrain.data.preparation.prepare import PrepareOptions, prepare
-from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.errors import MegatrainError
 from megatrain.run_dir import RunDir
 from tests.distributed.ranks import RankPool, free_port
+from tests.distributed.runs import one_start
 
 pytestmark = pytest.mark.distributed
 
 STARTS = int(os.environ.get("MEGATRAIN_STARTS", "16"))
-BLOCK_TOKENS = 240
 BASE = """
 tokenizer: {path: tokenizer}
 data: {train: [{path: a}, {path: b}], validation: [{path: b}]}
@@ -81,28 +78,6 @@ START: dict[str, list[Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    chance = random.Random(1)
-    for name in "ab":
-        texts = (" ".join(chance.choices(["the", "of", "and", "to", "in"], k=60)) for _ in range(60))
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train_tokenizer([str(folder / "a.jsonl")], folder / "tokenizer", 300)
-    for name in "ab":
-        options = {"tokenizer": folder / "tokenizer", "block_tokens": BLOCK_TOKENS}
-        prepare(PrepareOptions(inputs=[str(folder / f"{name}.jsonl")], out=folder / name, **options))
-    pairs = ({"prompt": f"{number} and", "response": f" then {number + 1}"} for number in range(40))
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return folder
-
-
-@pytest.fixture
-def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(project)
-    return project
-
-
 def picked(chance: random.Random, *choices: dict[str, list[Any]]) -> list[str]:
     return [f"{field}={chance.choice(values)}" for choice in choices for field, values in choice.items()]
 
@@ -118,17 +93,6 @@ def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str
             continue
         return run, report.chosen.world_size, "finetune" if is_finetune(found.config) else "pretrain"
     raise AssertionError("the source of runs never ends")
-
-
-def one_start(project: str, run: str, kind: str, port: int) -> None:
-    """What `python -m megatrain.train RUN` does on one rank in the project's folder. It joins a group of its own."""
-    from megatrain.finetune.__main__ import finetune
-    from megatrain.train.__main__ import pretrain
-
-    torch.distributed.destroy_process_group()
-    os.environ["MASTER_PORT"] = str(port)
-    with contextlib.chdir(project):
-        {"pretrain": pretrain, "finetune": finetune}[kind](RunDir(Path(run)), "auto")
 
 
 def start(ranks: RankPool, found: tuple[RunDir, int, str]) -> list[float]:

@@ -165,6 +165,7 @@ def test_what_no_layout_allows_is_told_beside_all_else(tiny, here):
         "ok": False,
         "errors": [finding.text for finding in found.errors],
         "warnings": [],
+        "notes": [],
         "plan": None,
     }
 
