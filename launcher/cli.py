@@ -14,7 +14,7 @@ from launcher.commands.data import app as data_app
 from launcher.commands.jobs import register as register_job_verbs
 from megatrain import __version__
 from megatrain.base.terminal import accept_any_text, complain, copyable, say
-from megatrain.errors import ConfigError, ExitCode, MegatrainError
+from megatrain.errors import CheckpointError, ConfigError, ExitCode, MegatrainError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from launcher.planning.plan import PlanReport
     from launcher.ranks.start import Where
     from megatrain.config import Config
+    from megatrain.run_dir import RunDir
 
 _OPTIONS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -218,14 +219,14 @@ def checkpoint_ls(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     Example: megatrain checkpoint ls runs/llama-125m
     """
     from megatrain.checkpoint.manifest import list_checkpoints
-    from megatrain.run_dir import RunDir
 
-    found = list_checkpoints(RunDir(_existing(run)))
+    where, _ = _checkpoints_of(run)
+    found = list_checkpoints(where)
     listed = {info.step for info in found}
-    for step in RunDir(run).steps():
+    for step in where.step_folders():
         if step not in listed:
-            folder = RunDir(run).step(step)
-            complain(f"{folder}: its manifest is damaged; `megatrain checkpoint verify {copyable(run)}`", "warning")
+            text = f"{where.step(step)}: has no manifest that can be read"
+            complain(f"{text}; `megatrain checkpoint verify {copyable(run)}`", "warning")
     if as_json:
         fields = ("step", "path", "bytes", "files", "world_size", "layout", "saved_at")
         say(json.dumps([{name: getattr(info, name) for name in fields} for info in found], indent=2, default=str))
@@ -233,7 +234,7 @@ def checkpoint_ls(run: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     for info in found:
         size = f"{info.bytes / 2**20:,.1f} MiB"
         say(f"step {info.step:>9,}  {size:>14}  {info.files:>3} files  {info.saved_at}  {info.layout}")
-    if not RunDir(run).steps():
+    if not where.step_folders():
         say(f"{run} has no checkpoint yet")
 
 
@@ -246,18 +247,18 @@ def checkpoint_verify(
     Example: megatrain checkpoint verify runs/llama-125m
     """
     from megatrain.checkpoint.manifest import verify
-    from megatrain.run_dir import RunDir, parse_step
+    from megatrain.checkpoint.metadata import check_contents
 
-    one = parse_step(_existing(run)) is not None
-    folders = [run] if one else [RunDir(run).step(step) for step in RunDir(run).steps()]
-    found = {str(folder): verify(folder) for folder in folders}
+    where, one = _checkpoints_of(run)
+    folders = [one] if one is not None else [where.step(step) for step in where.step_folders()]
+    found = {str(folder): verify(folder) or check_contents(folder) for folder in folders}
     if as_json:
         say(json.dumps([{"path": path, "problems": problems} for path, problems in found.items()], indent=2))
     else:
         for path, problems in found.items():
             say("\n".join(f"{path}: {problem}" for problem in problems) or f"{path}: intact")
-        if not found:
-            say(f"{run} has no checkpoint yet")
+    if not found:
+        raise CheckpointError(f"{run}: holds no checkpoint (looked for {where.checkpoints}/step-*): nothing to verify")
     if any(found.values()):
         raise typer.Exit(ExitCode.CHECKPOINT)
 
@@ -401,6 +402,15 @@ def _run_here(
     report = found.demand()
     if not dry_run:
         raise typer.Exit(start(config, report, where, resume=resume))
+
+
+def _checkpoints_of(path: Path) -> "tuple[RunDir, Path | None]":
+    """The run, or the checkpoint, that a path names. Raises CheckpointError where it can be neither."""
+    from megatrain.run_dir import locate
+
+    if not _existing(path).is_dir():
+        raise CheckpointError(f"{path}: is no folder, and so no run and no checkpoint")
+    return locate(path)
 
 
 def _existing(path: Path) -> Path:

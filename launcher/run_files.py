@@ -9,13 +9,14 @@ from launcher.planning.inputs import run_folder
 from launcher.planning.plan import Plan, resolve
 from launcher.run_fields import differences, meaning
 from megatrain import config_file
-from megatrain.checkpoint.manifest import read_state
+from megatrain.checkpoint.rewind import refuse_lost_progress
+from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.ordering.position import changes_since, identity
 from megatrain.data.text.tokenizer_files import tokenizer_sha256
 from megatrain.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
-from megatrain.run_dir import RunDir, write_atomically, write_json
+from megatrain.run_dir import RunDir, parse_resume, write_atomically, write_json
 from megatrain.run_inputs import is_same_base, keep_inputs, keep_inputs_late, kept_tokenizer_sha256
 
 
@@ -27,7 +28,7 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
 
     Raises:
         ConfigError: the folder holds another run, or `resume` is none of these.
-        CheckpointError: the checkpoint that `resume` asks for is not there, or it forbids the one that is.
+        CheckpointError: the checkpoint that `resume` asks for is not there, or all that there were are gone.
         DataError: the tokenizer cannot be read.
         PreflightError: the folder cannot be written.
     """
@@ -53,19 +54,13 @@ def _device(config: Config) -> str:
 
 def check_resume(run: RunDir, resume: str) -> None:
     """See `prepare_run`."""
-    steps = run.steps()
-    if resume == "never" and started(run):
-        raise CheckpointError(
-            f"--resume never: {run} already holds a run (steps {_few(steps)}). "
-            "Give another run.name, or remove that folder."
-        )
-    if resume == "must" and not steps:
+    wanted, steps = parse_resume(resume), run.steps()
+    if wanted == "must" and not steps:
         raise CheckpointError(f"--resume must: {run} has no checkpoint. Start it with --resume auto.")
-    if resume.isascii() and resume.isdigit() and len(resume) <= 15:
-        if int(resume) not in steps:
-            raise CheckpointError(f"--resume {resume}: {run} has no checkpoint of that step; it has: {_few(steps)}.")
-    elif resume not in ("auto", "must", "never"):
-        raise ConfigError(f"--resume {resume}: must be auto, must, never, or the step of a checkpoint.")
+    if isinstance(wanted, int) and wanted not in steps:
+        raise CheckpointError(f"--resume {resume}: {run} has no checkpoint of that step; it has: {_few(steps)}.")
+    if wanted == "auto" and run.config.is_file():
+        refuse_lost_progress(run, config_file.load(run.config).checkpoint.every_steps)
 
 
 def check_same_run(run: RunDir, resolved: Config) -> None:
@@ -97,9 +92,9 @@ def _is_same_data(run: RunDir, data: DataSection, seed: int) -> bool:
         DataError: it does not; says what has changed.
     """
     try:
-        state = read_state(run.step(run.steps()[-1]))["loader"]
+        state = read_state(run.step(run.steps()[-1])).loader_state()
         hashes = [read_manifest(source.path).manifest_hash for source in data.train]
-    except (IndexError, KeyError, OSError, ValueError, MegatrainError):
+    except (IndexError, MegatrainError):
         return False
     changes_since(state, identity(data, seed, hashes))
     return True

@@ -13,7 +13,7 @@ from megatrain.data.text.prompts import PromptEncoder
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
 from megatrain.errors import CheckpointError, ConfigError
 from megatrain.model.transformer import Transformer
-from megatrain.run_dir import RunDir
+from megatrain.run_dir import locate
 from megatrain.run_inputs import load_run
 
 
@@ -43,7 +43,7 @@ def generate(
         DataError: the run's tokenizer cannot be read.
     """
     folder = find_checkpoint(path)
-    run = RunDir(folder.parent.parent)
+    run, _ = locate(path)
     config = load_run(run, warn=warn, verify=True)
     if config.tokenizer is None:
         raise CheckpointError(f"{run}: has no tokenizer; put its files into {run.tokenizer}")

@@ -12,6 +12,7 @@ RUN/
     logs/                  what the ranks printed
     tensorboard/
     checkpoints/step-00001000/   DCP files, state.json, and MANIFEST.json, written last
+    checkpoints/abandoned-…/     what a run that went back set aside; nothing reads it
     attempts.json          an object per start: who trains it, from which step to which, how it ended
     attempts.lock, launcher.lock   one trainer at a time: megatrain/run/lock.py
     heartbeat.json         where the running attempt is
@@ -27,8 +28,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from megatrain.base.files import reason
+from megatrain.errors import CheckpointError, ConfigError
+
 MANIFEST = "MANIFEST.json"
-_STEP = re.compile(r"step-([0-9]{8,15})")
+_STEP = re.compile(r"step-([0-9]{8,16})")
 
 
 class RunDir:
@@ -62,17 +66,53 @@ class RunDir:
         return self.checkpoints / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a committed checkpoint folder, ascending. Says nothing about their integrity."""
-        if not self.checkpoints.is_dir():
+        """Steps that have a committed checkpoint folder, ascending. Says nothing about their integrity.
+
+        Raises:
+            CheckpointError: `checkpoints` is there, and cannot be read.
+        """
+        return [step for step in self.step_folders() if (self.step(step) / MANIFEST).is_file()]
+
+    def step_folders(self) -> list[int]:
+        """As `steps`, with those that have no manifest: only damage, or a hand, leaves such a folder."""
+        try:
+            found = (parse_step(entry) for entry in self.checkpoints.iterdir())
+            return sorted(step for step in found if step is not None)
+        except FileNotFoundError:
             return []
-        found = (_STEP.fullmatch(entry.name) for entry in self.checkpoints.iterdir() if (entry / MANIFEST).is_file())
-        return sorted(int(match[1]) for match in found if match)
+        except OSError as error:
+            if not self.path.is_dir():
+                return []
+            raise CheckpointError(f"{self.checkpoints}: cannot be read: {reason(error)}") from None
 
 
 def parse_step(folder: Path) -> int | None:
     """The step in a checkpoint folder's name, or None for any other folder."""
     match = _STEP.fullmatch(folder.name)
-    return int(match[1]) if match else None
+    step = int(match[1]) if match else None
+    return step if step is not None and folder.name == f"step-{step:08d}" else None
+
+
+def parse_resume(text: str) -> int | str:
+    """The step that --resume names, or its word: "auto", "must" or "never".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if re.fullmatch(r"[0-9]{1,16}", text):
+        return int(text)
+    if text not in ("auto", "must", "never"):
+        raise ConfigError(f"--resume {text[:40]}: must be auto, must, never, or the step of a checkpoint.")
+    return text
+
+
+def locate(path: Path) -> tuple[RunDir, Path | None]:
+    """The run that a path names, directly or by one of its checkpoints, and that checkpoint; through symbolic links."""
+    folder = path if parse_step(path) is not None else path.resolve()
+    if parse_step(folder) is None:
+        return RunDir(path), None
+    above = [folder.parent.parent, folder.parent.parent.parent]  # the second of one that was set aside
+    return RunDir(next((run for run in above if RunDir(run).config.is_file()), above[0])), folder
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -33,7 +33,7 @@ from megatrain.data.text.tokenizer_files import (
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import CheckpointError, ConfigError, DataError, MegatrainError
 from megatrain.model.config_json import CONFIG, CONFIG_LIMIT, GENERATION_CONFIG, is_pretrained, read_pretrained
-from megatrain.run_dir import MANIFEST, RunDir, parse_step, write_json
+from megatrain.run_dir import MANIFEST, RunDir, locate, write_json
 
 _SAMPLE = 1 << 20  # bytes at the start, middle and end of a file of weights
 
@@ -148,8 +148,7 @@ def read_base(path: str) -> Files:
 
 def base_run(base: str) -> RunDir:
     """The run that `finetune.base` names, directly or by one of its checkpoints."""
-    path = Path(base)
-    return RunDir(path.parent.parent if parse_step(path) is not None else path)
+    return locate(Path(base))[0]
 
 
 def base_positions(base: str) -> int:
@@ -184,9 +183,9 @@ def fingerprints(base: str) -> list[str]:
         for file in sorted(folder.glob("*.safetensors")):
             digest.update(_sample(file))
         return [digest.hexdigest()]
-    run = base_run(base)
-    one = parse_step(folder)
-    manifests = [run.step(step) / MANIFEST for step in (run.steps() if one is None else [one])]
+    run, checkpoint = locate(folder)
+    checkpoints = [run.step(step) for step in run.steps()] if checkpoint is None else [checkpoint]
+    manifests = [checkpoint / MANIFEST for checkpoint in checkpoints]
     return [_sha256(read_bytes(file, limit=1 << 30, error=CheckpointError)) for file in manifests]
 
 

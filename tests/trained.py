@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -43,19 +44,24 @@ def random_model(config: ModelSection) -> Transformer:
     return model
 
 
+def make_config(tokenizer: str, *, tied: bool = False, **sections: dict[str, Any]) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            "run": {"name": "tiny"},
+            "model": section(VOCABULARY, tied=tied).model_dump(),
+            "tokenizer": {"path": tokenizer},
+            "data": {"sequence_length": SEQUENCE, "train": [{"path": "none"}]},
+            "training": {"steps": 1, "global_batch_size": 1},
+            **sections,
+        }
+    )
+
+
 def make_trained_run(folder: Path, *, tied: bool = False) -> RunDir:
     """FOLDER/runs/tiny, with a checkpoint of step 10, and the tokenizer it names."""
     (folder / "text.jsonl").write_text(json.dumps({"text": "once upon a time there was a model " * 9}))
     train_tokenizer([str(folder / "text.jsonl")], folder / "tokenizer", 300)
-    config = PretrainConfig.model_validate(
-        {
-            "run": {"name": "tiny"},
-            "model": section(VOCABULARY, tied=tied).model_dump(),
-            "tokenizer": {"path": str(folder / "tokenizer")},
-            "data": {"sequence_length": SEQUENCE, "train": [{"path": "none"}]},
-            "training": {"steps": 1, "global_batch_size": 1},
-        }
-    )
+    config = make_config(str(folder / "tokenizer"), tied=tied)
     run = RunDir(folder / "runs" / "tiny")
     run.path.mkdir(parents=True, exist_ok=True)
     run.config.write_text(dump(config), encoding="utf-8")

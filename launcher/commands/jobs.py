@@ -30,12 +30,16 @@ def submit(
     overrides: Overrides = None,
     profile: Annotated[str | None, typer.Option(help="site profile: a name in slurm/profiles, or a file")] = None,
     chain: Chain = 1,
+    resume: Annotated[
+        str, typer.Option(help="auto, must, never, or a step to go back to", metavar="auto|…|STEP")
+    ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script, and nothing else")] = False,
     as_json: Json = False,
 ) -> None:
     """Check a run and hand it to Slurm, which starts it again until it is done.
 
-    A dry run prints the script even where a check fails; the exit code says so.
+    A dry run prints the script even where a check fails; the exit code says so. Going back to a step is done at once,
+    before the job is queued, and not again when it is requeued.
 
     Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
     """
@@ -47,7 +51,7 @@ def submit(
     from launcher.slurm.script import render
     from megatrain import config_file
 
-    found = checks.examine(config_file.load(file, overrides or []), as_job=True)
+    found = checks.examine(config_file.load(file, overrides or []), resume=resume, as_job=True)
     script = None
     if found.report:
         resolved, plan = resolve(found.config, found.report.chosen), found.report.chosen
@@ -65,7 +69,9 @@ def submit(
     if dry_run:
         return
     assert script is not None, "there is a plan"
-    run = prepare_run(found.config, report.chosen)
+    run = prepare_run(found.config, report.chosen, resume=resume)
+    if moved := jobs.go_back(run, resume):
+        complain(moved, "megatrain")
     handed_in = jobs.submit(script, run, chain=chain)
     if as_json:
         say(json.dumps(found.to_json() | {"script": script, "jobs": handed_in}, indent=2))

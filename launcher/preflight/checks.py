@@ -20,10 +20,12 @@ from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
 from launcher.run_files import check_resume, check_same_run
 from megatrain.checkpoint.progress import saved_progress
+from megatrain.checkpoint.rewind import leftover_bytes
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
 from megatrain.progress import Progress
+from megatrain.run_dir import RunDir
 
 
 class PreflightFailedError(PreflightError):
@@ -141,14 +143,19 @@ def _disk(config: Config, folder: Path) -> Iterator[Finding]:
     if config.model is None or config.model.vocab_size == AUTO:
         return  # another finding says why it could not be completed
     each = CHECKPOINT_BYTES * config.model.parameters
-    wanted, free = each * (config.checkpoint.keep_last + 1), shutil.disk_usage(existing).free
+    wanted = each * (config.checkpoint.keep_last + 1)
+    free = shutil.disk_usage(existing).free + leftover_bytes(RunDir(folder))  # those go when the run starts
     if wanted > free:
         yield Finding(
             "error" if 2 * each > free else "warning",
             f"checkpoint.keep_last: {config.checkpoint.keep_last}: with the one being written, checkpoints take "
-            f"{wanted / GIB:.1f} GiB ({each / GIB:.1f} each), and {existing} has {free / GIB:.1f} GiB free. "
+            f"{_size(wanted)} ({_size(each)} each), and {existing} has {_size(free)} free. "
             "Keep fewer, or set run.directory to a larger disk.",
         )
+
+
+def _size(number: float) -> str:
+    return f"{number / GIB:,.1f} GiB" if number >= 0.1 * GIB else f"{number / 2**20:,.1f} MiB"
 
 
 def _data(config: PretrainConfig, progress: Progress) -> Iterator[Finding]:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from launcher.planning.examples import example_set
 from launcher.planning.inputs import tokenizer_path
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
-from megatrain.checkpoint.manifest import read_state
+from megatrain.checkpoint.state import read_state
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
 from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import DataError, ExitCode, MegatrainError
-from megatrain.run_dir import RunDir
+from megatrain.run_dir import RunDir, parse_resume
 
 SHOWN_SHARDS = 3  # of those that are amiss
 
@@ -85,28 +85,27 @@ def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Findi
 
     Its layout does not matter: any layout reads it. Its bytes are verified when it is loaded.
     """
-    steps = run.steps()
-    if resume.isascii() and resume.isdigit() and len(resume) <= 15:
-        steps = [step for step in steps if step == int(resume)]
-    if resume == "never" or not steps:
+    try:
+        wanted, steps = parse_resume(resume), run.steps()
+    except MegatrainError:
+        return  # said elsewhere
+    if isinstance(wanted, int):
+        steps = [step for step in steps if step == wanted]
+    if wanted == "never" or not steps:
         return
     folder = run.step(steps[-1])
     try:
         read_checkpoint_manifest(folder)
         state = read_state(folder)
-        saved = ModelSection.model_validate(state["model"])
     except MegatrainError as error:
         older = len(steps) > 1
         yield Finding("warning" if older else "error", f"{error}", ExitCode.CHECKPOINT)
         return
-    except (OSError, ValueError, KeyError, TypeError):
-        yield Finding("error", f"{folder}/state.json: cannot be read; the checkpoint is damaged.", ExitCode.CHECKPOINT)
-        return
-    yield from _model_differences(config, folder, saved)
+    yield from _model_differences(config, folder, state.model)
     if isinstance(config, PretrainConfig):
-        yield from _data_differences(config, folder, state.get("loader", {}))
+        yield from _data_differences(config, folder, state.loader_state())
     else:
-        yield from _example_differences(config, folder, state.get("loader", {}))
+        yield from _example_differences(config, folder, state.loader_state())
 
 
 def _model_differences(config: Config, folder: Path, saved: ModelSection) -> Iterator[Finding]:

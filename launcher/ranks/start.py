@@ -112,13 +112,14 @@ def start(config: Config, report: PlanReport, where: Where, *, resume: str) -> i
         def go(claim: Claim) -> int:
             return run_hosts(run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, claim=claim)
 
-        return attempted(run, ranks, names, go)
+        return attempted(run, ranks, names, go, resume=resume)
     here = ranks // where.nodes
     return attempted(
         run,
         ranks,
         [socket.gethostname()],
         lambda claim: run_ranks(run, here, module=module, resume=resume, device=device, place=place, claim=claim),
+        resume=resume,
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from launcher.slurm import clients
 from megatrain.base.files import parse_model, reason
-from megatrain.base.terminal import complain, copyable
+from megatrain.base.terminal import complain, copyable, say
+from megatrain.checkpoint.rewind import go_back
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, ended, newest_step, read_attempts, write_attempts
 from megatrain.run.claim import Claim, close_attempt, new_token
@@ -21,7 +22,7 @@ from megatrain.run.heartbeat import beats, read_heartbeat, write_heartbeat
 from megatrain.run.launchers import identity, is_elsewhere, lives
 from megatrain.run.lock import LockHeldError, launcher_lock, locked
 from megatrain.run.outcomes import Outcome, read_outcome
-from megatrain.run_dir import RunDir
+from megatrain.run_dir import RunDir, parse_resume
 
 _TRIES = 5  # to claim a run whose history changes while its owner is asked about
 
@@ -42,10 +43,12 @@ def claimed(
     nodes: list[str],
     job: str | None = None,
     admit: Callable[[list[Attempt]], None] | None = None,
+    resume: str = "auto",
 ) -> Iterator[Claim]:
     """Within the block this process is the run's launcher: no other can claim it, whatever the history says.
 
     Args:
+        resume: what the ranks will be told. To begin anew is done here, before the history of starts goes on.
         job: Slurm's, which keeps the claim after the block, until it has ended.
         admit: given the history, with what was lost closed; raises where this start must not be.
 
@@ -59,13 +62,20 @@ def claimed(
                 attempts = read_attempts(run)
                 if _open_attempt(attempts) != owner.attempt:
                     continue  # another start came in between
-                claim = _write_claim(run, attempts, owner, ranks=ranks, nodes=nodes, job=job, admit=admit)
+                wanted = parse_resume(resume)
+                if wanted == "never" and (moved := go_back(run, resume)):
+                    say(f"megatrain: {moved}", flush=True)
+                    attempts, owner = [], _Owner(None, None, [])
+                start_step = wanted if isinstance(wanted, int) else newest_step(run)
+                claim = _write_claim(
+                    run, attempts, owner, start_step=start_step, ranks=ranks, nodes=nodes, job=job, admit=admit
+                )
             yield claim
             return
     raise PreflightError(f"{run}: is being started by others. Look who has it: megatrain status {copyable(run)}")
 
 
-def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[Claim], int]) -> int:
+def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[Claim], int], *, resume: str = "auto") -> int:
     """A start by hand: claim the run, `go(claim)`, and close the attempt with the exit code that this returns.
 
     A history that cannot be written any more is said, and changes no exit code.
@@ -73,7 +83,7 @@ def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[Claim], i
     Raises:
         PreflightError: somebody else trains it, or its folder cannot be written.
     """
-    with claimed(run, ranks=ranks, nodes=nodes) as claim:
+    with claimed(run, ranks=ranks, nodes=nodes, resume=resume) as claim:
         code = int(ExitCode.CRASH)
         try:
             code = go(claim)
@@ -150,6 +160,7 @@ def _write_claim(
     attempts: list[Attempt],
     owner: _Owner,
     *,
+    start_step: int,
     ranks: int,
     nodes: list[str],
     job: str | None,
@@ -164,7 +175,6 @@ def _write_claim(
     claim = Claim(len(attempts), new_token())
     pid = os.getppid() if job else os.getpid()
     boot, namespace, ticks = identity(pid)
-    step = newest_step(run)
     start = {
         "job": job,
         "host": socket.gethostname(),
@@ -177,11 +187,11 @@ def _write_claim(
         "nodes": nodes,
         "ranks": ranks,
         "started": time.time(),
-        "start_step": step,
+        "start_step": start_step,
     }
     _remove_outcome(run, claim.attempt)
     write_attempts(run, [*attempts, parse_model(Attempt, start, f"{run.attempts}: this start", PreflightError)])
-    write_heartbeat(run, step=step, activity="starting", claim=claim)
+    write_heartbeat(run, step=start_step, activity="starting", claim=claim)
     return claim
 
 

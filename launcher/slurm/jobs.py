@@ -11,9 +11,11 @@ from launcher.slurm.claim import living_owner
 from launcher.slurm.job_file import read_job, update_job
 from megatrain.base.files import reason
 from megatrain.base.terminal import copyable
+from megatrain.checkpoint import rewind
 from megatrain.errors import MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, read_attempts
 from megatrain.run.launchers import is_elsewhere, not_to_be_signalled
+from megatrain.run.lock import locked
 from megatrain.run_dir import RunDir
 
 
@@ -41,6 +43,17 @@ def busy_with(run: RunDir) -> str | None:
     for job in clients.active(states, jobs):
         return f"job {job.id} ({job.state})"
     return living_owner(run, len(attempts) - 1, attempts[-1], states) if attempts else None
+
+
+def go_back(run: RunDir, resume: str) -> rewind.SetAside | None:
+    """What --resume asks for, done now: a job goes on from the newest checkpoint, however often it is requeued.
+
+    Raises:
+        CheckpointError: as `rewind.go_back`.
+        PreflightError: the run has been taken in the meantime.
+    """
+    with locked(run):
+        return rewind.go_back(run, resume)
 
 
 def submit(script: str, run: RunDir, *, chain: int = 1) -> list[str]:

@@ -105,9 +105,10 @@ def parse_model(model: type[_Model], value: Any, where: object, error: type[Mega
     except ValidationError as cause:
         first = cause.errors(include_url=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"])) + ": " if first["loc"] else ""
-        given = "" if first["type"] == "missing" else f"{_short(first['input'])}: "
+        ours = first["type"] == "value_error" and not first["loc"]  # it says itself which value
+        given = "" if first["type"] == "missing" or ours else f"{_short(first['input'])}: "
         more = f" ({cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
-        raise error(f"{where}: {field}{given}{first['msg']}{more}") from None
+        raise error(f"{where}: {field}{given}{first['msg'].removeprefix('Value error, ')}{more}") from None
 
 
 def read_model(path: Path, model: type[_Model], *, error: type[MegatrainError], limit: int = JSON_LIMIT) -> _Model:

@@ -19,19 +19,21 @@ from torch import Tensor
 from megatrain import __version__
 from megatrain.base.files import reason
 from megatrain.checkpoint.export_files import Source, described
-from megatrain.checkpoint.manifest import find_checkpoint, read_state
+from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_tensors
+from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, FinetuneConfig, ModelSection
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.data.text.tokenizer_files import Files, read_tokenizer
 from megatrain.errors import CheckpointError, ConfigError, MegatrainError
 from megatrain.model.huggingface import shapes, their_name
-from megatrain.run_dir import RunDir, write_json
+from megatrain.run_dir import RunDir, locate, write_json
 from megatrain.run_inputs import load_run, own_base, own_positions, read_base, read_inputs
 
 DType = Literal["bfloat16", "float16", "float32"]
 DTYPES: tuple[DType, ...] = get_args(DType)
 _INDEX = "model.safetensors.index.json"
+_OF_THE_VOCABULARY = ("embedding.weight", "head.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: is there already; give the name of a new folder")
     checkpoint = find_checkpoint(path)
-    source = _source(RunDir(checkpoint.parent.parent), read_state(checkpoint)["model"], dtype, warn)
+    source = _source(locate(path)[0], read_state(checkpoint).model, dtype, warn)
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,9 +92,8 @@ def export(
     return Exported(folder=out, checkpoint=checkpoint, files=files, parameters=source.model.parameters, bytes=size)
 
 
-def _source(run: RunDir, saved: object, dtype: DType, warn: Callable[[str], None]) -> Source:
+def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:
     config = load_run(run, warn=warn, verify=True)
-    model = ModelSection.model_validate(saved)
     base = _base(run, config, warn)
     tokenizer = Tokenizer.load(config.tokenizer.path) if config.tokenizer is not None else None
     if tokenizer is not None and not base:
@@ -148,7 +149,8 @@ def _write_weights(
 
 def _cast(name: str, tensor: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """In another dtype, without the rows that pad the vocabulary."""
-    cast = tensor[: shape[0]].to(kind, copy=True).contiguous()
+    rows = shape[0] if name in _OF_THE_VOCABULARY else len(tensor)
+    cast = tensor[:rows].to(kind, copy=True).contiguous()
     if tuple(cast.shape) != shape:
         raise CheckpointError(f"{name}: has shape {tuple(tensor.shape)}, the model section says {shape}")
     if not bool(torch.isfinite(cast).all()):

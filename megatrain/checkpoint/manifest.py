@@ -6,33 +6,51 @@ truth is the highest step whose manifest verifies; there is no pointer file that
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from megatrain.base.files import JSON_LIMIT, open_regular, parse_json, parse_model, read_bytes, reason
+from megatrain.checkpoint.state import STATE
 from megatrain.errors import CheckpointError
-from megatrain.run_dir import MANIFEST, RunDir, parse_step, write_json
+from megatrain.run_dir import MANIFEST, RunDir, locate, parse_step, write_json
 
 FORMAT = 1
+METADATA = ".metadata"
 _CHUNK = 1 << 20
+_FileName = Annotated[str, Field(pattern=r"^\.?[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}$")]  # of the folder itself
+_Strict = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRecord:
-    bytes: int
-    sha256: str
+class FileRecord(BaseModel):
+    model_config = _Strict
+
+    bytes: int = Field(ge=0, le=2**60)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """The content of MANIFEST.json, which holds a hash of itself as well."""
+class Manifest(BaseModel):
+    """The content of MANIFEST.json, which holds a hash of itself and its format as well."""
 
-    step: int
-    saved_at: str  # UTC, ISO 8601
-    world_size: int
-    layout: str  # of the ranks that saved it, for people: any layout may read it
-    version: str  # of megatrain
-    files: dict[str, FileRecord]
+    model_config = _Strict
+
+    step: int = Field(ge=0, le=10**15)
+    saved_at: str = Field(max_length=100)  # UTC, ISO 8601
+    world_size: int = Field(ge=1, le=10**9)
+    layout: str = Field(max_length=1000)  # of the ranks that saved it, for people: any layout may read it
+    version: str = Field(max_length=100)  # of megatrain
+    files: dict[_FileName, FileRecord]  # every other file of the folder
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Manifest":
+        if missing := {METADATA, STATE} - self.files.keys():
+            raise ValueError(f"files: {min(missing)} is not listed")
+        if MANIFEST in self.files:
+            raise ValueError(f"files: {MANIFEST} cannot list itself")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,26 +67,22 @@ class CheckpointInfo:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    content = {"format": FORMAT, **asdict(manifest)}
+    content = {"format": FORMAT, **manifest.model_dump(mode="json")}
     write_json(folder / MANIFEST, {**content, "sha256": _content_hash(content)})
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError when there is none, or it is not ours to read."""
+    """Raises CheckpointError when there is none, it is damaged or of another step, or it is not ours to read."""
     path = folder / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        intact = content.pop("sha256") == _content_hash(content)
-        if content.pop("format") != FORMAT and intact:
-            raise CheckpointError(f"{path}: format is not {FORMAT}: written by another version of megatrain")
-        if not intact:
-            raise ValueError("its hash is another")
-        files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
-        return Manifest(files=files, **content)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise CheckpointError(f"{path}: is damaged; the checkpoint cannot be trusted") from None
+    content = parse_json(read_bytes(path, limit=JSON_LIMIT, error=CheckpointError), path, CheckpointError)
+    if not isinstance(content, dict) or content.pop("sha256", "") != _content_hash(content):
+        raise CheckpointError(f"{path}: is damaged: its hash is another; the checkpoint cannot be trusted")
+    if content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path}: format is not {FORMAT}: written by another version of megatrain")
+    manifest = parse_model(Manifest, content, path, CheckpointError)
+    if parse_step(folder) not in (None, manifest.step):
+        raise CheckpointError(f"{path}: is of step {manifest.step:,}, which is not its folder's")
+    return manifest
 
 
 def list_checkpoints(run: RunDir) -> list[CheckpointInfo]:
@@ -101,32 +115,59 @@ def verify(folder: Path, *, part: int = 0, parts: int = 1) -> list[str]:
     """
     try:
         manifest = read_manifest(folder)
+        unlisted = sorted({entry.name for entry in folder.iterdir()} - manifest.files.keys() - {MANIFEST})
     except CheckpointError as error:
         return [str(error)]
-    found = []
+    except OSError as error:
+        return [f"{folder}: cannot be read: {reason(error)}"]
+    found = [f"{folder / name}: is not in the manifest; nothing vouches for it" for name in unlisted[part::parts]]
     for name in sorted(manifest.files)[part::parts]:
-        record, path = manifest.files[name], folder / name
-        try:
-            size = path.stat().st_size
-            if size != record.bytes:
-                found.append(f"{path}: has {size} bytes, the manifest says {record.bytes}")
-            elif sha256_of(path) != record.sha256:
-                found.append(f"{path}: its bytes are not the ones that were written (SHA-256 differs)")
-        except OSError as error:
-            found.append(f"{path}: cannot be read: {error.strerror}")
+        if problem := _difference(folder / name, manifest.files[name]):
+            found.append(problem)
     return found
 
 
-def _content_hash(content: dict[str, Any]) -> str:
-    """Of the manifest itself, over its canonical JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def has_all_files(folder: Path) -> bool:
+    """Whether the manifest can be read and every file has the size that it says. Does not read them."""
+    try:
+        files = read_manifest(folder).files
+        return all((folder / name).stat().st_size == record.bytes for name, record in files.items())
+    except (CheckpointError, OSError):
+        return False
+
+
+def _difference(path: Path, record: FileRecord) -> str | None:
+    try:
+        with open_regular(path, CheckpointError) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != record.bytes:
+                return f"{path}: has {size} bytes, the manifest says {record.bytes}"
+            if _sha256(file) != record.sha256:
+                return f"{path}: its bytes are not the ones that were written (SHA-256 differs)"
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path}: cannot be read: {reason(error)}"
+    return None
+
+
+def _content_hash(content: dict[str, Any]) -> str | None:
+    """Of the manifest itself, over its canonical JSON. None of what is nested too deeply to be one."""
+    try:
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    except RecursionError:
+        return None
 
 
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        return _sha256(file)
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -136,20 +177,14 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: there is none, or the one that was named is damaged.
     """
-    if parse_step(path) is not None:
-        if wrong := verify(path):
+    run, checkpoint = locate(path)
+    if checkpoint is not None:
+        if wrong := verify(checkpoint):
             raise CheckpointError("\n".join(wrong))
-        return path
-    run = RunDir(path)
+        return checkpoint
     if not run.steps():
         raise CheckpointError(f"{path}: holds no checkpoint (looked for {run.checkpoints}/step-*/{MANIFEST})")
     for step in reversed(run.steps()):
         if not verify(run.step(step)):
             return run.step(step)
     raise CheckpointError(f"{run.checkpoints}: none of {len(run.steps())} checkpoints verifies")
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """The small facts beside the tensors: step, position of the data, configuration of the model."""
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state

@@ -1,10 +1,9 @@
 """How far a run is, read from its checkpoints. No torch: job scripts and `megatrain status` ask this."""
 
-import json
 from itertools import pairwise
 from typing import Any
 
-from megatrain.checkpoint.manifest import read_state
+from megatrain.checkpoint.state import STATE, read_counts
 from megatrain.config import Config
 from megatrain.errors import CheckpointError
 from megatrain.progress import Progress
@@ -42,8 +41,8 @@ def saved_progress(run: RunDir, *, step: int | None = None) -> Progress:
             continue
         folder = run.step(saved)
         try:
-            return progress_of(read_state(folder), folder / "state.json")
-        except (CheckpointError, OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            return progress_of(read_counts(folder).facts(), folder / STATE)
+        except CheckpointError:
             continue
     return Progress()
 

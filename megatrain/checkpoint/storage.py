@@ -1,32 +1,78 @@
 """torch's distributed checkpoint on a file system, with two habits of ours.
 
-Writing hashes each file on its way to disk, so that the manifest costs no second read. Reading takes the `.metadata`
-file, a pickle, through an unpickler that knows DCP's own classes and nothing else: a checkpoint may come from others.
+Writing hashes each file on its way to disk, so that the manifest costs no second read. Reading trusts nothing, for a
+checkpoint may come from others: `.metadata` is read as data (metadata.py), and of a tensor's file only tensors.
 """
 
 import hashlib
+import io
 import os
-import pickle
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import (
+    DefaultLoadPlanner,
+    FileSystemWriter,
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    StorageReader,
+)
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from megatrain.base.files import open_regular, reason
 from megatrain.checkpoint.manifest import FileRecord
+from megatrain.checkpoint.metadata import Place, StoredTensor, read_stored_tensors
 from megatrain.errors import CheckpointError
 
 
 class HashingWriter(FileSystemWriter):
-    """Writes a DCP folder; afterwards `records` holds size and SHA-256 of each file that this rank wrote."""
+    """Writes a DCP folder; afterwards `records` holds size and SHA-256 of each file that this rank wrote.
+
+    Raises:
+        CheckpointError: a file cannot be written; says which, and why in the operating system's words.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, overwrite=False, sync_files=True)
         self._hashing = _HashingFileSystem()
         self.fs = self._hashing
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with self._system_errors_said():
+            return super().write_data(plan, planner)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        with self._system_errors_said():
+            super().finish(metadata, results)
+
+    @contextmanager
+    def _system_errors_said(self) -> Iterator[None]:
+        """torch's writer of archives hides why a write failed, and an exception's chain does not reach other ranks."""
+        try:
+            yield
+        except Exception as error:
+            if cause := system_error(error):
+                where = cause.filename or self._hashing.writing or self.path
+                raise CheckpointError(f"{where}: cannot be written: {reason(cause)}") from error
+            raise
 
     def storage_meta(self) -> StorageMeta:
         """Without the path it is written under: the folder is renamed, and may be moved."""
@@ -37,24 +83,137 @@ class HashingWriter(FileSystemWriter):
         return self._hashing.records
 
 
-class SafeReader(FileSystemReader):
-    """Reads a DCP folder without trusting its pickle."""
+class SafeReader(StorageReader):
+    """Reads a DCP folder of any origin.
+
+    Raises:
+        CheckpointError: as `read_stored_tensors`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, StoredTensor] = read_stored_tensors(folder)
+
+    def expect(self, wanted: Mapping[str, Tensor]) -> None:
+        """Look at these tensors only. Raises CheckpointError unless each is stored, in its shape."""
+        wrong = [
+            f"{self.folder}: {name}: is {'not stored' if stored is None else f'stored as {stored.shape}'}, "
+            f"the model has {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if (stored := self.tensors.get(name)) is None or stored.shape != tuple(tensor.shape)
+        ]
+        if wrong:
+            more = f" ({len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise CheckpointError(f"{wrong[0]}{more}. The model section must be the one that it was saved with")
+        self.tensors = {name: self.tensors[name] for name in wanted}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is remembered between loads."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return Path(checkpoint_id).is_dir()
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
+        entries: dict[str, Any] = {
+            name: TensorStorageMetadata(
+                properties=TensorProperties(dtype=getattr(torch, stored.dtype)),
+                size=torch.Size(stored.shape),
+                chunks=[ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in stored.chunks],
+            )
+            for name, stored in self.tensors.items()
+        }
+        return Metadata(state_dict_metadata=entries, storage_data={}, storage_meta=StorageMeta())
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """All is known already."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Each chunk that a part is wanted of is read once; one is in memory at a time."""
+        by_chunk: dict[tuple[str, int, int], tuple[Place, list[ReadItem]]] = {}
+        for item in plan.items:
+            offsets = item.storage_index.offset
+            place = self.tensors[item.storage_index.fqn].places[tuple(offsets) if offsets is not None else ()]
+            by_chunk.setdefault((place.file, place.offset, place.length), (place, []))[1].append(item)
+        file: IO[bytes] | None = None
+        opened = None
         try:
-            with open(path, "rb") as file:
-                metadata = _MetadataUnpickler(file).load()
+            for (name, _, _), (place, items) in sorted(by_chunk.items(), key=lambda entry: entry[0]):
+                if file is None or opened != name:
+                    if file is not None:
+                        file.close()
+                    file, opened = open_regular(self.folder / name, CheckpointError), name
+                chunk = self._chunk(file, items[0].storage_index.fqn, place)
+                for item in items:
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(chunk[_slices(item.storage_offsets, item.lengths)])
+                    planner.commit_tensor(item, target)
+        finally:
+            if file is not None:
+                file.close()
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _chunk(self, file: IO[bytes], name: str, place: Place) -> Tensor:
+        path, dtype = self.folder / place.file, self.tensors[name].dtype
+        try:
+            file.seek(place.offset)
+            content = io.BytesIO(file.read(place.length))
+            with zipfile.ZipFile(content) as archive:  # torch.save compresses nothing; what is may inflate to any size
+                entries = archive.infolist()
+            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not plain or sum(entry.file_size for entry in entries) > place.length:
+                raise ValueError("it is larger than the file has bytes for it")
+            content.seek(0)
+            tensor = torch.load(content, map_location="cpu", weights_only=True)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
-            raise CheckpointError(f"{path}: is damaged: {error}") from None
-        if not isinstance(metadata, Metadata) or metadata.storage_meta is None:
-            raise CheckpointError(f"{path}: has no storage description; it was not written by megatrain")
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+            raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from None
+        except Exception as error:  # damaged or hostile bytes can make torch.load raise nearly anything
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{path}: {name}: cannot be read as a tensor: {first}") from None
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise CheckpointError(f"{path}: {name}: is no tensor")
+        if tuple(tensor.shape) != place.sizes or tensor.dtype != getattr(torch, dtype):
+            raise CheckpointError(f"{path}: {name}: is no {dtype} tensor of {place.sizes}, as .metadata has it")
+        return tensor
+
+
+class TensorPlanner(DefaultLoadPlanner):
+    """Loads tensors, and never unpickles anything else."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
+        raise CheckpointError(f"{read_item.storage_index.fqn}: is no tensor; a checkpoint holds nothing else")
+
+
+def cause_of(error: CheckpointException, folder: Path) -> str:
+    """Why DCP failed, as the first rank that failed said it. Of anything that is no error of ours: its type as well."""
+    first = next(iter(error.failures.values()))[0]
+    if isinstance(first, CheckpointError):
+        return str(first)
+    if cause := system_error(first):
+        return f"{cause.filename or folder}: {reason(cause)}"
+    return f"{folder}: {type(first).__name__}: {first}"
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's error among an exception and what led to it."""
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None or (isinstance(seen, OSError) and seen.errno is not None):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _slices(offsets: torch.Size, lengths: torch.Size) -> tuple[slice, ...]:
+    return tuple(slice(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True))
 
 
 class _HashingStream:
@@ -92,11 +251,13 @@ class _HashingStream:
 class _HashingFileSystem(FileSystem):
     def __init__(self) -> None:
         self.records: dict[str, FileRecord] = {}
+        self.writing: Path | None = None  # the file that was opened last
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
         if mode != "wb":
             raise ValueError(f"a checkpoint is written once, from the start; not in mode {mode!r}")
+        self.writing = Path(path)
         with open(path, mode) as file:
             stream = _HashingStream(file)
             yield stream
@@ -105,33 +266,3 @@ class _HashingFileSystem(FileSystem):
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)
         self.records[Path(new_path).name] = self.records.pop(Path(path).name)
-
-
-_ALLOWED = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "TensorProperties",
-        "ChunkStorageMetadata",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("torch", "float32"),
-    ("torch", "bfloat16"),
-    ("torch", "float16"),
-    ("torch", "strided"),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}, which no checkpoint of megatrain needs; refused")
-        return super().find_class(module, name)

@@ -1,7 +1,8 @@
 """Write a checkpoint so that it is whole or not there, and find the newest that is whole.
 
 Write `.tmp-step-N.<attempt>/`, hashing on the way to disk; gather the hashes; MANIFEST.json last; fsync; rename; fsync
-the parent. A crash at any point leaves the earlier checkpoints as they were.
+the parent. A crash at any point leaves the earlier checkpoints as they were. What is in the way of a new one is set
+aside (rewind.py); only what retention has counted as superseded is deleted.
 """
 
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -20,16 +21,16 @@ from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain import __version__
+from megatrain.base.files import reason
+from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, verify, write_manifest
-from megatrain.checkpoint.storage import HashingWriter, SafeReader
-from megatrain.errors import CheckpointError
-from megatrain.run_dir import RunDir, write_json
+from megatrain.checkpoint.rewind import SetAside
+from megatrain.checkpoint.state import STATE
+from megatrain.checkpoint.storage import HashingWriter, SafeReader, TensorPlanner, cause_of
+from megatrain.errors import CheckpointError, MegatrainError
+from megatrain.run_dir import RunDir, parse_step, write_json
 
 _T = TypeVar("_T")
-
-STATE = "state.json"
-_TEMPORARY = ".tmp-"
-_REPLACED = ".replaced-"
 
 
 class CheckpointStore:
@@ -59,24 +60,37 @@ class CheckpointStore:
         self.report = report
         self.guard = guard
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._whole: set[int] = set()  # steps that verified, or were saved, since this start
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-        """Commit a checkpoint, then delete those beyond keep_last.
+        """Commit a checkpoint, then delete those beyond keep_last. One that fails leaves nothing behind.
 
         Args:
             tensors: what this rank owns; see fragments.py.
             state: small JSON-able facts, the same on every rank.
 
         Raises:
-            CheckpointError: on every rank, when any rank could not write. Earlier checkpoints are untouched.
+            CheckpointError: on every rank, when any rank could not write: which file, and why. Earlier checkpoints are
+                untouched.
         """
         temporary = self._together(lambda: self._make_temporary(step))
+        try:
+            folder = self._write(temporary, step, tensors, state)
+        except MegatrainError:
+            if self.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._whole.add(step)
+        if self.rank == 0:
+            self._delete_superseded()
+        return folder
+
+    def _write(self, temporary: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
         writer = HashingWriter(temporary)
         try:
             dcp.save(dict(tensors), storage_writer=writer, process_group=self.group)
         except CheckpointException as error:
-            first = next(iter(error.failures.values()))[0]
-            raise CheckpointError(f"{temporary}: cannot be written: {first}") from error
+            raise CheckpointError(cause_of(error, temporary)) from error
         gathered: list[dict[str, FileRecord]] | None = [{}] * self.world_size if self.rank == 0 else None
         dist.gather_object(writer.records, gathered, dst=0, group=self.group)
 
@@ -93,15 +107,13 @@ class CheckpointStore:
             reader: of another kind of storage than our own checkpoints.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: a tensor is missing or has another shape, or the checkpoint is not as megatrain writes it.
         """
+        reader = reader or self._on_each_rank(lambda: _reader_of(folder, tensors))
         try:
-            dcp.load(dict(tensors), storage_reader=reader or SafeReader(folder), process_group=self.group)
+            dcp.load(dict(tensors), storage_reader=reader, planner=TensorPlanner(), process_group=self.group)
         except CheckpointException as error:
-            first = next(iter(error.failures.values()))[0]
-            raise CheckpointError(
-                f"{folder}: does not fit this model: {first}. The model section must be the one that it was saved with"
-            ) from error
+            raise CheckpointError(cause_of(error, folder)) from error
 
     def newest_valid(self, run: RunDir | None = None) -> Path | None:
         """The newest checkpoint whose every byte verifies; the ranks share the reading. Names each one passed over.
@@ -110,10 +122,34 @@ class CheckpointStore:
             run: another run than the store's own.
         """
         run = run or self.run
-        for step in reversed(self._together(run.steps)):
+        for step in reversed(self._together(run.step_folders)):
             if not self.problems(run.step(step)):
                 return run.step(step)
         return None
+
+    def set_aside(self, after: int) -> None:
+        """Take checkpoints above a step out of the live branch, before the first step of this start, and say so.
+
+        Raises:
+            CheckpointError: one cannot be moved; then nothing may be trained.
+        """
+
+        def move() -> SetAside | None:
+            with self.guard():
+                return rewind.set_aside(self.run, after)
+
+        moved = self._together(move)
+        if moved is not None and self.rank == 0:
+            self.report(str(moved))
+
+    def remove_leftovers(self) -> None:
+        """Of saves that were killed, at a start: this run is this start's."""
+
+        def remove() -> None:
+            with self.guard():
+                rewind.remove_leftovers(self.run)
+
+        self._together(remove)
 
     def problems(self, folder: Path) -> list[str]:
         """What is wrong with a checkpoint, reported and returned on every rank; empty when its bytes verify."""
@@ -123,11 +159,14 @@ class CheckpointStore:
         if self.rank == 0:
             for problem in found:
                 self.report(f"warning: damaged checkpoint: {problem}")
+        step = parse_step(folder)
+        if not found and step is not None and folder == self.run.step(step):
+            self._whole.add(step)
         return found
 
     def _make_temporary(self, step: int) -> Path:
         attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.getpid()}.{time.time_ns()}"
-        temporary = self.run.checkpoints / f"{_TEMPORARY}{self.run.step(step).name}.{attempt}"
+        temporary = self.run.checkpoints / f"{rewind.TEMPORARY}{self.run.step(step).name}.{attempt}"
         with self.guard():
             temporary.mkdir(parents=True)
         return temporary
@@ -147,21 +186,23 @@ class CheckpointStore:
         _sync_folder(temporary)
         final = self.run.step(step)
         with self.guard():
-            if final.exists():  # a damaged one, passed over when this run resumed from an earlier step
-                final.rename(final.with_name(f"{_REPLACED}{final.name}.{time.time_ns()}"))
+            if moved := rewind.set_aside(self.run, step - 1):  # this start put nothing there
+                self.report(str(moved))
             temporary.rename(final)
         _sync_folder(self.run.checkpoints)
-        self._delete_superseded()
         return final
 
     def _delete_superseded(self) -> None:
-        for step in self.run.steps()[: -self.keep_last]:
-            # renamed first: a deletion that is cut short must not leave something that looks like a checkpoint
-            doomed = self.run.checkpoints / f"{_REPLACED}{self.run.step(step).name}.{time.time_ns()}"
-            self.run.step(step).rename(doomed)
-        for leftover in self.run.checkpoints.iterdir():
-            if leftover.name.startswith((_TEMPORARY, _REPLACED)):
-                shutil.rmtree(leftover, ignore_errors=True)
+        """A failure is no reason to end a run whose checkpoint has just been saved."""
+        try:
+            for step in rewind.superseded(self.run, self.keep_last, self._whole):
+                doomed = rewind.move_away(self.run, step)
+                self._whole.discard(step)
+                shutil.rmtree(doomed)
+            rewind.remove_leftovers(self.run)
+        except (OSError, CheckpointError) as error:
+            text = error if isinstance(error, CheckpointError) else f"{error.filename}: {reason(error)}"
+            self.report(f"warning: an older checkpoint cannot be deleted: {text}")
 
     def _together(self, action: Callable[[], _T]) -> _T:
         """Run an action on rank 0; give its result, or raise its error, on every rank."""
@@ -169,13 +210,34 @@ class CheckpointStore:
         if self.rank == 0:
             try:
                 outcome[0] = action()
+            except CheckpointError as error:
+                outcome[1] = str(error)
             except OSError as error:
-                outcome[1] = f"{error.filename or self.run.checkpoints}: {error.strerror}"
+                outcome[1] = f"{error.filename or self.run.checkpoints}: {reason(error)}"
         dist.broadcast_object_list(outcome, src=0, group=self.group)
         if outcome[1] is not None:
             raise CheckpointError(outcome[1])
         result: _T = outcome[0]
         return result
+
+    def _on_each_rank(self, action: Callable[[], _T]) -> _T:
+        """Run an action on every rank; where one of them fails, raise its error on all."""
+        result, failure = None, None
+        try:
+            result = action()
+        except CheckpointError as error:
+            failure = str(error)
+        failures: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(failures, failure, group=self.group)
+        if first := next(filter(None, failures), None):
+            raise CheckpointError(first)
+        return cast(_T, result)
+
+
+def _reader_of(folder: Path, tensors: Mapping[str, Tensor]) -> SafeReader:
+    reader = SafeReader(folder)
+    reader.expect(tensors)
+    return reader
 
 
 def _sync_folder(folder: Path) -> None:

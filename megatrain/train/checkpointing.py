@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatrain.checkpoint.manifest import read_manifest, read_state
+from megatrain.checkpoint import rewind
+from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.pretrained import PretrainedReader
 from megatrain.checkpoint.progress import progress_of
+from megatrain.checkpoint.state import STATE, STATE_FORMAT, read_state
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config, ModelSection
 from megatrain.errors import CheckpointError
 from megatrain.model.config_json import is_pretrained
 from megatrain.progress import Progress
-from megatrain.run_dir import RunDir, parse_step
+from megatrain.run_dir import locate, parse_resume, parse_step
 from megatrain.train.engine import Engine
 
 
@@ -55,6 +57,7 @@ class Checkpointer:
         began = time.monotonic()
         assert self._config.model is not None, "a resolved configuration"
         state = {
+            "format": STATE_FORMAT,
             "step": step,
             "loader": loader_state,
             "batches": batches,
@@ -68,24 +71,29 @@ class Checkpointer:
         return folder
 
     def resume(self, wanted: str) -> Position:
-        """Restore the checkpoint that `wanted` names.
+        """Restore the checkpoint that `wanted` names, and set aside those after it.
 
         Args:
-            wanted: "auto" (the newest that verifies, or the start), "must" (as auto, but there must be one), "never",
-                or a step.
+            wanted: "auto" (the newest that verifies, or the start), "must" (as auto, but there must be one), "never"
+                (the start), or a step.
 
         Raises:
             CheckpointError: there is none where there must be one, it is damaged, or of another model.
         """
         folder = self._choose(wanted)
+        self._store.remove_leftovers()
         if folder is None:
+            self._store.set_aside(after=-1)
             return Position(Progress(), None, None)
         state = read_state(folder)
-        progress = progress_of(state, folder / "state.json")
-        self._check_model(folder, state["model"])
+        if state.loader is None or state.loader.position is None or state.step != parse_step(folder):
+            raise CheckpointError(f"{folder}/{STATE}: holds no position in the data at this step; no run can go on")
+        progress = progress_of(state.facts(), folder / STATE)
+        self._check_model(folder, state.model)
         self._store.load(folder, self._engine.state())
-        self._engine.loaded(optimizer_step=state["step"])
-        return Position(progress, state["loader"], folder)
+        self._engine.loaded(optimizer_step=state.step)
+        self._store.set_aside(after=state.step)
+        return Position(progress, state.loader_state(), folder)
 
     def load_weights(self, base: Path) -> Path:
         """Start from other weights, with a fresh optimizer; returns the checkpoint, or the model folder, that was read.
@@ -103,30 +111,34 @@ class Checkpointer:
             self._store.load(base, self._engine.state(weights_only=True), reader)
             self._engine.loaded(optimizer_step=0)
             return base
-        if parse_step(base) is None:
-            newest = self._store.newest_valid(RunDir(base))
+        run, checkpoint = locate(base)
+        if checkpoint is None:
+            newest = self._store.newest_valid(run)
             if newest is None:
                 raise CheckpointError(f"{base}: holds no checkpoint that verifies; train it first, or name another run")
             folder = newest
         else:
-            folder = self._verified(base)
-        self._check_model(folder, read_state(folder)["model"])
+            folder = self._verified(checkpoint)
+        self._check_model(folder, read_state(folder).model)
         self._store.load(folder, self._engine.state(weights_only=True))
         self._engine.loaded(optimizer_step=0)
         return folder
 
     def _choose(self, wanted: str) -> Path | None:
+        step = parse_resume(wanted)
         if wanted == "never":
             return None
-        if wanted in ("auto", "must"):
+        if not isinstance(step, int):
             folder = self._store.newest_valid()
             if folder is None and (wanted == "must" or self._store.run.steps()):
                 raise CheckpointError(
-                    f"{self._store.run.checkpoints}: no checkpoint that verifies; "
-                    "to begin the run anew, give --resume never with another run.name"
+                    f"{self._store.run.checkpoints}: no checkpoint that verifies. "
+                    "--resume never begins the run anew, and sets aside what there is"
                 )
+            if folder is None:
+                rewind.refuse_lost_progress(self._store.run, self._config.checkpoint.every_steps)
             return folder
-        folder = self._store.run.step(int(wanted))
+        folder = self._store.run.step(step)
         if not folder.is_dir():
             have = ", ".join(map(str, self._store.run.steps())) or "none"
             raise CheckpointError(f"{folder}: there is no such checkpoint; steps saved: {have}")
@@ -137,10 +149,9 @@ class Checkpointer:
             raise CheckpointError("\n".join(wrong))
         return folder
 
-    def _check_model(self, folder: Path, saved: dict[str, Any]) -> None:
+    def _check_model(self, folder: Path, then: ModelSection) -> None:
         model = self._config.model
         assert model is not None, "a resolved configuration"
-        then = ModelSection.model_validate(saved)
         wrong = [
             f"{folder}: was saved with model.{field}={getattr(then, field)!r}, this run has {getattr(model, field)!r}"
             for field in ModelSection.model_fields

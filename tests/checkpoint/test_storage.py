@@ -1,30 +1,26 @@
 """A checkpoint may come from others: its pickle may name DCP's own classes, and nothing else."""
 
+import errno
 import hashlib
+import io
 import os
 import pickle
+import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatrain.checkpoint import storage
 from megatrain.checkpoint.manifest import FileRecord
 from megatrain.checkpoint.read import read_tensors
-from megatrain.checkpoint.storage import HashingWriter, SafeReader
+from megatrain.checkpoint.storage import HashingWriter, SafeReader, TensorPlanner
 from megatrain.errors import CheckpointError
+from tests.checkpoint.hostile import Calls, change_metadata, touches
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*intent is to save in a single process")
-
-
-class Calls:
-    """Unpickled by an ordinary unpickler, calls a function."""
-
-    def __init__(self, function, *arguments) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def saved(folder):
@@ -63,6 +59,95 @@ class TestWriter:
             saved(tmp_path)
         assert "already exists" in str(caught.value.failures[0][0])
         assert (tmp_path / ".metadata").read_bytes() == before
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+    @pytest.mark.parametrize("call", ["write", "flush", "fileno", "close", "open", "fsync"])
+    def test_the_systems_own_words_are_said(self, tmp_path, monkeypatch, number, call) -> None:
+        """Not "unexpected pos", which is what torch makes of a write that failed."""
+
+        def fail(*_):
+            raise OSError(number, os.strerror(number))
+
+        if call == "open":
+            monkeypatch.setattr(storage, "open", fail, raising=False)
+        elif call == "fsync":
+            monkeypatch.setattr("torch.distributed.checkpoint.filesystem.os.fsync", fail)
+        else:
+            monkeypatch.setattr(storage._HashingStream, call, fail)
+        with pytest.raises(CheckpointException) as caught:
+            saved(tmp_path / "c")
+        text = storage.cause_of(caught.value, tmp_path / "c")
+        assert text.startswith(f"{tmp_path / 'c' / '__0_0.distcp'}: cannot be written: {os.strerror(number)}")
+
+
+def with_chunk(folder, content):
+    """Another content where tensor weight.a lies, of the length that `.metadata` then tells."""
+    path = folder / "__0_0.distcp"
+    size = path.stat().st_size
+    with open(path, "ab") as file:
+        file.write(content)
+
+    def change(metadata):
+        info = next(info for index, info in metadata.storage_data.items() if index.fqn == "weight.a")
+        info.offset, info.length = size, len(content)
+
+    change_metadata(folder, change)
+
+
+def archived(value, compression=zipfile.ZIP_STORED):
+    buffer, out = io.BytesIO(), io.BytesIO()
+    torch.save(value, buffer)
+    with zipfile.ZipFile(buffer) as given, zipfile.ZipFile(out, "w", compression) as written:
+        for entry in given.infolist():
+            written.writestr(entry.filename, given.read(entry))
+    return out.getvalue()
+
+
+class TestChunks:
+    """Of a tensor's file only tensors are read, of the shape that `.metadata` tells."""
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            (b"x" * 200, "cannot be read as a tensor"),
+            (archived(torch.zeros(7, 5)), "is no float32 tensor of"),
+            (archived(torch.zeros(5, 7, dtype=torch.float64)), "is no float32 tensor of"),
+            (archived(torch.zeros(5, 7).to_sparse()), "is no tensor"),
+            (archived([torch.zeros(5, 7)]), "is no tensor"),
+            (archived({"a": 1} | {str(i): i for i in range(20)}), "is no tensor"),
+            (archived(torch.zeros(5, 7), zipfile.ZIP_DEFLATED), "larger than the file has bytes for it"),
+        ],
+        ids=["noise", "another shape", "another dtype", "sparse", "a list", "a dict", "compressed"],
+    )
+    def test_anything_else_is_refused(self, tmp_path, content, says) -> None:
+        saved(tmp_path)
+        with_chunk(tmp_path, content)
+        with pytest.raises(CheckpointError, match=rf"__0_0\.distcp: weight\.a: .*{says}"):
+            read_tensors(tmp_path)
+
+    @pytest.mark.parametrize("form", ["archive", "pickle"])
+    def test_a_payload_does_not_run(self, tmp_path, form) -> None:
+        saved(tmp_path / "c")
+        payload = touches(tmp_path / "ran")
+        content = archived(payload) if form == "archive" else pickle.dumps(payload)
+        with_chunk(tmp_path / "c", content.ljust(200, b"."))
+        with pytest.raises(CheckpointError, match="cannot be read as a tensor"):
+            read_tensors(tmp_path / "c")
+        assert not (tmp_path / "ran").exists()
+
+    def test_the_planner_unpickles_nothing(self, tmp_path) -> None:
+        item = SimpleNamespace(storage_index=SimpleNamespace(fqn="weight.a"))
+        with pytest.raises(CheckpointError, match=r"weight\.a: is no tensor"):
+            TensorPlanner().load_bytes(item, io.BytesIO(pickle.dumps(touches(tmp_path / "ran"))))
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_tensor_that_is_wanted_must_be_there(self, tmp_path) -> None:
+        tensors, _ = saved(tmp_path)
+        reader = SafeReader(tmp_path)
+        with pytest.raises(CheckpointError, match=r"weight\.c: is not stored, the model has \(2,\)"):
+            reader.expect({**tensors, "weight.c": torch.zeros(2)})
+        with pytest.raises(CheckpointError, match=r"weight\.a: is stored as \(5, 7\), the model has \(5, 8\)"):
+            reader.expect({"weight.a": torch.zeros(5, 8)})
 
 
 class TestReadTensors:

@@ -107,10 +107,12 @@ def test_one_flipped_byte_is_named_and_the_previous_checkpoint_used(ranks: RankP
     assert {path.name for path in saved.step(4).iterdir()} == set(FILES)
     flip_a_byte(saved.step(4) / name)
 
+    assert any(str(saved.step(4) / name) in problem for problem in verify(saved.step(4)))
     for step, said in ranks.run(2, resume, str(saved), "auto"):
         assert step == 2
         assert not said or any(str(saved.step(4) / name) in line for line in said)
-    assert any(str(saved.step(4) / name) in problem for problem in verify(saved.step(4)))
+    assert saved.steps() == [2]
+    assert len(list(saved.checkpoints.glob("abandoned-*/step-00000004"))) == 1
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_refused(ranks: RankPool, saved: RunDir) -> None:
@@ -151,11 +153,15 @@ def test_a_rank_that_cannot_write_fails_the_save_on_every_rank(ranks: RankPool, 
 
 def test_resume_words(ranks: RankPool, saved: RunDir, tmp_path_factory: pytest.TempPathFactory) -> None:
     empty = str(tmp_path_factory.mktemp("empty"))
-    assert ranks.run(2, resume, str(saved), "2")[0][0] == 2
-    assert ranks.run(2, resume, str(saved), "never")[0][0] == 0
     assert ranks.run(2, resume, empty, "auto")[0][0] == 0
-    assert "steps saved: 2, 4" in ranks.run(2, resume_fails, str(saved), "3")[0]
     assert "no checkpoint" in ranks.run(2, resume_fails, empty, "must")[0]
+    assert "steps saved: 2, 4" in ranks.run(2, resume_fails, str(saved), "3")[0]
+    step, said = ranks.run(2, resume, str(saved), "2")[0]
+    assert (step, saved.steps()) == (2, [2])
+    assert said[-1].startswith("set aside: step 4, now in ")
+    assert ranks.run(2, resume, str(saved), "never")[0][0] == 0
+    assert saved.steps() == []
+    assert len(list(saved.checkpoints.glob("abandoned-*/step-*"))) == 2
 
 
 def test_another_model_is_refused_by_the_field(ranks: RankPool, saved: RunDir) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatrain.checkpoint.manifest import read_state
 from megatrain.checkpoint.read import read_tensors
+from megatrain.checkpoint.state import read_state
 from megatrain.run_dir import RunDir
 from tests.project import make_project, megatrain, metrics, start
 

@@ -10,6 +10,7 @@ from launcher.run_files import prepare_run, run_folder
 from megatrain import config_file
 from megatrain.errors import CheckpointError, ConfigError, DataError, PreflightError
 from megatrain.model.config_json import llama_config
+from megatrain.run.attempts import Attempt, write_attempts
 from megatrain.run_dir import MANIFEST
 from megatrain.run_inputs import kept_tokenizer_sha256
 from tests.launcher.conftest import write_tokenizer
@@ -89,11 +90,44 @@ def test_a_run_that_never_started_may_be_changed(tiny, here):
     assert config_file.load(run.config).model.num_hidden_layers == 3
 
 
-def test_resume_never_on_a_run_that_is_there(tiny, here):
+def test_resume_never_may_follow_progress_which_the_start_sets_aside(tiny, here):
     run = prepare(tiny(), resume="never")
-    run.metrics.write_text('{"step": 1}\n', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"--resume never: runs/tiny already holds a run.*run.name"):
-        prepare(tiny(), resume="never")
+    save_checkpoint(run, 10)
+    prepare(tiny(), resume="never")
+    assert run.steps() == [10], "not before the run is claimed"
+
+
+def an_attempt(end_step):
+    return Attempt(job=None, host="h", pid=1, ranks=2, started=1.0, start_step=0, ended=2.0, end_step=end_step)
+
+
+@pytest.mark.parametrize(
+    ("leave", "says"),
+    [
+        (lambda run: write_attempts(run, [an_attempt(20)]), r"attempts\.json tells of step 20 saved"),
+        (lambda run: run.metrics.write_text('{"step": 101}\n'), r"metrics\.jsonl goes on to step 101"),
+        (lambda run: run.step(20).mkdir(parents=True), r"step 20 is there without its MANIFEST\.json"),
+        (lambda run: run.checkpoints.touch(), r"checkpoints: cannot be read: Not a directory"),
+    ],
+    ids=["attempts", "metrics", "manifest", "unreadable"],
+)
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(tiny, here, leave, says):
+    config = tiny("checkpoint.every_steps=100")
+    run = prepare(config)
+    leave(run)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        prepare(config)
+    assert "--resume never" in str(caught.value) or run.checkpoints.is_file()
+    if not run.checkpoints.is_file():
+        prepare(config, resume="never")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again(tiny, here):
+    config = tiny("checkpoint.every_steps=100")
+    run = prepare(config)
+    run.metrics.write_text('{"step": 100}\n', encoding="utf-8")
+    write_attempts(run, [an_attempt(0)])
+    prepare(config)
 
 
 def test_resume_must_and_a_step(tiny, here):
@@ -107,7 +141,7 @@ def test_resume_must_and_a_step(tiny, here):
         prepare(tiny(), resume="11")
 
 
-@pytest.mark.parametrize("resume", ["yes", "-1", "", "1.5", "²"])
+@pytest.mark.parametrize("resume", ["yes", "-1", "", "1.5", "²", "٤", "9" * 5000])
 def test_any_other_resume_is_a_mistake(tiny, here, resume):
     with pytest.raises(ConfigError, match="must be auto, must, never, or the step"):
         prepare(tiny(), resume=resume)

@@ -1,5 +1,6 @@
 """What can be known before a GPU is held is found, all at once, and with the exit code of its kind."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -7,10 +8,12 @@ import shutil
 import pytest
 
 from launcher.planning.plan import make_plan, resolve
+from launcher.planning.reliability import CHECKPOINT_BYTES
 from launcher.preflight.checks import check, demand, examine, jobs_needed, slurm_seconds
 from launcher.preflight.on_disk import check_files
 from launcher.run_files import prepare_run, run_folder
 from megatrain import config_file
+from megatrain.checkpoint.manifest import FileRecord as CheckpointFile
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
 from megatrain.data.folder.files import FileRecord
@@ -92,6 +95,33 @@ def test_room_for_the_checkpoints(tiny, here):
     huge = tiny("model.num_hidden_layers=20000", "model.hidden_size=8192", "model.intermediate_size=8192")
     plan = make_plan(tiny()).chosen
     assert [finding.level for finding in check(huge, plan, as_job=False)] == ["error"]
+
+
+def test_what_a_killed_save_left_counts_as_free(tiny, here, monkeypatch):
+    write_data(here / "data/train")
+    config = tiny()
+    each = CHECKPOINT_BYTES * config.model.parameters
+    usage = collections.namedtuple("usage", "free")
+    monkeypatch.setattr("launcher.preflight.checks.shutil.disk_usage", lambda path: usage(free=each))
+    (found,) = findings(config)
+    assert found.level == "error"
+    assert f"{each / 2**20:,.1f} MiB each" in found.text
+    left = run_folder(config).checkpoints / ".tmp-step-00000005.local.1.1"
+    left.mkdir(parents=True)
+    with open(left / "__0_0.distcp", "wb") as file:
+        file.truncate(each * (config.checkpoint.keep_last + 1))
+    assert findings(config) == []
+
+
+@pytest.mark.parametrize("content", [b"x", b"[]", b"[" * 3000, b'{"step": "x"}', b"\xff"])
+def test_a_state_that_cannot_be_read_is_a_finding(tiny, here, content):
+    write_data(here / "data/train")
+    config = tiny()
+    saved(run_folder(config), 4, config.model.model_dump(mode="json"))
+    (run_folder(config).step(4) / "state.json").write_bytes(content)
+    (found,) = findings(config)
+    assert (found.level, found.code) == ("error", ExitCode.CHECKPOINT)
+    assert "step-00000004/state.json" in found.text
 
 
 def test_a_run_of_another_model(tiny, here):
@@ -212,9 +242,11 @@ def test_another_tokenizer_than_the_datas(tiny, here):
 def saved(run, step, model, sources=None):
     folder = run.step(step)
     folder.mkdir(parents=True)
-    state = {"step": step, "model": model, "loader": {"sources": sources} if sources else {}}
+    state = {"step": step, "model": model, "loader": {"position": 0} | ({"sources": sources} if sources else {})}
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    write_manifest(folder, CheckpointManifest(step=step, saved_at="", world_size=2, layout="", version="0", files={}))
+    files = dict.fromkeys(("state.json", ".metadata"), CheckpointFile(bytes=0, sha256="0" * 64))
+    manifest = CheckpointManifest(step=step, saved_at="", world_size=2, layout="", version="0", files=files)
+    write_manifest(folder, manifest)
 
 
 def test_the_checkpoint_to_go_on_from_must_be_of_this_model_and_data(tiny, here):

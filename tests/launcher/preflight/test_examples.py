@@ -10,6 +10,7 @@ from launcher.planning.plan import make_plan
 from launcher.preflight.checks import check
 from launcher.run_files import prepare_run
 from megatrain import config_file
+from megatrain.checkpoint.manifest import FileRecord as CheckpointFile
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
 from megatrain.errors import DataError, ExitCode
@@ -103,7 +104,8 @@ def test_examples_that_changed_since_the_checkpoint(finetune, here) -> None:
     loader = {"position": 4, **identity(example_set(config, tokenizer_path(config)).rows, config.run.seed)}
     state = {"step": 1, "model": config.model.model_dump(mode="json"), "loader": loader}
     write_json(run.step(1) / "state.json", state)
-    manifest = CheckpointManifest(step=1, saved_at="", world_size=2, layout="", version="0", files={})
+    files = dict.fromkeys(("state.json", ".metadata"), CheckpointFile(bytes=0, sha256="0" * 64))
+    manifest = CheckpointManifest(step=1, saved_at="", world_size=2, layout="", version="0", files=files)
     write_manifest(run.step(1), manifest)
     assert findings(finetune()) == []
     with open(here / "a.jsonl", "a") as file:

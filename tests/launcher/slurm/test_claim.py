@@ -265,3 +265,25 @@ def test_who_is_not_admitted_leaves_what_was_lost_closed_and_claims_nothing(run)
         begin(run, "7", admit=refuse)
     (lost,) = read_attempts(run)
     assert lost.ended is not None
+
+
+def test_progress_counts_from_the_step_that_is_gone_back_to(run):
+    for step in (40, 60):
+        run.step(step).mkdir(parents=True)
+        (run.step(step) / "MANIFEST.json").touch()
+    begin(run, resume="40")
+    begin(run)
+    assert [attempt.start_step for attempt in read_attempts(run)] == [40, 60]
+    assert run.steps() == [40, 60], "the ranks set aside what is above, once they have verified the step"
+
+
+def test_a_run_that_is_begun_anew_has_no_history(run, capsys):
+    begin(run)
+    run.step(40).mkdir(parents=True)
+    (run.step(40) / "MANIFEST.json").touch()
+    begin(run, resume="never")
+    (only,) = read_attempts(run)
+    assert only.start_step == 0
+    assert run.steps() == []
+    assert len(list(run.checkpoints.glob("abandoned-all-*/*"))) == 2
+    assert "set aside: step 40" in capsys.readouterr().out

@@ -1,0 +1,325 @@
+"""Reads `.metadata`, DCP's pickled table of contents, as data: nothing that it names is imported or called. No torch.
+
+A checkpoint may come from others, and a pickle can run code, fill the memory from ten bytes, or describe tensors that
+are not in the files. So the opcodes are looked through first, each class that DCP writes is stood in for by one of
+ours, and what comes out is held against the files: chunks cover each tensor exactly, and each lies within its file.
+"""
+
+import gc
+import io
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatrain.base.files import read_bytes, reason
+from megatrain.checkpoint.manifest import METADATA
+from megatrain.checkpoint.state import read_state
+from megatrain.errors import CheckpointError
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_LIMIT_BESIDE_DATA = 1 << 20  # bytes of .metadata beyond those of the data: a chunk's entry is smaller than the chunk
+_SAVED_AROUND = 1 << 20  # the most that torch.save puts around a chunk's numbers (1.5 KiB is usual)
+_DIMENSIONS = 8
+_LARGEST = 1 << 60  # elements of a tensor
+
+# The opcodes that pickle protocols 4 and 5 need for DCP's metadata. What is missing fetches by index (PUT allocates as
+# much as it is told), copies, or belongs to older protocols. Strings and long integers are followed by their bytes.
+_FIXED = re.compile(
+    rb"(?:[\x94)}\](useabtR.N\x81\x85\x86\x87\x88\x89\x93]|[Kh\x80].|M..|[Jj].{4}|\x95.{8})*+", re.DOTALL
+)
+_SIZED = {0x8C: 1, ord("X"): 4, 0x8A: 1}  # bytes that hold the length of what follows
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint, cut into chunks; `places` says, by a chunk's offsets, where it lies."""
+
+    dtype: str  # a key of ITEM_BYTES
+    shape: tuple[int, ...]
+    chunks: "list[Chunk]"
+    places: "dict[tuple[int, ...], Place]"
+
+
+def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """What a checkpoint holds, by name.
+
+    Raises:
+        CheckpointError: `.metadata` is absent, not as DCP writes it, or does not describe the files beside it.
+    """
+    path = folder / METADATA
+    files = _data_files(folder)
+    content = read_bytes(path, limit=_LIMIT_BESIDE_DATA + sum(files.values()), error=CheckpointError)
+    try:
+        tensors, storage = _parse(content)
+        places = _places_by_tensor(tensors, storage, files)
+        return {name: _stored(name, entry, places.get(name, {})) for name, entry in tensors.items()}
+    except _WrongError as wrong:
+        raise CheckpointError(f"{path}: {wrong}") from None
+    except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
+        raise CheckpointError(f"{path}: is damaged: {type(error).__name__}: {error}") from None
+
+
+def check_contents(folder: Path) -> list[str]:
+    """What is wrong with what a checkpoint says, beyond its bytes being the ones that were written; a line each."""
+    found = []
+    for read in (read_state, read_stored_tensors):
+        try:
+            read(folder)
+        except CheckpointError as error:
+            found.append(str(error))
+    return found
+
+
+class _WrongError(Exception):
+    """The text says what is wrong with the file."""
+
+
+def _data_files(folder: Path) -> dict[str, int]:
+    """Sizes of the plain files that tensors may lie in."""
+    try:
+        with os.scandir(folder) as entries:
+            return {e.name: e.stat().st_size for e in entries if e.name.endswith(".distcp") and e.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {reason(error)}") from None
+
+
+def _parse(content: bytes) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """state_dict_metadata and storage_data, each a dict of stand-ins. What else there is, is not looked at."""
+    _check_opcodes(content)
+    collecting = gc.isenabled()
+    gc.disable()  # millions of small objects and no cycle: collecting takes six times as long as reading
+    try:
+        found = _Unpickler(io.BytesIO(content)).load()
+    finally:
+        if collecting:
+            gc.enable()
+    if type(found) is not _Metadata:
+        raise _WrongError("is no description of a checkpoint; it was not written by megatrain")
+    if type(found.tensors) is not dict or type(found.storage) is not dict:
+        raise _WrongError("has no storage description; it was not written by megatrain")
+    return found.tensors, found.storage
+
+
+def _check_opcodes(content: bytes) -> None:
+    at = 0
+    while at < len(content):
+        match = _FIXED.match(content, at)
+        assert match is not None, "it matches nothing as well"
+        at = match.end()
+        if at == len(content):
+            return
+        width = _SIZED.get(content[at])
+        if width is None:
+            what = f"the pickle opcode {content[at]:#04x}"
+            raise _WrongError(f"has {what}, which no checkpoint of megatrain needs; refused")
+        at += 1 + width + int.from_bytes(content[at + 1 : at + 1 + width], "little")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _STAND_INS[module, name]
+        except KeyError:
+            text = f"asks for {module}.{name}, which no checkpoint of megatrain needs; refused"
+            raise _WrongError(text) from None
+
+
+class _StandIn:
+    """What an unpickled object becomes. `__setstate__` of its own, so that nothing can set attributes of a class."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Keeps nothing."""
+
+
+class Chunk(_StandIn):
+    __slots__ = ("offsets", "sizes")
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.offsets, self.sizes = state["offsets"], state["sizes"]
+
+
+class Place(_StandIn):
+    """Where a chunk of some sizes lies: a file's name, and the bytes of it."""
+
+    __slots__ = ("file", "length", "offset", "sizes")
+    file: str
+    offset: int
+    length: int
+    sizes: tuple[int, ...]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.file, self.offset, self.length = state["relative_path"], state["offset"], state["length"]
+        if state.get("transform_descriptors"):
+            raise _WrongError("has transformed tensors, which no checkpoint of megatrain has; refused")
+
+
+class _Index(_StandIn):
+    __slots__ = ("name", "offsets")
+    name: str
+    offsets: tuple[int, ...] | None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.name, self.offsets = state["fqn"], state["offset"]
+
+
+class _Tensor(_StandIn):
+    __slots__ = ("chunks", "properties", "size")
+    properties: Any
+    size: Any
+    chunks: Any
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.properties, self.size, self.chunks = state["properties"], state["size"], state["chunks"]
+
+
+class _Properties(_StandIn):
+    __slots__ = ("dtype", "layout")
+    dtype: Any
+    layout: Any
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype, self.layout, *_ = state
+
+
+class _Metadata(_StandIn):
+    __slots__ = ("storage", "tensors")
+    tensors: Any
+    storage: Any
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.tensors, self.storage = state["state_dict_metadata"], state["storage_data"]
+
+
+class _Bytes(_StandIn):
+    """A pickled object instead of a tensor."""
+
+
+class _Ignored(_StandIn):
+    def __new__(cls, *arguments: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+
+class _Size(_StandIn):
+    def __new__(cls, sizes: Any) -> Any:
+        if type(sizes) is not tuple or len(sizes) > _DIMENSIONS:
+            raise _WrongError(f"has a size that is no tuple of at most {_DIMENSIONS} integers")
+        return sizes
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("torch.distributed.checkpoint.metadata", "Metadata"): _Metadata,
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"): _Index,
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _Tensor,
+    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"): _Bytes,
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"): _Properties,
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"): Chunk,
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"): _Ignored,
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): _Ignored,
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): Place,
+    ("torch.serialization", "_get_layout"): _Ignored,
+    ("torch", "Size"): _Size,
+    ("torch", "strided"): "strided",
+    **{("torch", name): name for name in ITEM_BYTES},
+}
+
+
+def _places_by_tensor(
+    tensors: dict[str, Any], storage: dict[Any, Any], files: Mapping[str, int]
+) -> dict[str, dict[tuple[int, ...], Place]]:
+    """Where each tensor's chunks lie, checked against the files; as many places as all tensors together have chunks."""
+    chunks = 0
+    for name, entry in tensors.items():
+        if type(name) is not str or type(entry) is not _Tensor:
+            kind = "a pickled object" if type(entry) is _Bytes else "no tensor"
+            raise _WrongError(f"{str(name)[:100]!r} is {kind}; a checkpoint of megatrain holds tensors only; refused")
+        if type(entry.chunks) is not list:
+            raise _WrongError(f"{name}: has no list of chunks")
+        chunks += len(entry.chunks)
+    if chunks != len(storage):
+        raise _WrongError(f"its tensors have {chunks:,} chunks, and {len(storage):,} are stored")
+    found: dict[str, dict[tuple[int, ...], Place]] = {}
+    for index, place in storage.items():
+        if type(index) is not _Index or type(place) is not Place or type(index.offsets) is not tuple:
+            raise _WrongError("has a storage description that is not DCP's")
+        if type(place.file) is not str or place.file not in files:
+            raise _WrongError(f"{index.name}: is said to lie in {str(place.file)[:100]!r}, which is no data file here")
+        if type(place.offset) is not int or type(place.length) is not int or place.offset < 0 or place.length <= 0:
+            raise _WrongError(f"{index.name}: has no valid place in {place.file}")
+        if place.offset + place.length > files[place.file]:
+            raise _WrongError(f"{index.name}: lies beyond the end of {place.file}")
+        found.setdefault(index.name, {})[index.offsets] = place
+    return found
+
+
+def _stored(name: str, entry: Any, places: dict[tuple[int, ...], Place]) -> StoredTensor:
+    shape, properties = entry.size, entry.properties
+    if type(properties) is not _Properties or properties.dtype not in ITEM_BYTES:
+        raise _WrongError(f"{name}: has no dtype of {', '.join(ITEM_BYTES)}")
+    if type(shape) is not tuple or not all(type(size) is int and 0 < size <= _LARGEST for size in shape):
+        raise _WrongError(f"{name}: has no valid shape")
+    if math.prod(size + 1 for size in shape) > _LARGEST:
+        raise _WrongError(f"{name}: has a shape that is too large: {shape}")
+    if not all(type(chunk) is Chunk for chunk in entry.chunks):
+        raise _WrongError(f"{name}: has chunks that are not DCP's")
+    if not covers_exactly(shape, [c.offsets for c in entry.chunks], [c.sizes for c in entry.chunks]):
+        raise _WrongError(f"{name}: its chunks do not cover it exactly")
+    width = ITEM_BYTES[properties.dtype]
+    for chunk in entry.chunks:
+        place = places.get(chunk.offsets)
+        if place is None:
+            raise _WrongError(f"{name}: its chunk at {chunk.offsets} is not stored")
+        if not 0 <= place.length - width * math.prod(chunk.sizes) <= _SAVED_AROUND:
+            raise _WrongError(f"{name}: its chunk at {chunk.offsets} has not the size that is stored for it")
+        place.sizes = chunk.sizes
+    return StoredTensor(properties.dtype, shape, entry.chunks, places)
+
+
+def covers_exactly(shape: tuple[int, ...], offsets: list[Any], sizes: list[Any]) -> bool:
+    """Whether boxes cover a tensor, each element once.
+
+    A box is determined by its corners, each with the sign of an inclusion-exclusion sum; where boxes meet, corners
+    cancel. So the cover is exact if and only if the tensor's own corners are all that is left: n log n, where comparing
+    boxes with each other takes n².
+    """
+    if not shape:
+        return offsets == [()] == sizes
+    if not all(type(box) is tuple and len(box) == len(shape) for box in (*offsets, *sizes)):
+        return False
+    try:
+        starts, lengths = np.array(offsets), np.array(sizes)
+    except ValueError:  # sequences of several lengths
+        return False
+    if starts.shape != (len(offsets), len(shape)) or not offsets:
+        return False
+    if starts.dtype != np.int64 or lengths.dtype != np.int64 or lengths.shape != starts.shape:
+        return False
+    whole = np.array(shape, dtype=np.int64)
+    if (starts < 0).any() or (lengths < 1).any() or (lengths > whole).any() or (starts > whole - lengths).any():
+        return False
+    strides = np.array([math.prod(size + 1 for size in shape[dim + 1 :]) for dim in range(len(shape))], dtype=np.int64)
+    mine, signs = _corners(starts, lengths, strides)
+    theirs, their_signs = _corners(np.zeros((1, len(shape)), dtype=np.int64), whole[None], strides)
+    places, inverse = np.unique(np.concatenate([mine, theirs]), return_inverse=True)
+    sums = np.bincount(inverse, weights=np.concatenate([signs, -their_signs]), minlength=len(places))
+    return not sums.any()
+
+
+def _corners(starts: Any, lengths: Any, strides: Any) -> tuple[Any, Any]:
+    """The flat positions of all corners of boxes, and their signs."""
+    positions, signs = np.zeros((len(starts), 1), dtype=np.int64), np.ones(1)
+    for dim, stride in enumerate(strides):
+        near, far = starts[:, dim, None] * stride, (starts[:, dim, None] + lengths[:, dim, None]) * stride
+        positions = np.concatenate([positions + near, positions + far], axis=1)
+        signs = np.concatenate([signs, -signs])
+    return positions.ravel(), np.tile(signs, len(starts))

@@ -1,0 +1,84 @@
+"""state.json: what a checkpoint holds beside its tensors. No torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from megatrain.base.files import read_model
+from megatrain.config import AUTO, ModelSection
+from megatrain.errors import CheckpointError
+
+STATE = "state.json"
+STATE_FORMAT = 1
+_LIMIT = 1 << 20  # bytes of the file: a loader's state has 4 KiB
+_MOST_LAYERS = 100_000
+_Number = Annotated[int, Field(ge=0, le=10**15)]
+_Triple = Annotated[list[_Number | str], Field(min_length=3, max_length=3)]
+_Batch = Annotated[list[_Number], Field(min_length=3, max_length=3)]
+
+
+class LoaderState(BaseModel):
+    """Where the data stands, and the name of all that decides which samples came before. Each loader has further fields
+    of its own (data/ordering/position.py, data/loading/sequential.py, finetune/loader.py)."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+    position: _Number | None = None  # samples consumed; None: of weights that no run goes on from
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    sequence_length: _Number | None = None
+    order_version: _Number | None = None
+    sources: list[str | list[str | float]] | None = None
+    stages: list[_Triple] | None = None
+    quarantine: list[_Triple] | None = None
+    transform: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "LoaderState":
+        if self.order_version is not None and None in (self.sources, self.stages, self.quarantine):
+            raise ValueError("sources, stages and quarantine must be there with order_version")
+        return self
+
+
+class Counts(BaseModel):
+    """How far the run is: what a login node asks of state.json."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    step: _Number  # optimizer steps done
+    loader: LoaderState | None = None  # of the next batch
+    batches: list[_Batch] = []  # step, samples and size where each global batch size began: checkpoint/progress.py
+
+    def facts(self) -> dict[str, Any]:
+        """As it was written."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class State(Counts):
+    """The content of state.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = Field(STATE_FORMAT, ge=1, le=STATE_FORMAT)  # the first version had no such field
+    model: ModelSection
+    seed: int = Field(0, ge=-(2**63), lt=2**64)
+
+    @model_validator(mode="after")
+    def _sane(self) -> "State":
+        if self.model.vocab_size == AUTO or self.model.num_hidden_layers > _MOST_LAYERS:
+            raise ValueError(f"model: must have a vocabulary, and at most {_MOST_LAYERS:,} layers")
+        return self
+
+    def loader_state(self) -> dict[str, Any]:
+        """As the loader gave it; empty where there is none."""
+        return self.loader.model_dump(mode="json", exclude_unset=True) if self.loader else {}
+
+
+def read_counts(folder: Path) -> Counts:
+    """Raises CheckpointError as `read_state`, but looks at nothing else of the file."""
+    return read_model(folder / STATE, Counts, error=CheckpointError, limit=_LIMIT)
+
+
+def read_state(folder: Path) -> State:
+    """Raises CheckpointError when a checkpoint's state.json is absent, or not as megatrain writes it."""
+    return read_model(folder / STATE, State, error=CheckpointError, limit=_LIMIT)

@@ -1,0 +1,83 @@
+"""`submit --resume`: going back is done once, before the job is queued, however often it is requeued."""
+
+import pytest
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from launcher.slurm import clients, jobs
+from megatrain import config_file
+from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
+from megatrain.errors import CheckpointError, PreflightError
+from megatrain.run.attempts import newest_step
+from megatrain.run_dir import RunDir
+from tests.launcher.conftest import TINY, write_data
+
+
+@pytest.fixture
+def run(here, monkeypatch) -> RunDir:
+    """Checkpoints of steps 5 and 10 of the run in tiny.yaml, and a Slurm that takes every job."""
+    write_data(here / "data/train")
+    (here / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    monkeypatch.setattr(clients, "answers", lambda: True)
+    monkeypatch.setattr(clients, "test_only", lambda script: None)
+    monkeypatch.setattr(clients, "ask", lambda jobs: {})
+    monkeypatch.setattr(jobs.clients, "submit", lambda script, run, after: "7")
+    run = RunDir("runs/tiny")
+    model = config_file.load(here / "tiny.yaml").model
+    for step in (5, 10):
+        folder = run.step(step)
+        folder.mkdir(parents=True)
+        (folder / ".metadata").write_bytes(b"m")
+        text = f'{{"step": {step}, "loader": {{"position": {step}}}, "model": {model.model_dump_json()}, "seed": 0}}'
+        (folder / "state.json").write_text(text)
+        files = {
+            name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+            for name in (".metadata", "state.json")
+        }
+        write_manifest(folder, Manifest(step=step, saved_at="", world_size=1, layout="", version="0", files=files))
+    return run
+
+
+def submit(*arguments):
+    result = CliRunner().invoke(app, ["submit", "tiny.yaml", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_what_lies_after_the_step_is_set_aside(run) -> None:
+    result = submit("--resume", "5")
+    assert "set aside: step 10, now in runs/tiny/checkpoints/abandoned-after-00000005-" in result.stderr
+    assert run.steps() == [5]
+    assert newest_step(run) == 5
+    assert jobs.go_back(run, "auto") is None
+
+
+def test_never_sets_aside_all(run) -> None:
+    run.metrics.write_text('{"step": 10}\n')
+    assert "set aside: steps 5, 10" in submit("--resume", "never").stderr
+    assert run.steps() == []
+    assert not run.metrics.exists()
+
+
+def test_a_dry_run_moves_nothing(run) -> None:
+    assert submit("--resume", "5", "--dry-run").exit_code == 0
+    assert run.steps() == [5, 10]
+
+
+def test_nor_does_one_that_is_refused(run, monkeypatch) -> None:
+    with pytest.raises(PreflightError, match="--resume 7: runs/tiny has no checkpoint of that step; it has: 5, 10"):
+        submit("--resume", "7")
+    (run.step(5) / ".metadata").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step-00000005: is not whole"):
+        submit("--resume", "5")
+    assert run.steps() == [5, 10]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_submitted_anew(run, here) -> None:
+    submit()
+    run.checkpoints.rename(here / "elsewhere")
+    run.metrics.write_text('{"step": 2000000}\n')
+    with pytest.raises(PreflightError, match=r"holds no checkpoint, but metrics\.jsonl goes on to step") as caught:
+        submit()
+    assert caught.value.exit_code == 5

@@ -1,0 +1,370 @@
+"""Which checkpoint a start goes on from, and that no start loses one. In one process, without an engine."""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatrain.checkpoint import rewind
+from megatrain.checkpoint.manifest import verify
+from megatrain.checkpoint.read import read_tensors
+from megatrain.checkpoint.store import CheckpointStore
+from megatrain.errors import CheckpointError, ConfigError
+from megatrain.monitor.metrics import read_metrics
+from megatrain.run.attempts import Attempt, newest_step, read_attempts, write_attempts
+from megatrain.run_dir import MANIFEST, RunDir
+from megatrain.train.checkpointing import Checkpointer
+from tests.checkpoint.hostile import change_metadata, sign, touches
+from tests.trained import make_config
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+class Engine:
+    """Holds two tensors, and no network."""
+
+    def __init__(self) -> None:
+        self.tensors = {"weight.a": torch.zeros(4, 3), "exp_avg.a": torch.zeros(4, 3)}
+
+    def state(self, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self.tensors.items() if not weights_only or name.startswith("weight")}
+
+    def loaded(self, *, optimizer_step: int) -> None:
+        pass
+
+
+class Start:
+    """One start of the run."""
+
+    def __init__(self, run: RunDir, keep_last: int = 9) -> None:
+        self.run, self.said, self.engine = run, [], Engine()
+        store = CheckpointStore(run, dist.group.WORLD, layout="", keep_last=keep_last, report=self.said.append)
+        config = make_config("tokenizer", checkpoint={"every_steps": 10})
+        self.checkpointer = Checkpointer(config, self.engine, store)
+
+    def save(self, *steps: int) -> "Start":
+        for step in steps:
+            self.engine.tensors["weight.a"].fill_(step)
+            self.checkpointer.save(step, {"position": 8 * step})
+        return self
+
+    def resume(self, wanted: str = "auto") -> int:
+        position = self.checkpointer.resume(wanted)
+        assert (self.engine.tensors["weight.a"] == position.step).all()
+        return position.step
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+def abandoned(run: RunDir) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.glob("abandoned-*/step-*"))
+
+
+def damage(run: RunDir, step: int) -> None:
+    path = run.step(step) / "__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+class TestGoingBack:
+    def test_later_starts_follow_the_branch_that_was_gone_back_to(self, run) -> None:
+        Start(run).save(20, 40, 50, 60)
+        back = Start(run)
+        assert back.resume("40") == 40
+        assert run.steps() == [20, 40]
+        assert abandoned(run) == ["step-00000050", "step-00000060"]
+        (line,) = back.said
+        assert re.fullmatch(r"set aside: steps 50, 60, now in (.+)\. Nothing reads it; to delete it: rm -r \1", line)
+        # killed before its first checkpoint: the next start, as after a requeue, goes on from there
+        assert Start(run).resume() == 40
+        assert newest_step(run) == 40
+        Start(run).save(45)
+        assert Start(run).resume() == 45
+        assert verify(next(run.checkpoints.glob("abandoned-*/step-00000060"))) == []
+
+    def test_twice_within_a_second(self, run) -> None:
+        Start(run).save(1, 2)
+        Start(run).resume("1")
+        Start(run).save(2)
+        Start(run).resume("1")
+        assert abandoned(run) == ["step-00000002", "step-00000002"]
+
+    def test_metrics_follow(self, run) -> None:
+        Start(run).save(2, 4)
+        run.metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
+        Start(run).resume("2")
+        assert [row["step"] for row in read_metrics(run.metrics)] == [1, 2]
+        (kept,) = run.checkpoints.glob("abandoned-*/metrics.jsonl")
+        assert [row["step"] for row in read_metrics(kept)] == [1, 2, 3, 4]
+
+    def test_the_step_that_is_asked_for_must_verify_before_anything_moves(self, run) -> None:
+        Start(run).save(1, 2, 3)
+        damage(run, 2)
+        with pytest.raises(CheckpointError, match="manifest says"):
+            Start(run).resume("2")
+        with pytest.raises(CheckpointError, match="steps saved: 1, 2, 3"):
+            Start(run).resume("7")
+        assert run.steps() == [1, 2, 3]
+
+    @pytest.mark.parametrize("wanted", ["yes", "", "-1", "٣", "1.0"])
+    def test_what_is_no_step_is_a_mistake(self, run, wanted) -> None:
+        with pytest.raises(ConfigError, match="must be auto, must, never, or the step"):
+            Start(run).resume(wanted)
+
+    def test_damaged_ones_above_the_one_that_is_taken_are_set_aside(self, run) -> None:
+        Start(run).save(15, 20)
+        damage(run, 20)
+        start = Start(run)
+        assert start.resume() == 15
+        assert abandoned(run) == ["step-00000020"]
+        assert start.said[0].startswith("warning: damaged checkpoint: ")
+        assert start.said[1].startswith("set aside: step 20")
+
+    def test_one_that_cannot_be_moved_ends_the_start(self, run, monkeypatch) -> None:
+        Start(run).save(1, 2)
+
+        def fail(self, target):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+        monkeypatch.setattr(Path, "rename", fail)
+        with pytest.raises(CheckpointError, match="step-00000002: Permission denied"):
+            Start(run).resume("1")
+
+    def test_a_submit_does_it_once(self, run) -> None:
+        Start(run).save(1, 2, 3)
+        moved = rewind.go_back(run, "2")
+        assert moved is not None
+        assert moved.steps == [3]
+        assert rewind.go_back(run, "auto") is None
+        Start(run).save(3)
+        assert Start(run).resume() == 3
+        damage(run, 2)
+        with pytest.raises(CheckpointError, match=r"step-00000002: is not whole"):
+            rewind.go_back(run, "2")
+        assert run.steps() == [1, 2, 3]
+
+
+class TestBeginningAnew:
+    def test_never_sets_all_aside(self, run) -> None:
+        Start(run).save(1, 2)
+        start = Start(run)
+        assert start.resume("never") == 0
+        assert run.steps() == []
+        assert abandoned(run) == ["step-00000001", "step-00000002"]
+        assert "steps 1, 2" in start.said[0]
+
+    def test_by_the_launcher_the_history_too(self, run) -> None:
+        Start(run).save(1)
+        run.metrics.write_text('{"step": 99}\n')
+        write_attempts(run, [attempt(end_step=1)])
+        run.tensorboard.mkdir()
+        moved = rewind.begin_anew(run)
+        assert moved is not None
+        assert {path.name for path in moved.folder.iterdir()} == {
+            *("step-00000001", "metrics.jsonl", "attempts.json", "tensorboard"),
+        }
+        assert read_attempts(run) == []
+        assert Start(run).resume() == 0
+        assert rewind.begin_anew(run) is None
+
+    @pytest.mark.parametrize("wanted", ["auto", "must"])
+    def test_not_where_manifests_are_gone(self, run, wanted) -> None:
+        Start(run).save(15, 20)
+        for step in (15, 20):
+            (run.step(step) / MANIFEST).unlink()
+        with pytest.raises(CheckpointError, match="--resume never"):
+            Start(run).resume(wanted)
+        assert run.step_folders() == [15, 20]
+
+    def test_not_where_the_folder_is_gone(self, run, tmp_path) -> None:
+        Start(run).save(20)
+        write_attempts(run, [attempt(end_step=20), attempt(end_step=None)])
+        run.checkpoints.rename(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match=r"attempts\.json tells of step 20 saved"):
+            Start(run).resume()
+        (tmp_path / "elsewhere").rename(run.checkpoints)
+        assert Start(run).resume() == 20
+
+    def test_not_where_the_folder_is_gone_and_only_metrics_know(self, run) -> None:
+        run.path.mkdir()
+        run.metrics.write_text('{"step": 11}\n')  # every 10 steps a checkpoint
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl goes on to step 11"):
+            Start(run).resume()
+        assert run.metrics.read_text()
+
+    def test_not_where_the_folder_cannot_be_read(self, run) -> None:
+        run.path.mkdir()
+        run.checkpoints.touch()
+        with pytest.raises(CheckpointError, match="checkpoints: cannot be read: Not a directory"):
+            Start(run).resume()
+
+    def test_a_run_killed_before_its_first_checkpoint_begins_again(self, run) -> None:
+        run.path.mkdir()
+        run.metrics.write_text('{"step": 9}\n')
+        write_attempts(run, [attempt(end_step=0)])
+        assert Start(run).resume() == 0
+
+
+def attempt(end_step: int | None) -> Attempt:
+    ended = None if end_step is None else 2.0
+    return Attempt(job=None, host="h", pid=1, ranks=1, started=1.0, start_step=0, ended=ended, end_step=end_step)
+
+
+class TestRetention:
+    def test_a_good_one_is_not_deleted_for_damaged_ones(self, run) -> None:
+        Start(run).save(15, 20)
+        damage(run, 20)
+        start = Start(run, keep_last=1)
+        start.resume()
+        start.save(18)
+        assert run.steps() == [18]
+        assert Start(run).resume() == 18
+
+    def test_of_the_branch_that_is_trained(self, run) -> None:
+        Start(run).save(10, 20, 30, 40)
+        start = Start(run, keep_last=2)
+        start.resume("20")
+        start.save(21)
+        assert run.steps() == [20, 21]
+        assert abandoned(run) == ["step-00000030", "step-00000040"]
+
+    def test_damaged_older_ones_neither_count_nor_are_deleted(self, run) -> None:
+        Start(run).save(10, 20, 30)
+        damage(run, 20)
+        start = Start(run, keep_last=2)
+        assert start.resume() == 30
+        start.save(40)
+        assert run.steps() == [20, 30, 40]
+
+    def test_a_folder_in_the_way_is_set_aside(self, run) -> None:
+        start = Start(run).save(1)
+        run.step(2).mkdir()
+        (run.step(2) / "mine").touch()
+        start.save(2)
+        assert run.steps() == [1, 2]
+        assert next(run.checkpoints.glob("abandoned-*/step-00000002/mine")).is_file()
+        assert "set aside: step 2" in start.said[0]
+
+    def test_a_deletion_that_fails_is_a_warning(self, run, monkeypatch) -> None:
+        start = Start(run, keep_last=1).save(1)
+
+        def fail(path, **_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        with monkeypatch.context() as broken:
+            broken.setattr(shutil, "rmtree", fail)
+            start.save(2)
+        assert start.said[0].startswith("warning: an older checkpoint cannot be deleted: ")
+        assert "Input/output error" in start.said[0]
+        assert run.steps() == [2]
+        assert Start(run).resume() == 2
+
+
+class TestFailedSaves:
+    def test_nothing_is_left_and_the_cause_is_said(self, run, monkeypatch) -> None:
+        from megatrain.checkpoint import storage
+
+        start = Start(run).save(1)
+
+        def full(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as broken:
+            broken.setattr(storage._HashingStream, "write", full)
+            with pytest.raises(CheckpointError, match=r"__0_0\.distcp: cannot be written: No space left on device"):
+                start.save(2)
+        assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
+        start.save(2)
+
+    def test_nor_when_the_manifest_cannot_be_written(self, run, monkeypatch) -> None:
+        def full(*_):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+        monkeypatch.setattr("megatrain.checkpoint.store.write_manifest", full)
+        with pytest.raises(CheckpointError, match="quota exceeded"):
+            Start(run).save(2)
+        assert list(run.checkpoints.iterdir()) == []
+
+    def test_what_killed_saves_left_goes_at_the_next_start(self, run) -> None:
+        Start(run).save(1)
+        for name in (".tmp-step-00000002.local.1.1", ".replaced-step-00000000.1"):
+            (run.checkpoints / name).mkdir()
+            (run.checkpoints / name / "file").write_bytes(b"x" * 10)
+        assert rewind.leftover_bytes(run) == 20
+        Start(run).resume()
+        assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
+
+
+class TestHostile:
+    """Nothing of a checkpoint runs, whoever signed it."""
+
+    @pytest.fixture
+    def ran(self, tmp_path) -> Path:
+        return tmp_path / "ran"
+
+    def spoil(self, run: RunDir, where: str, ran: Path) -> None:
+        import pickle
+
+        from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
+
+        folder = run.step(2)
+
+        def change(metadata):
+            index = next(index for index in metadata.storage_data if index.fqn == "weight.a")
+            info = metadata.storage_data[index]
+            if where == "planner data":
+                metadata.planner_data = touches(ran)
+                return
+            payload = pickle.dumps(touches(ran)).ljust(200, b".")
+            size = (folder / info.relative_path).stat().st_size
+            with open(folder / info.relative_path, "ab") as file:
+                file.write(payload)
+            info.offset, info.length = size, len(payload)
+            if where == "bytes entry":
+                metadata.state_dict_metadata["weight.a"] = BytesStorageMetadata()
+                metadata.storage_data[MetadataIndex("weight.a")] = metadata.storage_data.pop(index)
+
+        change_metadata(folder, change)
+        sign(folder)
+        assert verify(folder) == []
+
+    @pytest.mark.parametrize("where", ["bytes entry", "planner data", "tensor file"])
+    @pytest.mark.parametrize("how", ["resume", "fine-tune", "read", "check"])
+    def test_a_payload_does_not_run(self, run, ran, where, how) -> None:
+        from megatrain.checkpoint.metadata import check_contents
+
+        Start(run).save(2)
+        self.spoil(run, where, ran)
+        start = Start(run)
+        if how == "check":
+            assert bool(check_contents(run.step(2))) == (where != "tensor file")
+        else:
+            with pytest.raises(CheckpointError, match=r"\.metadata: |cannot be read as a tensor"):
+                {
+                    "resume": lambda: start.resume(),
+                    "fine-tune": lambda: start.checkpointer.load_weights(run.path),
+                    "read": lambda: read_tensors(run.step(2), kind="weight"),
+                }[how]()
+        assert not ran.exists()
+
+    @pytest.mark.parametrize("content", [b"{}", b"[" * 3000, b'{"step": 2}', b"\xff"])
+    def test_a_state_that_is_not_right_is_named(self, run, content) -> None:
+        Start(run).save(2)
+        (run.step(2) / "state.json").write_bytes(content)
+        sign(run.step(2))
+        with pytest.raises(CheckpointError, match=r"step-00000002/state\.json: "):
+            Start(run).resume()
+
+    def test_a_tensor_that_is_not_stored_is_no_tensor_of_zeros(self, run) -> None:
+        Start(run).save(2)
+        start = Start(run)
+        start.engine.tensors["weight.b"] = torch.zeros(2)
+        with pytest.raises(CheckpointError, match=r"weight\.b: is not stored, the model has \(2,\)"):
+            start.resume()
