@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # numpy and tokenizers take a while: only for those who need 
     from megatrain.finetune.examples import ExampleSet
 
 _CACHED = 4
-_cache: dict[Any, ExampleSet] = {}
+_cache: dict[Any, ExampleSet | DataError] = {}
 
 
 def example_set(
@@ -41,11 +41,16 @@ def example_set(
     tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
     section = config.finetune.model_dump(exclude={"base", "train", "validation", "maximum_epochs"})
     vocabulary = config.model.padded_vocab_size
+    prefix = f"finetune.{part}: "
     try:
-        key = (repr(section), tokenizer.sha256, vocabulary, *map(_stamp, find_inputs(paths).inputs))
-        if key not in _cache:
-            while len(_cache) >= _CACHED:
-                del _cache[next(iter(_cache))]
+        ids = tokenizer.sha256, tokenizer.eos_id, tokenizer.pad_id, template.source if template else None
+        key = (repr(section), ids, vocabulary, part, *map(_stamp, find_inputs(paths).inputs))
+    except DataError as error:
+        raise _prefixed(error, prefix) from None
+    if key not in _cache:
+        while len(_cache) >= _CACHED:
+            del _cache[next(iter(_cache))]
+        try:
             _cache[key] = read_example_set(
                 paths,
                 tokenizer,
@@ -54,9 +59,16 @@ def example_set(
                 sequence_length=config.sequence_length,
                 vocab_size=vocabulary,
             )
-    except DataError as error:
-        raise DataError("\n".join(f"finetune.{part}: {line}" for line in str(error).splitlines())) from None
-    return _cache[key]
+        except DataError as error:
+            _cache[key] = _prefixed(error, prefix)
+    found = _cache[key]
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def _prefixed(error: DataError, prefix: str) -> DataError:
+    return DataError("\n".join(f"{prefix}{line}" for line in str(error).splitlines()))
 
 
 def _stamp(given: Input) -> tuple[str, int, int, int]:

@@ -47,7 +47,9 @@ class ChatTemplate:
 
     def __init__(self, source: str, *, name: str, tokens: Mapping[str, str]) -> None:
         self._name = name
+        self.source = source
         self._tokens = dict(tokens)
+        self._too_slow: DataError | None = None
         try:
             self._template = _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -84,11 +86,16 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the messages, or does not come to an end.
         """
+        if self._too_slow is not None:
+            raise self._too_slow  # a template that does not end would take its time with each example
         try:
             with _time_limit(_SECONDS):
                 return self._template.render(
                     **self._tokens, messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
                 )
+        except TimeoutError as error:
+            self._too_slow = DataError(f"{self._name}: {error}")
+            raise self._too_slow from None
         except Exception as error:  # whatever a template does with data it was not made for
             raise DataError(f"{self._name}: {str(error) or type(error).__name__}") from None
 

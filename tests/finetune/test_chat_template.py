@@ -1,6 +1,7 @@
 """Chat templates render as transformers renders them, in a sandbox that does not outlast its time."""
 
 import json
+import time
 
 import pytest
 
@@ -105,3 +106,13 @@ def test_a_template_that_fails(monkeypatch, source, says) -> None:
 def test_what_is_no_template(source) -> None:
     with pytest.raises(DataError, match="t: is not a chat template"):
         template(source)
+
+
+def test_one_that_does_not_end_takes_its_time_once(monkeypatch) -> None:
+    monkeypatch.setattr(chat_template, "_SECONDS", 0.1)
+    endless = template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    began = time.process_time()
+    for _ in range(20):
+        with pytest.raises(DataError, match="takes longer than"):
+            endless.render(CHAT)
+    assert time.process_time() - began < 1
