@@ -9,8 +9,8 @@ import pytest
 from launcher.slurm.status import status
 from megatrain import config_file
 from megatrain.checkpoint.manifest import verify
-from megatrain.checkpoint.state import read_state
 from megatrain.checkpoint.progress import is_complete, saved_progress
+from megatrain.checkpoint.state import read_state
 from megatrain.monitor.metrics import read_metrics
 from megatrain.run_dir import RunDir
 from tests.distributed.ranks import RankPool
@@ -71,7 +71,9 @@ def test_a_run_given_in_tokens_reads_them_whatever_its_batches(
         assert (one.state, one.step, one.total_steps) == ("finished", run.steps()[-1], run.steps()[-1])
     assert [row[1] for row in rows_of(run)] == samples
     assert [row[0] for row in rows_of(run)] == list(range(1, len(samples) + 1))
-    assert saved_progress(run).samples == samples[-1] == read_state(run.step(len(samples))).facts()["loader"]["position"]
+    assert (
+        saved_progress(run).samples == samples[-1] == read_state(run.step(len(samples))).facts()["loader"]["position"]
+    )
     assert rows_of(run)[-1][2] == pytest.approx(0.1 * config_file.load(run.config).optimizer.learning_rate)
 
 
@@ -79,7 +81,9 @@ def test_a_checkpoint_of_before_batch_sizes_were_recorded_goes_on(ranks: RankPoo
     run = start(ranks, RUN, "run.name=old", "training.steps=2")
     manifest = run.step(2) / "MANIFEST.json"
     state, content = run.step(2) / "state.json", json.loads(manifest.read_text())
-    state.write_text(json.dumps({key: value for key, value in read_state(run.step(2)).facts().items() if key != "batches"}))
+    state.write_text(
+        json.dumps({key: value for key, value in read_state(run.step(2)).facts().items() if key != "batches"})
+    )
     rewrite(run.step(2), content)
     start(ranks, RUN, "run.name=old", f"training.tokens={16 * LENGTH}", "training.global_batch_size=8")
     assert [row[:2] for row in rows_of(run)] == [(1, 4), (2, 8), (3, 16)]
