@@ -97,12 +97,13 @@ def make_large(work: Path) -> Path:
     stride = 512 + -(-payload // 512) * 512 + 512
     blocks = SHARDS * SHARD_BLOCKS
     number = np.arange(blocks, dtype=np.int64)
+    ends = (number == blocks - 1).astype(np.int32)  # one document, which ends with the data
     index = Index(
         shard=(number // SHARD_BLOCKS).astype(np.int32),
         offset=512 + number % SHARD_BLOCKS * stride,
         tokens=np.full(blocks, BLOCK_TOKENS + 1, dtype=np.int32),
         ends_offset=(number % SHARD_BLOCKS + 1) * stride,
-        ends=np.zeros(blocks, dtype=np.int32),
+        ends=ends,
         hash=np.zeros((blocks, 16), dtype=np.uint8),
         targets=np.empty(0, dtype=np.uint8),
     )
@@ -111,10 +112,13 @@ def make_large(work: Path) -> Path:
     for shard in shards:
         with open(folder / shard.name, "wb") as file:
             file.truncate(size)
+            if shard == shards[-1]:
+                file.seek(int(index.ends_offset[-1]))
+                file.write(np.array([BLOCK_TOKENS + 1], dtype="<u4").tobytes())
     small = read_manifest(work / "prepared")
     record = write_bytes(folder / INDEX, index.dumps())
     tokens = blocks * BLOCK_TOKENS + 1
-    manifest = replace(small, tokens=tokens, blocks=blocks, shards=shards, index_sha256=record.sha256)
+    manifest = replace(small, tokens=tokens, documents=1, blocks=blocks, shards=shards, index_sha256=record.sha256)
     write_bytes(folder / MANIFEST, manifest.dumps().encode())
     shutil.copy(work / "prepared" / TOKENIZER, folder / TOKENIZER)
     return folder

@@ -12,7 +12,8 @@ _TEXT_SHOWN = 100  # characters of a line that is not JSON
 
 
 def stream(
-    file: Annotated[Path, typer.Argument(help="a run's configuration, or its folder")],
+    file: Annotated[Path, typer.Argument(help="a run's configuration, or its folder", metavar="FILE")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="fields to set", metavar="[KEY=VALUE]...")] = None,
     start: Annotated[int | None, typer.Option(min=0, help="first sample")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="samples to show; default: to the end of a step")] = None,
     step: Annotated[
@@ -32,7 +33,7 @@ def stream(
     \b
     megatrain data stream runs/llama-1b --step 5120 --text          # the batch behind a loss spike
     megatrain data stream run.yaml --start 1000000 --count 512 --json | jq -r .hash | sha256sum
-    megatrain data stream run.yaml --step 1 --ranks 64 --rank 3
+    megatrain data stream run.yaml run.seed=7 --step 1 --ranks 64 --rank 3
     """
     from megatrain import config_file
     from megatrain.checkpoint.progress import saved_progress
@@ -45,7 +46,7 @@ def stream(
         raise ConfigError("--start and --step: give one of them; a step says where it starts.")
     if rank is not None and (ranks is None or rank >= ranks):
         raise ConfigError(f"--rank {rank}: must be below --ranks ({ranks}).")
-    config = config_file.load(file / "config.yaml" if file.is_dir() else file)
+    config = config_file.load(file / "config.yaml" if file.is_dir() else file, overrides or [])
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: is a fine-tuning run; its examples are in finetune.train.")
     batch = config.training.global_batch_size

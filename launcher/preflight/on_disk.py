@@ -1,8 +1,8 @@
 """The part of the preflight that reads what lies on disk: prepared data, tokenizer, the checkpoint to go on from."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,11 @@ from launcher.planning.inputs import tokenizer_path
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.state import read_state
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
-from megatrain.data.folder.manifest import INDEX, SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
+from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.errors import DataError, ExitCode, MegatrainError
 from megatrain.run_dir import RunDir, parse_resume
-
-SHOWN_SHARDS = 3  # of those that are amiss
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +29,19 @@ class Finding:
 
 
 def check_files(field: str, path: str, manifest: Manifest) -> Iterator[Finding]:
-    """The index by its hash, the shards by their sizes. `megatrain data verify` reads every byte."""
+    """The index by its hash and what it says, the shards by their sizes. `megatrain data verify` reads every byte."""
+    from megatrain.data.folder.index import read_index  # needs NumPy
+    from megatrain.data.folder.storage import check_shards
+
     folder = Path(path)
     if folder.is_file():
         folder = folder.parent
-    try:
-        digest = hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
-    except OSError as error:
-        yield _data(f"{field}: {folder / INDEX}: cannot be read: {error.strerror}. Prepare the data again.")
-        return
-    if digest != manifest.index_sha256:
-        yield _data(f"{field}: {folder / INDEX}: is damaged: its SHA-256 is not the manifest's. Copy it again.")
-    wrong = []
-    for shard in manifest.shards:
+    checks = partial(read_index, folder, manifest), partial(check_shards, folder, manifest.shards)
+    for check in checks:
         try:
-            if (size := (folder / shard.name).stat().st_size) != shard.bytes:
-                wrong.append(f"{shard.name} has {size:,} bytes, not {shard.bytes:,}")
-        except OSError as error:
-            wrong.append(f"{shard.name}: {error.strerror}")
-    if wrong:
-        more = f", and {len(wrong) - SHOWN_SHARDS} more" if len(wrong) > SHOWN_SHARDS else ""
-        yield _data(f"{field}: {path}: {'; '.join(wrong[:SHOWN_SHARDS])}{more}. Copy or prepare the data again.")
+            check()
+        except DataError as error:
+            yield _data(f"{field}: {error}")
 
 
 def check_tokenizer(path: str, expected_sha256: str) -> Iterator[Finding]:

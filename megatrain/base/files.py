@@ -5,15 +5,16 @@ message that names the file, whatever is wrong with it.
 import json
 import os
 import stat
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from megatrain.errors import MegatrainError
 
 JSON_LIMIT = 64 << 20  # bytes of a JSON file, unless its reader knows better
-_Model = TypeVar("_Model", bound=BaseModel)
+_Model = TypeVar("_Model")  # a pydantic model, a dataclass, a NamedTuple
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -63,7 +64,7 @@ def read_bytes(path: Path, *, limit: int, error: type[MegatrainError]) -> bytes:
     with open_regular(path, error) as file:
         try:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(limit + 1) if size <= limit else b""
+            content = file.read(size + 1) if size <= limit else b""  # `read` allocates what it is asked for
         except OSError as cause:
             raise error(f"{path}: cannot be read: {reason(cause)}") from None
     if size > limit or len(content) > limit:
@@ -97,9 +98,10 @@ def read_json(path: Path, *, error: type[MegatrainError], limit: int = JSON_LIMI
 
 
 def parse_model(model: type[_Model], value: Any, where: object, error: type[MegatrainError]) -> _Model:
-    """Hold a value against a pydantic model. Raises `error`, naming the first field that is wrong and its value."""
+    """Hold a value against a model or dataclass. Raises `error`, naming the first field that is wrong and its value."""
     try:
-        return model.model_validate(value)
+        found: _Model = _adapter(model).validate_python(value)  # type: ignore[arg-type]
+        return found
     except RecursionError:
         raise error(f"{where}: is nested too deeply to be read") from None
     except ValidationError as cause:
@@ -112,7 +114,7 @@ def parse_model(model: type[_Model], value: Any, where: object, error: type[Mega
 
 
 def read_model(path: Path, model: type[_Model], *, error: type[MegatrainError], limit: int = JSON_LIMIT) -> _Model:
-    """A JSON file as a pydantic model. Raises `error`, naming file, field and value, whatever is wrong with it."""
+    """A JSON file as a model or dataclass. Raises `error`, naming file, field and value, whatever is wrong with it."""
     return parse_model(model, read_json(path, error=error, limit=limit), path, error)
 
 
@@ -127,6 +129,11 @@ def recognise(head: bytes) -> str | None:
 def reason(error: BaseException) -> str:
     """Why a file operation failed, in the operating system's words, without the path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
 
 
 def _refuse_constant(name: str) -> None:

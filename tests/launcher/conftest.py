@@ -10,6 +10,9 @@ import pytest
 
 from megatrain import config_file
 from megatrain.config import Config
+from megatrain.data.folder.files import FileRecord
+from megatrain.data.folder.index import BlockRecord, Index
+from megatrain.data.folder.manifest import Manifest, Recipe, SourceList
 from megatrain.run_dir import MANIFEST, RunDir
 
 TINY = """
@@ -46,39 +49,49 @@ def saved(run: RunDir, step: int, *, samples: int | None = None, batches: Any = 
 def write_data(
     folder: Path, *, tokens: int = 100_000, vocab_size: int = 500, tokenizer: str = "a", tokenizer_sha256: str = ""
 ) -> None:
-    """A manifest.json as `data prepare` writes it, its index a stand-in, without shards: what the launcher reads."""
-    index = b"index"
-    recipe: dict[str, Any] = {
-        "part": "train",
-        "holdout": 0.0,
-        "text_field": "text",
-        "sources": {"count": 0, "bytes": 0, "sha256": ""},
-        "tokenizer_sha256": tokenizer_sha256 or hashlib.sha256(tokenizer.encode()).hexdigest(),
-        "vocab_size": vocab_size,
-        "eos_id": 0,
-        "dtype": "uint16",
-        "block_tokens": 4096,
-        "shard_blocks": 64,
-        "packing": None,
-        "selection": {},
-        "versions": {},
-    }
-    content: dict[str, Any] = {
-        "format_version": 2,
-        "recipe": recipe,
-        "tokens": tokens,
-        "documents": 10,
-        "blocks": -(-tokens // 4096),
-        "packed": None,
-        "left_out": {},
-        "shards": [],
-        "index_sha256": hashlib.sha256(index).hexdigest(),
-    }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """A folder as `data prepare` writes it, of ten documents; its shards are sparse, so hashes do not fit."""
+    counts = [4097] * ((tokens - 2) // 4096) + [(tokens - 2) % 4096 + 2]  # neighbouring blocks share a token
+    shards, files = [], []
+    for number, first in enumerate(range(0, len(counts), 64)):
+        blocks, offset = [], 512
+        for block, count in enumerate(counts[first : first + 64], start=first):
+            ends_offset = offset + -(-2 * count // 512) * 512 + 512
+            blocks.append(BlockRecord(offset, count, ends_offset, 0 if block else 10, "0" * 32))
+            offset = ends_offset + (512 if block else 1024)
+        shards.append(blocks)
+        files.append(FileRecord(f"shard-{number:05d}.tar", offset, "0" * 64))
+    recipe = Recipe(
+        part="train",
+        holdout=0.0,
+        text_field="text",
+        sources=SourceList(0, 0, "0" * 64),
+        tokenizer_sha256=tokenizer_sha256 or hashlib.sha256(tokenizer.encode()).hexdigest(),
+        vocab_size=vocab_size,
+        eos_id=0,
+        dtype="uint16",
+        block_tokens=4096,
+        shard_blocks=64,
+        packing=None,
+        selection={},
+        versions={},
+    )
+    index = Index.of(shards).dumps()
+    manifest = Manifest(
+        recipe=recipe,
+        tokens=tokens,
+        documents=10,
+        blocks=len(counts),
+        packed=None,
+        left_out={},
+        shards=tuple(files),
+        index_sha256=hashlib.sha256(index).hexdigest(),
+    )
     folder.mkdir(parents=True)
+    for file in files:
+        with open(folder / file.name, "wb") as shard:
+            shard.truncate(file.bytes)
     (folder / "index.npz").write_bytes(index)
-    content["manifest_hash"] = hashlib.sha256(canonical.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "manifest.json").write_text(manifest.dumps(), encoding="utf-8")
 
 
 def write_tokenizer(folder: Path, *tokens: str, first_id: int = 0, **config: str | None) -> str:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatrain.config import PretrainConfig
-from megatrain.data.folder.locations import read_file
-from megatrain.data.folder.manifest import TOKENIZER
+from megatrain.data.checks.inspection import tokenizer_of
 from megatrain.data.loading.loader import rank_offsets
 from megatrain.data.loading.stream import SampleStream
 
@@ -46,7 +45,7 @@ def audit(
     reader = None if ranks is None else _rank_of_offset(config, ranks)
     stream = SampleStream(config.data, config.run.seed)
     try:
-        tokenizer = _tokenizer(stream) if with_text else None
+        tokenizer = tokenizer_of(stream.sources.data[0]) if with_text else None
         for first in range(start, stop, _AT_ONCE):
             positions = np.arange(first, min(first + _AT_ONCE, stop), dtype=np.int64)
             if reader is not None and rank is not None:
@@ -91,9 +90,3 @@ def _rank_of_offset(config: PretrainConfig, ranks: int) -> NDArray[np.int64]:
         offsets = rank_offsets(global_batch_size=batch, micro_batch_size=micro, data_rank=rank, data_size=ranks)
         reader[offsets.reshape(-1)] = rank
     return reader
-
-
-def _tokenizer(stream: SampleStream) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(read_file(stream.sources.data[0].path, TOKENIZER).decode())

@@ -1,25 +1,27 @@
 """What a prepared folder holds, for a person to look at."""
 
-import json
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.files import open_regular, parse_json, parse_model
 from megatrain.data.folder.files import FileRecord
+from megatrain.data.folder.locations import join, read_file
 from megatrain.data.folder.manifest import SOURCES, TOKENIZER, Manifest
 from megatrain.data.loading.shards import PreparedData
-from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.errors import DataError, PreflightError
 
 _SAMPLE_TOKENS = 100
 _BAR_WIDTH = 40
 _SHOWN_SOURCES = 10
+_SOURCE_BYTES = 1 << 16  # of a line of sources.jsonl
+_TOKENIZER_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +142,32 @@ def inspect_data(path: str | Path) -> Inspection:
     data = PreparedData(path)
     try:
         tokens = data.block_tokens(0)[:_SAMPLE_TOKENS]
-        sample = Tokenizer.load(f"{data.path}/{TOKENIZER}").decode(tokens)
+        sample = tokenizer_of(data).decode(tokens.tolist(), skip_special_tokens=False)
         return Inspection(Path(data.path), data.manifest, _lengths(data), sample)
     finally:
         data.close()
+
+
+def tokenizer_of(data: PreparedData) -> Any:
+    """The tokenizer that a prepared folder carries, of the `tokenizers` library: what its ids mean.
+
+    Raises:
+        DataError: it is not the one that the manifest names.
+    """
+    from tokenizers import Tokenizer
+
+    file = join(data.path, TOKENIZER)
+    try:
+        content = read_file(data.path, TOKENIZER, limit=_TOKENIZER_BYTES)
+        if hashlib.sha256(content).hexdigest() != data.manifest.tokenizer_sha256:
+            raise DataError(f"{file}: is not the tokenizer that the data was made with")
+        return Tokenizer.from_str(content.decode())
+    except FileNotFoundError:
+        raise DataError(f"{file}: is missing") from None
+    except DataError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{file}: is not a tokenizer.json of the `tokenizers` library: {error}") from None
 
 
 def packing_lines(manifest: Manifest) -> list[str]:
@@ -187,16 +211,24 @@ def _lengths(data: PreparedData) -> Lengths:
 def _source_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     sources = manifest.recipe.sources
     yield f"{sources.count:,} sources, {_size(sources.bytes)}:"
-    with open(folder / SOURCES, encoding="utf-8") as lines:
-        for line in islice(lines, _SHOWN_SOURCES):
-            record = FileRecord(**json.loads(line))
-            yield f"  {record.name}" + (f" ({_size(record.bytes)})" if record.bytes else "")
+    with open_regular(folder / SOURCES, DataError) as lines:
+        for number in range(min(sources.count, _SHOWN_SOURCES)):
+            where = f"{folder / SOURCES}:{number + 1}"
+            record = parse_model(
+                FileRecord, parse_json(lines.readline(_SOURCE_BYTES), where, DataError), where, DataError
+            )
+            yield f"  {_printable(record.name)}" + (f" ({_size(record.bytes)})" if record.bytes else "")
     if sources.count > _SHOWN_SOURCES:
         yield f"  and {sources.count - _SHOWN_SOURCES:,} more in {folder / SOURCES}"
 
 
+def _printable(name: str) -> str:
+    """A name without what would steer a terminal, or cannot be printed."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+
+
 def _counts(left_out: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+    return ", ".join(f"{count:,} {_printable(reason.replace('_', ' '))}" for reason, count in left_out.items())
 
 
 def _bars(histogram: list[tuple[int, int]]) -> list[str]:

@@ -1,18 +1,23 @@
 """Hashing every byte of a prepared folder, and naming what is damaged."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
+from megatrain.base.files import open_regular, reason
 from megatrain.data.folder.files import FileRecord, sha256_file
-from megatrain.data.folder.index import TOKENS_MEMBER, Index, block_hash, member_name, read_index
+from megatrain.data.folder.index import HASH_BYTES, TOKENS_MEMBER, Index, member_name, read_index
 from megatrain.data.folder.manifest import SOURCES, TOKENIZER, read_manifest
 from megatrain.data.preparation.progress import ProgressLine
+from megatrain.errors import DataError
 
 _CHUNK_BYTES = 1 << 22
+_END_BYTES = 4
 
 
 def find_damage(path: str | Path, progress: TextIO | None = None) -> Iterator[str]:
@@ -33,8 +38,11 @@ def find_damage(path: str | Path, progress: TextIO | None = None) -> Iterator[st
     }
     for name, (sha256, meaning) in expected.items():
         file = folder / name
-        if not file.is_file() or sha256_file(file) != sha256:
-            yield f"{file}: is missing, or is not {meaning}"
+        try:
+            if sha256_file(file) != sha256:
+                yield f"{file}: is not {meaning}"
+        except DataError as error:
+            yield str(error)
     token_bytes = np.dtype(manifest.recipe.dtype).itemsize
     with ProgressLine(f"verify {folder}", sum(shard.bytes for shard in manifest.shards), progress) as line:
         before = 0
@@ -48,37 +56,55 @@ def _shard_damage(
     folder: Path, shard: FileRecord, index: Index, number: int, token_bytes: int, line: ProgressLine, before: int
 ) -> Iterator[str]:
     file = folder / shard.name
-    if not file.is_file():
-        yield f"{file}: is missing"
+    try:
+        with open_regular(file, DataError) as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(0)
+            if size != shard.bytes:
+                yield f"{file}: has {size:,} bytes, not {shard.bytes:,}"
+                return
+            reading = _Hashing(source, lambda read: line.update(bytes_read=before + read))
+            damaged = [*reading.damaged_blocks(index, np.flatnonzero(index.shard == number).tolist(), token_bytes)]
+            whole = reading.rest()
+    except OSError as error:
+        yield f"{file}: cannot be read: {reason(error)}"
         return
-    if file.stat().st_size != shard.bytes:
-        yield f"{file}: has {file.stat().st_size:,} bytes, not {shard.bytes:,}"
+    except DataError as error:
+        yield str(error)
         return
-    if _sha256(file, line, before) == shard.sha256:
-        return
-    damaged = [
-        block for block in np.flatnonzero(index.shard == number) if not _is_whole(file, index, block, token_bytes)
-    ]
     for block in damaged:
-        offset = int(index.offset[block])
-        yield f"{file}: {member_name(int(block), TOKENS_MEMBER)} at byte {offset}: the hash of this block differs"
-    if not damaged:
+        where = f"{member_name(block, TOKENS_MEMBER)} at byte {int(index.offset[block])}"
+        yield f"{file}: {where}: the hash of this block differs"
+    if whole != shard.sha256 and not damaged:
         yield f"{file}: its SHA-256 differs, outside the blocks"
 
 
-def _sha256(file: Path, line: ProgressLine, before: int) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as shard:
-        while chunk := shard.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            line.update(bytes_read=before + shard.tell())
-    return digest.hexdigest()
+class _Hashing:
+    """A shard that is read once, from front to back: the index is known to name payloads in that order, within it."""
 
+    def __init__(self, source: BinaryIO, progress: Callable[[int], None]) -> None:
+        self._source, self._progress = source, progress
+        self._whole = hashlib.sha256()
 
-def _is_whole(file: Path, index: Index, block: np.intp, token_bytes: int) -> bool:
-    with open(file, "rb") as shard:
-        shard.seek(int(index.offset[block]))
-        tokens = shard.read(int(index.tokens[block]) * token_bytes)
-        shard.seek(int(index.ends_offset[block]))
-        ends = shard.read(int(index.ends[block]) * 4)
-    return block_hash(tokens, ends) == index.hash[block].tobytes().hex()
+    def damaged_blocks(self, index: Index, blocks: list[int], token_bytes: int) -> Iterator[int]:
+        """Those of the shard's blocks, ascending, whose payloads have another hash than the index says."""
+        for block in blocks:
+            payloads = hashlib.blake2b(digest_size=HASH_BYTES)
+            tokens = int(index.offset[block]), int(index.tokens[block]) * token_bytes
+            for first, size in (tokens, (int(index.ends_offset[block]), int(index.ends[block]) * _END_BYTES)):
+                self._read_to(first)
+                self._read_to(first + size, payloads.update)
+            if payloads.digest() != index.hash[block].tobytes():
+                yield block
+
+    def rest(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal."""
+        self._read_to(sys.maxsize)
+        return self._whole.hexdigest()
+
+    def _read_to(self, stop: int, hash_too: Callable[[bytes], None] | None = None) -> None:
+        while chunk := self._source.read(min(stop - self._source.tell(), _CHUNK_BYTES)):
+            self._whole.update(chunk)
+            if hash_too:
+                hash_too(chunk)
+            self._progress(self._source.tell())

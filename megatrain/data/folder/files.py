@@ -8,20 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
+from pydantic import ConfigDict, Field
+
+from megatrain.base.files import open_regular
 from megatrain.errors import DataError
 
 TEMPORARY = ".tmp"  # suffix of a file that is being written
+_CHUNK_BYTES = 1 << 20
+
+Count = Annotated[int, Field(strict=True, ge=0, le=10**15)]
+Sha256 = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """What a file must be, to be the file that was meant."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Sha256
 
 
 class HashingWriter:
@@ -116,8 +125,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """In hexadecimal. Raises DataError: it is absent, unreadable, or no regular file."""
+    digest = hashlib.sha256()
+    with open_regular(path, DataError) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _not_writable(path: Path, error: OSError) -> DataError:

@@ -1,17 +1,23 @@
 """`manifest.json`: what a prepared folder holds, and everything that decided its bytes. Free of torch and NumPy.
 
 The manifest is written last: a folder that has one is complete. It carries the hash of its own content, which names
-the data set in checkpoints.
+the data set in checkpoints. That hash keeps nobody from writing what is not so: whatever is read is held against the
+types below, with their bounds, and its numbers against each other.
 """
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from megatrain.data.folder.files import FileRecord
+from pydantic import ConfigDict, Field
+
+from megatrain.base.files import parse_json, parse_model
+from megatrain.data.folder.files import Count, FileRecord, Sha256
 from megatrain.data.folder.locations import join, location, read_file
 from megatrain.errors import DataError
 
@@ -20,54 +26,66 @@ MANIFEST = "manifest.json"
 INDEX = "index.npz"
 TOKENIZER = "tokenizer.json"
 SOURCES = "sources.jsonl"
+MANIFEST_BYTES = 256 << 20  # at most: two million shards
+MOST_BLOCK_TOKENS = 1 << 30  # counts within a block are 32-bit numbers
 SHORT_HASH_DIGITS = 12  # of a manifest's hash, as a loader's state keeps it: 48 bits
 
 Part = Literal["train", "holdout"]
+_Positive = Annotated[Count, Field(ge=1)]
+_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)
 class SourceList:
     """The inputs, of which there may be millions: `sources.jsonl` names each, with its size and hash."""
 
-    count: int
-    bytes: int
-    sha256: str  # of sources.jsonl
+    __pydantic_config__ = _STRICT
+
+    count: Count
+    bytes: Count
+    sha256: Sha256  # of sources.jsonl
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How `best_fit` fills rows; it decides the sequence length when the data is prepared."""
 
-    sequence_length: int  # inputs of a row; one token more is stored, the target of the last
-    window_tokens: int  # documents are packed together until they hold so many tokens
+    __pydantic_config__ = _STRICT
+
+    sequence_length: _Positive  # inputs of a row; one token more is stored, the target of the last
+    window_tokens: _Positive  # documents are packed together until they hold so many tokens
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
     """What packing by best fit came to, and what concatenation would have come to for the same documents."""
 
-    rows: int = 0
-    padding: int = 0  # slots of rows that hold no token
-    pieces: int = 0  # parts of documents
-    documents_cut: int = 0  # into several rows, because they are longer than one
-    documents_cut_by_concat: int = 0  # by the end of a row, if they were put one behind the other
-    targets: int = 0  # labels: every token of every document but its first
+    __pydantic_config__ = _STRICT
+
+    rows: Count = 0
+    padding: Count = 0  # slots of rows that hold no token
+    pieces: Count = 0  # parts of documents
+    documents_cut: Count = 0  # into several rows, because they are longer than one
+    documents_cut_by_concat: Count = 0  # by the end of a row, if they were put one behind the other
+    targets: Count = 0  # labels: every token of every document but its first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that decides the bytes of a prepared folder: the same recipe gives the same files."""
 
+    __pydantic_config__ = _STRICT
+
     part: Part
-    holdout: float  # the share of the documents that the hold-out got
+    holdout: Annotated[float, Field(strict=True, ge=0, lt=1)]  # the share of the documents that the hold-out got
     text_field: str
     sources: SourceList
-    tokenizer_sha256: str
-    vocab_size: int
-    eos_id: int
+    tokenizer_sha256: Sha256
+    vocab_size: Annotated[_Positive, Field(le=1 << 32)]
+    eos_id: Count
     dtype: Literal["uint16", "uint32"]
-    block_tokens: int
-    shard_blocks: int
+    block_tokens: Annotated[_Positive, Field(le=MOST_BLOCK_TOKENS)]
+    shard_blocks: _Positive
     packing: Packing | None  # None: documents are put one behind the other
     selection: dict[str, Any]  # which documents are left out; see `selection.SelectionPolicy`
     versions: dict[str, str]
@@ -81,14 +99,16 @@ class Recipe:
 class Manifest:
     """One prepared folder: `tokens` tokens of `documents` documents, the EOS after each included."""
 
+    __pydantic_config__ = _STRICT
+
     recipe: Recipe
-    tokens: int
-    documents: int
-    blocks: int
+    tokens: _Positive
+    documents: _Positive
+    blocks: _Positive
     packed: PackedRows | None  # with `recipe.packing`
-    left_out: dict[str, int]  # documents of all inputs that the selection left out, by reason
+    left_out: dict[str, Count]  # documents of all inputs that the selection left out, by reason
     shards: tuple[FileRecord, ...]
-    index_sha256: str
+    index_sha256: Sha256
 
     @property
     def block_tokens(self) -> int:
@@ -125,7 +145,8 @@ class Manifest:
                 f"{packing.sequence_length}. Set it to {packing.sequence_length}, or prepare again."
             )
         if self.block_tokens % sequence_length:
-            divisors = [d for d in range(1, self.block_tokens + 1) if self.block_tokens % d == 0]
+            small = [d for d in range(1, math.isqrt(self.block_tokens) + 1) if self.block_tokens % d == 0]
+            divisors = [*small, *(self.block_tokens // divisor for divisor in small)]
             near = min(divisors, key=lambda divisor: (abs(divisor - sequence_length), divisor))
             raise DataError(
                 f"data.sequence_length: {sequence_length}: does not divide the block length of the prepared data "
@@ -164,52 +185,69 @@ def read_manifest(path: str | Path) -> Manifest:
     folder = "." if folder == MANIFEST else folder.removesuffix(f"/{MANIFEST}")
     file = join(folder, MANIFEST)
     try:
-        content = json.loads(read_file(folder, MANIFEST))
+        content = parse_json(read_file(folder, MANIFEST, limit=MANIFEST_BYTES), file, DataError)
     except FileNotFoundError:
         raise DataError(
             f"{path}: is not a prepared folder: it has no {MANIFEST}. Run `megatrain data prepare`."
         ) from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
-    except ValueError:
-        raise _corrupt(file) from None
     if not isinstance(content, dict):
-        raise _corrupt(file)
+        raise DataError(f"{file}: must be a JSON object")
     if content.get("format_version") != FORMAT_VERSION:
         raise DataError(
-            f"{file}: format_version: {content.get('format_version')}: this megatrain reads {FORMAT_VERSION}. "
+            f"{file}: format_version: {content.get('format_version')!r:.40}: this megatrain reads {FORMAT_VERSION}. "
             "Prepare the data again."
         )
+    edited = DataError(f"{file}: was damaged or edited: its content does not match its hash. Prepare the data again.")
     expected = content.pop("manifest_hash", None)
     if expected != _content_hash(content):
-        raise _corrupt(file)
-    try:
-        return _manifest(content)
-    except (KeyError, TypeError):
-        raise _corrupt(file) from None
+        raise edited
+    del content["format_version"]
+    manifest = parse_model(Manifest, content, file, DataError)
+    if manifest.manifest_hash != expected:  # an integer where a float should be, and the like
+        raise edited
+    for problem in _contradictions(manifest):
+        raise DataError(f"{file}: {problem}: not as `megatrain data prepare` writes it. Prepare the data again.")
+    return manifest
 
 
-def recipe_from_json(value: dict[str, Any]) -> Recipe:
-    """The inverse of `dataclasses.asdict`. Raises KeyError or TypeError for anything else."""
-    packing = value["packing"]
-    parts = {"sources": SourceList(**value["sources"]), "packing": Packing(**packing) if packing else None}
-    return Recipe(**cast(Any, value | parts))
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"
 
 
-def _manifest(content: dict[str, Any]) -> Manifest:
-    known = {key: value for key, value in content.items() if key != "format_version"}
-    parts = {
-        "recipe": recipe_from_json(content["recipe"]),
-        "packed": PackedRows(**content["packed"]) if content["packed"] else None,
-        "shards": tuple(FileRecord(**value) for value in content["shards"]),
-    }
-    return Manifest(**known | parts)
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """Numbers that cannot all be true, and names that are not those of shards."""
+    recipe, packed, packing = manifest.recipe, manifest.packed, manifest.recipe.packing
+    if recipe.eos_id >= recipe.vocab_size:
+        yield f"recipe.eos_id: {recipe.eos_id}: is outside the vocabulary of {recipe.vocab_size}"
+    if recipe.dtype == "uint16" and recipe.vocab_size > 1 << 16:
+        yield f"recipe.dtype: uint16: does not hold a vocabulary of {recipe.vocab_size}"
+    if manifest.documents > manifest.tokens:
+        yield f"documents: {manifest.documents}: are more than its {manifest.tokens} tokens"
+    if (packing is None) != (packed is None):
+        yield "packed: must be there where recipe.packing is, and nowhere else"
+    elif packing and packed:
+        if manifest.block_tokens % packing.sequence_length:
+            yield f"recipe.packing.sequence_length: {packing.sequence_length}: does not divide recipe.block_tokens"
+        slots = packed.rows * (packing.sequence_length + 1)
+        if packed.padding + packed.pieces + packed.targets != slots:
+            yield f"packed: {packed.pieces} pieces, {packed.targets} targets and padding do not fill {slots} slots"
+    if manifest.blocks != (blocks := _blocks(manifest)):
+        yield f"blocks: {manifest.blocks}: should be {blocks}"
+    if len(manifest.shards) != (shards := -(-manifest.blocks // recipe.shard_blocks)):
+        yield f"shards: {len(manifest.shards)} of them: should be {shards}"
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            yield f"shards.{number}.name: {shard.name!r:.40}: should be {shard_name(number)}"
+
+
+def _blocks(manifest: Manifest) -> int:
+    """How many blocks the counts come to."""
+    packing = manifest.recipe.packing
+    if manifest.packed and packing:
+        return -(-manifest.packed.rows // max(1, manifest.block_tokens // packing.sequence_length))
+    return max(1, -(-(manifest.tokens - 1) // manifest.block_tokens))
 
 
 def _content_hash(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _corrupt(file: str) -> DataError:
-    return DataError(f"{file}: was damaged or edited: its content does not match its hash. Prepare the data again.")

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from megatrain.config import ReadingSection
 from megatrain.data.folder.files import TEMPORARY, FileRecord, sha256_file
-from megatrain.data.folder.locations import join
+from megatrain.data.folder.locations import join, not_installed
 from megatrain.data.folder.manifest import MANIFEST
-from megatrain.data.folder.storage import LocalStorage, Range, ReadError, Storage
+from megatrain.data.folder.storage import FileState, LocalStorage, OpenFile, Range, ReadError, Storage
 from megatrain.errors import DataError
 
 _BACKOFF_SECONDS = 0.25  # before the second try; twice as long before each further one
@@ -35,7 +35,7 @@ class RemoteFiles:
     """Files under one address, each read with patience.
 
     Raises:
-        DataError: what the address needs is not installed.
+        PreflightError: what the address needs is not installed.
     """
 
     def __init__(self, address: str, reading: ReadingSection) -> None:
@@ -47,7 +47,7 @@ class RemoteFiles:
         try:
             fs, self._root = fsspec.core.url_to_fs(address, **options)
         except (ImportError, ValueError) as error:
-            raise DataError(f"{address}: cannot be read: {error}. Try pip install 'megatrain[remote]'.") from None
+            raise not_installed(address, error) from None
         self._fs = fs if fs.async_impl else AsyncFileSystemWrapper(fs)
         self._slots = asyncio.Semaphore(reading.connections)
 
@@ -163,19 +163,22 @@ class CachedStorage(LocalStorage):
     def __init__(
         self, files: RemoteFiles, shards: Sequence[FileRecord], folder: Path, reading: ReadingSection, open_files: int
     ) -> None:
-        super().__init__(folder, [shard.name for shard in shards], open_files=open_files, attempts=1)
+        super().__init__(folder, shards, open_files=open_files, attempts=1)
         self._remote = files
-        self._shards = shards
         self._limit = reading.cache_mebibytes << 20
 
     def path_of(self, shard: int) -> Path:
-        record = self._shards[shard]
+        record = self.shards[shard]
         path = self.folder / f"{record.sha256[:16]}-{record.name}"
         if not path.is_file():
             self._make_room(record.bytes)
             self._copy(record, path)
         os.utime(path)  # used now
         return path
+
+    def state_of(self, shard: int, file: OpenFile) -> FileState:
+        """Of what is open: another process may have removed the name to make room."""
+        return file.state
 
     def _copy(self, record: FileRecord, path: Path) -> None:
         descriptor, name = tempfile.mkstemp(dir=self.folder, suffix=TEMPORARY)

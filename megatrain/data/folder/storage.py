@@ -1,7 +1,13 @@
-"""Byte ranges of the shards of one prepared folder, wherever it lies. What the bytes mean is `shards`' business."""
+"""Byte ranges of the shards of one prepared folder, wherever it lies. What the bytes mean is `shards`' business.
+
+A shard that is written to while a job reads it would change its samples without a word. So its size, modification time
+and inode are compared with those of the first look now and then, after the bytes were read; where they differ, its
+SHA-256 decides: a copy of the same bytes is as good.
+"""
 
 import os
 import resource
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -12,6 +18,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.files import reason
+from megatrain.data.folder.files import FileRecord, sha256_file
+from megatrain.errors import DataError
+
+SHOWN_SHARDS = 3  # of those that are amiss
+CHECK_SECONDS = 1.0  # between two looks at a shard that is being read
+_CHECKS_PER_READ = 8  # shards at most, so that thousands of ranks do not overwhelm a file system's metadata
 _BACKOFF_SECONDS = 0.1  # before the second try; twice as long before each further one
 
 
@@ -32,8 +45,12 @@ class ReadError(Exception):
         self.reason = reason
 
 
+class ChangedError(DataError):
+    """A shard is not what it was when the job began to read it."""
+
+
 class Storage(Protocol):
-    """Safe to use from several threads. Every method raises ReadError once its tries are spent."""
+    """Safe to use from several threads. Every method raises ReadError once its tries are spent, or ChangedError."""
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]: ...
 
@@ -49,6 +66,47 @@ def descriptor_budget() -> int:
     return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
+class FileState(NamedTuple):
+    """By what a change of a file shows."""
+
+    size: int
+    modified: int  # nanoseconds
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileState":
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+    def difference(self, now: "FileState") -> str:
+        if now.size != self.size:
+            return f"it has {now.size:,} bytes, had {self.size:,}"
+        return "it was replaced by another file" if now.inode != self.inode else "it was written to"
+
+
+def check_shards(folder: Path, shards: Sequence[FileRecord]) -> list[FileState]:
+    """How each shard of a folder is now.
+
+    Raises:
+        DataError: some are missing, have another size, or are no regular files; names the first of them.
+    """
+    states, wrong = [], []
+    for shard in shards:
+        try:
+            status = (folder / shard.name).stat()
+        except OSError as error:
+            wrong.append(f"{shard.name}: is missing ({reason(error)})")
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            wrong.append(f"{shard.name}: is no regular file")
+        elif status.st_size != shard.bytes:
+            wrong.append(f"{shard.name}: has {status.st_size:,} bytes, not {shard.bytes:,}")
+        states.append(FileState.of(status))
+    if wrong:
+        more = f", and {len(wrong) - SHOWN_SHARDS} more" if len(wrong) > SHOWN_SHARDS else ""
+        raise DataError(f"{folder}/{'; '.join(wrong[:SHOWN_SHARDS])}{more}. Copy the data again, or prepare it again.")
+    return states
+
+
 class LocalStorage:
     """Files of a mounted file system, by `pread`.
 
@@ -58,14 +116,28 @@ class LocalStorage:
     Args:
         open_files: most files open at once.
         attempts: tries of a read; a stale handle of a network file system is opened anew.
+        check_seconds: between two looks at a shard that is being read; 0 looks after every read at all that it touched.
+        states: how each shard is now; default: as it will be when it is first opened.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], *, open_files: int, attempts: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[FileRecord],
+        *,
+        open_files: int,
+        attempts: int,
+        check_seconds: float = CHECK_SECONDS,
+        states: Sequence["FileState"] = (),
+    ) -> None:
         self.folder = folder
-        self.names = names
+        self.shards = shards
         self._open_files = open_files
         self._attempts = attempts
-        self._files: OrderedDict[int, _File] = OrderedDict()  # the least recently used first
+        self._check_seconds = check_seconds
+        self._files: OrderedDict[int, OpenFile] = OrderedDict()  # the least recently used first
+        self._states = dict(enumerate(states))  # of each shard, when it was last known to be what the manifest names
+        self._checked: dict[int, float] = {}  # when each shard was last looked at
         self._lock = threading.Lock()
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -90,6 +162,7 @@ class LocalStorage:
             if got != size:
                 self._read_again(Range(shard, offset, size), row)
             at += size
+        self._look_for_changes(shards)
 
     def close(self) -> None:
         with self._lock:
@@ -97,7 +170,43 @@ class LocalStorage:
 
     def path_of(self, shard: int) -> Path:
         """Where the shard's file lies. Raises OSError when it cannot be had."""
-        return self.folder / self.names[shard]
+        return self.folder / self.shards[shard].name
+
+    def state_of(self, shard: int, file: "OpenFile") -> "FileState":
+        """How the shard's file is now. Raises OSError."""
+        return FileState.of(self.path_of(shard).stat())
+
+    def _look_for_changes(self, shards: Sequence[int]) -> None:
+        now, looked = time.monotonic(), 0
+        for shard in dict.fromkeys(shards):
+            if now - self._checked.get(shard, now - self._check_seconds) < self._check_seconds:
+                continue
+            self._checked[shard] = now
+            file = self._files.get(shard)
+            if file is None:  # closed since: looked at when it is opened again
+                continue
+            try:
+                state = self.state_of(shard, file)
+            except OSError as error:
+                raise ChangedError(
+                    f"{self.path_of(shard)}: was taken away while it was read: {reason(error)}"
+                ) from None
+            self._require_same(shard, state)
+            looked += 1
+            if self._check_seconds and looked == _CHECKS_PER_READ:
+                return
+
+    def _require_same(self, shard: int, state: "FileState") -> None:
+        before = self._states.setdefault(shard, state)
+        if state == before:
+            return
+        record, path = self.shards[shard], self.path_of(shard)
+        if state.size != record.bytes or sha256_file(path) != record.sha256:
+            raise ChangedError(
+                f"{path}: changed while it was read: {before.difference(state)}, and it no longer has the SHA-256 that "
+                "the manifest names. Restore the shard; the run goes on from its last checkpoint."
+            )
+        self._states[shard] = state
 
     def _read_again(self, range_: Range, out: memoryview) -> None:
         for attempt in range(self._attempts):
@@ -108,31 +217,39 @@ class LocalStorage:
                 got = os.preadv(file.descriptor, [out], range_.offset)
                 if got == range_.size:
                     return
-                reason = f"got {got} of {range_.size} bytes: the shard is cut off. Copy it again."
+                failure = f"got {got} of {range_.size} bytes: the shard is cut off. Copy it again."
             except OSError as error:
-                reason = f"cannot be read: {error.strerror or error}"
+                failure = f"cannot be read: {reason(error)}"
             with self._lock:
                 self._files.pop(range_.shard, None)
-        raise ReadError(range_, reason)
+        raise ReadError(range_, failure)
 
-    def _file(self, shard: int) -> "_File":
+    def _file(self, shard: int) -> "OpenFile":
         with self._lock:
             if shard in self._files:
                 self._files.move_to_end(shard)
                 return self._files[shard]
             while len(self._files) >= self._open_files:
                 self._files.popitem(last=False)
-            self._files[shard] = _File(self.path_of(shard))
-            return self._files[shard]
+            file = OpenFile(self.path_of(shard))
+            self._require_same(shard, file.state)
+            self._files[shard] = file
+            return file
 
 
-class _File:
+class OpenFile:
     """A descriptor that is closed once nobody uses it: a thread may still read from a file that another one let go."""
 
     __slots__ = ("descriptor",)
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise OSError(None, "it is no regular file")
+
+    @property
+    def state(self) -> FileState:
+        return FileState.of(os.fstat(self.descriptor))
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

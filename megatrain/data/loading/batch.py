@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatrain.data.loading.buffers import Buffers
-
 IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a target
 
 
@@ -80,21 +78,17 @@ def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
     return assemble_rows(stacked, attend_across_documents=attend_across_documents)
 
 
-def assemble_rows(
-    rows: Rows, *, attend_across_documents: bool, sequence_length: int | None = None, buffers: Buffers | None = None
-) -> Batch:
+def assemble_rows(rows: Rows, *, attend_across_documents: bool, sequence_length: int | None = None) -> Batch:
     """A batch of rows.
 
     Args:
         sequence_length: cut each row into sequences of so many tokens, which divides its length; default: one sequence
             a row. No token is lost: the last target of a sequence is the first input of the next.
-        buffers: where the batch's memory comes from; default: fresh.
     """
-    buffers = buffers or Buffers()
     size, length = rows.tokens.shape[0], rows.tokens.shape[1] - 1
     cut = sequence_length or length
     shape = (size * length // cut, cut)
-    input_ids, labels = (buffers.take((size, length), np.int64) for _ in range(2))
+    input_ids, labels = (np.empty((size, length), np.int64) for _ in range(2))
     input_ids[:] = rows.tokens[:, :-1]
     labels[:] = rows.tokens[:, 1:]
     _mask_labels(labels, rows)
@@ -102,7 +96,7 @@ def assemble_rows(
     if not attend_across_documents:
         begins = _document_begins(rows.ends, shape, length)
         bounds = np.append(begins, size * length)
-        position_ids = torch.from_numpy(_position_ids(bounds, buffers.take(shape, np.int64)))
+        position_ids = torch.from_numpy(_position_ids(bounds, np.empty(shape, np.int64)))
         cu_seqlens = torch.from_numpy(bounds.astype(np.int32))
     return Batch(
         input_ids=torch.from_numpy(input_ids.reshape(shape)),

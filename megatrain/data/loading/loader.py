@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from megatrain.config import DataSection
 from megatrain.data.loading.batch import Batch, assemble_rows
-from megatrain.data.loading.buffers import Buffers
 from megatrain.data.loading.evaluation import EvaluationLoader
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.loading.stream import SampleStream
@@ -87,7 +86,6 @@ class TrainLoader:
         self._global_batch_size = global_batch_size
         self._pin_memory = pin_memory
         self._stream = SampleStream(data, seed)
-        self._buffers = Buffers()
         self._position = 0
         self._reader: ReadAhead[StepBatches] | None = None
         self.wait_seconds = 0.0  # how long the last `next` waited for data
@@ -132,7 +130,7 @@ class TrainLoader:
         for number in range(len(self._offsets)):
             size = self._offsets.shape[1]
             part = rows.part(number * size, (number + 1) * size)
-            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length, buffers=self._buffers)
+            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length)
             micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
         return StepBatches(tuple(micro_batches), self._stream.targets(position, self._global_batch_size))
 

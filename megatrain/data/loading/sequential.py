@@ -9,12 +9,10 @@ A sample's text is its `txt` or `text` member, or the field `text` of its `json`
 are tokenised here, and put one behind the other with an EOS after each.
 """
 
-import io
-import json
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -24,14 +22,18 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from megatrain.base.files import open_regular, parse_json
 from megatrain.config import DataSection, Source
+from megatrain.data.folder.locations import is_remote, location, not_installed
+from megatrain.data.folder.npy import parse_npy
 from megatrain.data.loading.batch import Row, assemble
 from megatrain.data.loading.loader import StepBatches, rank_offsets
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.ordering.mixture import Mixture, quotas
 from megatrain.data.ordering.permutation import key
+from megatrain.data.text.rows import MAXIMUM_BYTES
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
-from megatrain.errors import DataError
+from megatrain.errors import DataError, MegatrainError
 
 _MIXING = 101  # what the key is for; see order.py
 
@@ -115,8 +117,11 @@ class SequentialLoader:
                 f"webdataset sources cannot go on from this checkpoint: {was}. They are read in sequence by a fixed "
                 "number of ranks. Restore that, or prepare the data: prepared data goes on with any number."
             )
+        position = state.get("position")
+        if type(position) is not int or not 0 <= position < 1 << 62:
+            raise DataError(f"webdataset sources cannot go on from this checkpoint: its position is {position!r:.40}")
         self.close()
-        self._position = state["position"]
+        self._position = position
         return []
 
     def close(self) -> None:
@@ -162,18 +167,26 @@ class SequentialLoader:
         where = f"{shard}: sample {sample['__key__']}"
         try:
             if "npy" in sample:
-                ids = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
+                ids = parse_npy(sample["npy"])
             else:
                 text = sample.get("txt", sample.get("text"))
-                text = json.loads(sample["json"])["text"] if text is None else text.decode()
-                ids = np.array(self._tokenizer.encode(text))
-        except EncodeError as error:
-            raise DataError(f"{where}: {error}") from None
+                text = parse_json(sample["json"], where, DataError)["text"] if text is None else text.decode()
+                ids = np.array(self._encode(text, where), dtype=np.int64)
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"{where}: has no txt, text, json with a text, or npy of token ids: {error!r}") from None
-        if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < self._tokenizer.vocab_size):
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise DataError(f"{where}: npy: is of shape {ids.shape} and type {ids.dtype}, not a list of whole numbers")
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._tokenizer.vocab_size:
             raise DataError(f"{where}: npy: must be a list of ids below {self._tokenizer.vocab_size}")
         return np.append(ids, self._tokenizer.eos_id).astype(np.uint32)
+
+    def _encode(self, text: object, where: str) -> list[int]:
+        if not isinstance(text, str) or len(text) > MAXIMUM_BYTES:
+            raise DataError(f"{where}: must have a text, of at most {MAXIMUM_BYTES:,} characters")
+        try:
+            return self._tokenizer.encode(text)
+        except EncodeError as error:
+            raise DataError(f"{where}: {error}") from None
 
 
 def pack(documents: Iterator[NDArray[np.uint32]], sequence_length: int) -> Iterator[Row]:
@@ -200,7 +213,9 @@ def read_samples(shard: str, opener: Callable[[str], IO[bytes]]) -> Iterator[dic
         with opener(shard) as file:
             members = ({**member, "__url__": shard} for member in tar_file_iterator(file, handler=_raise))
             yield from group_by_keys(members, handler=_raise)
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except MegatrainError:
+        raise
+    except Exception as error:  # each protocol and each compression has errors of its own
         raise DataError(f"{shard}: cannot be read: {error}") from None
 
 
@@ -215,7 +230,12 @@ def _opener(allow_pipe: bool) -> Callable[[str], IO[bytes]]:
                 raise DataError(f"{shard}: runs a command; set data.allow_pipe: true if you trust it")
             file: IO[bytes] = webdataset.gopen(shard)
             return file
-        opened: IO[bytes] = fsspec.open(shard, "rb").open()
+        if not is_remote(shard):
+            return open_regular(Path(location(shard)), DataError)
+        try:
+            opened: IO[bytes] = fsspec.open(shard, "rb").open()
+        except (ImportError, ValueError) as error:  # ValueError: a protocol that it does not know
+            raise not_installed(shard, error) from None
         return opened
 
     return open_shard
@@ -234,6 +254,11 @@ def _shards_of(source: Source, data_rank: int, data_size: int) -> list[str]:
 
 def _expand(path: str) -> list[str]:
     if any(letter in path for letter in "*?["):
-        fs, pattern = url_to_fs(path)
-        return [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+        try:
+            fs, pattern = url_to_fs(path)
+            return [fs.unstrip_protocol(name) for name in sorted(fs.glob(pattern))]
+        except (ImportError, ValueError) as error:
+            raise not_installed(path, error) from None
+        except Exception as error:  # each protocol has errors of its own
+            raise DataError(f"{path}: cannot be listed: {error}") from None
     return [str(name) for name in webdataset.shardlists.expand_urls(path)]

@@ -1,6 +1,7 @@
 """Reading one prepared folder, many rows at a time, each with one read.
 
-Opening checks names, sizes and the index; every row is checked for its length and vocabulary. The hash of a block is
+Opening checks names, sizes and the index, `storage` that a shard stays as it was; every row is checked for its length
+and vocabulary. The hash of a block is
 checked when it is first read only where that is asked for (`data.reading.verify_blocks`): hashing a whole block for a
 few rows of it multiplies the bytes that each rank reads. `verify.find_damage` checks them all beforehand.
 """
@@ -18,9 +19,16 @@ from megatrain.config import ReadingSection
 from megatrain.data.folder.index import ENDS_MEMBER, TOKENS_MEMBER, block_hash, member_name, read_index
 from megatrain.data.folder.locations import is_remote, join, location
 from megatrain.data.folder.manifest import Manifest, read_manifest
-from megatrain.data.folder.storage import LocalStorage, Range, ReadError, Storage, descriptor_budget
+from megatrain.data.folder.storage import (
+    CHECK_SECONDS,
+    LocalStorage,
+    Range,
+    ReadError,
+    Storage,
+    check_shards,
+    descriptor_budget,
+)
 from megatrain.data.loading.batch import Rows
-from megatrain.data.loading.buffers import Buffers
 from megatrain.errors import DataError
 
 _CACHED_ENDS = 8192  # blocks whose document ends are kept
@@ -62,7 +70,6 @@ class PreparedData:
         self._dtype = np.dtype(self.manifest.recipe.dtype).newbyteorder("<")
         self._ends: OrderedDict[int, Int64] = OrderedDict()  # of blocks, the least recently used first
         self._lock = threading.Lock()
-        self._buffers = Buffers()
         self._verified = np.zeros(len(self.index), dtype=np.bool_)
 
     def read_rows(self, blocks: Int64, rows: Int64, sequence_length: int, *, with_ends: bool = True) -> Rows:
@@ -129,20 +136,20 @@ class PreparedData:
             )
 
             return open_remote(self.path, shards, self._reading, open_files=open_files)
-        for shard in shards:
-            file = Path(self.path) / shard.name
-            size = file.stat().st_size if file.is_file() else None
-            if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size:,} bytes, not {shard.bytes:,}"
-                raise DataError(f"{file}: {found}. Copy it again, or prepare again.")
-        names = [shard.name for shard in shards]
-        return LocalStorage(Path(self.path), names, open_files=open_files, attempts=self._reading.attempts)
+        return LocalStorage(
+            Path(self.path),
+            shards,
+            open_files=open_files,
+            attempts=self._reading.attempts,
+            check_seconds=0 if self._reading.verify_blocks else CHECK_SECONDS,
+            states=check_shards(Path(self.path), shards),
+        )
 
     def _read_tokens(self, blocks: Int64, starts: Int64, count: int) -> Tokens:
         assert (starts + count <= self.index.tokens[blocks]).all(), "a row beyond its block"
         shards = self.index.shard[blocks].tolist()
         offsets = (self.index.offset[blocks] + starts * self._dtype.itemsize).tolist()
-        tokens = self._buffers.take((len(blocks), count), self._dtype)
+        tokens = np.empty((len(blocks), count), self._dtype)
         for _ in range(self._reading.attempts):
             try:
                 self._storage.read_rows(shards, offsets, tokens.view(np.uint8))

@@ -4,6 +4,7 @@ A mix block is 4,096 positions. Each has the same quotas and an arrangement of i
 source gave before any position is arithmetic: full blocks times the quota, plus a count within one block.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -24,6 +25,8 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     Raises:
         DataError: a weight is above 0 but so small that its source would never be seen.
     """
+    if not math.isfinite(sum(weights)):
+        raise DataError(f"data.train: its weights {', '.join(f'{weight:g}' for weight in weights)} have no finite sum")
     exact = [weight / sum(weights) * MIX_BLOCK for weight in weights]
     whole = [int(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda source: (whole[source] - exact[source], source))

@@ -1,6 +1,6 @@
 """Tokenising batches of documents: with `tokenizers`, or with gigatoken, which is checked against it in every run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -35,31 +35,53 @@ class Encoded(NamedTuple):
         return np.split(self.tokens, self.ends[:-1])
 
 
+class Failure(NamedTuple):
+    """Which document of a batch cannot be tokenised, and why: only whoever read it knows its place."""
+
+    number: int
+    reason: str
+
+
 def encode_documents(
-    batches: Iterable[tuple[Tag, Sequence[Content]]], tokenizer: Tokenizer, workers: int, *, gigatoken: bool = False
+    batches: Iterable[tuple[Tag, Sequence[Content]]],
+    tokenizer: Tokenizer,
+    workers: int,
+    *,
+    gigatoken: bool = False,
+    where: Callable[[Tag, int], str] = lambda tag, number: f"{tag} {number}",
 ) -> Iterator[tuple[Tag, Encoded]]:
     """Tokens of each document, batch by batch in the order given.
 
     Args:
         batches: pairs of anything and the documents that belong to it.
+        where: what to call document `number` of a batch in a message.
         workers: processes; gigatoken stays in this one and uses threads of its own.
 
     Raises:
-        DataError: a worker process died, or gigatoken's tokens are not those of `tokenizers`.
+        DataError: a document cannot be tokenised, a worker process died, or gigatoken's tokens are not those of
+            `tokenizers`.
         PreflightError: gigatoken is not installed.
     """
-    if gigatoken:
-        return map_batches(batches, partial(GigatokenEncoder, tokenizer), 1)
-    return map_batches(batches, partial(Encoder, tokenizer), workers)
+    make = partial(GigatokenEncoder if gigatoken else Encoder, tokenizer)
+    for tag, result in map_batches(batches, make, 1 if gigatoken else workers):
+        if isinstance(result, Failure):
+            raise DataError(f"{where(tag, result.number)}: {result.reason}")
+        yield tag, result
 
 
 class Encoder:
-    """Contents -> `Encoded`, with the `tokenizers` library."""
+    """Contents -> `Encoded`, with the `tokenizers` library; or a `Failure`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def __call__(self, contents: Sequence[Content]) -> Encoded:
+    def __call__(self, contents: Sequence[Content]) -> Encoded | Failure:
+        try:
+            return self._encoded(contents)
+        except EncodeError as error:
+            return Failure(error.number, str(error))
+
+    def _encoded(self, contents: Sequence[Content]) -> Encoded:
         texts = [content for content in contents if isinstance(content, str)]
         if len(texts) == len(contents):
             return _with_ends(*self._encode(texts), self.tokenizer.eos_id)

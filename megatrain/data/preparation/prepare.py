@@ -7,7 +7,7 @@ killed ends, when it is run again, with the same bytes as one that was not.
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,16 @@ from typing import Literal, NamedTuple, TextIO
 
 import megatrain
 from megatrain.data.folder.files import make_folder, sole_writer
-from megatrain.data.folder.manifest import SOURCES, TOKENIZER, Manifest, Packing, Part, Recipe, SourceList
+from megatrain.data.folder.manifest import (
+    MOST_BLOCK_TOKENS,
+    SOURCES,
+    TOKENIZER,
+    Manifest,
+    Packing,
+    Part,
+    Recipe,
+    SourceList,
+)
 from megatrain.data.preparation.encode import Content, encode_documents
 from megatrain.data.preparation.progress import ProgressLine
 from megatrain.data.preparation.selection import Selection, SelectionPolicy, forget, select
@@ -25,11 +34,10 @@ from megatrain.data.preparation.writer import SetWriter
 from megatrain.data.text.documents import Document, describe, read_documents
 from megatrain.data.text.inputs import Input, find_inputs, records
 from megatrain.data.text.rows import MAXIMUM_BYTES
-from megatrain.data.text.tokenizer import EncodeError, Tokenizer
-from megatrain.errors import ConfigError, DataError
+from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.errors import ConfigError
 
 BLOCK_TOKENS = 1 << 18
-MOST_BLOCK_TOKENS = 1 << 30  # counts within a block are 32-bit numbers
 SHARD_BYTES = 1 << 28
 WINDOW_TOKENS = 1 << 22  # of documents that best fit packs together: a thousand rows of 4,096
 _WINDOW_ROWS = 256  # at least
@@ -72,8 +80,10 @@ class PrepareOptions:
         if not 1 <= self.block_tokens <= MOST_BLOCK_TOKENS:
             raise ConfigError(f"--block-tokens: {self.block_tokens}: must be from 1 to {MOST_BLOCK_TOKENS:,}")
         self._check_packing()
-        if self.maximum_bytes < 1:
-            raise ConfigError("--max-document-mebibytes: must be at least 1")
+        if not 1 <= self.maximum_bytes <= 1 << 40:
+            raise ConfigError(f"--max-document-mebibytes: {self.maximum_bytes >> 20}: must be from 1 to {1 << 20:,}")
+        if not 1 <= self.shard_bytes <= 1 << 40:
+            raise ConfigError(f"--shard-mebibytes: {self.shard_bytes >> 20}: must be from 1 to {1 << 20:,}")
         if self.workers < 1:
             raise ConfigError(f"--workers: {self.workers}: must be at least 1")
         for folder in self.folders.values():
@@ -115,10 +125,10 @@ class PrepareOptions:
 class _Place(NamedTuple):
     """Which document, of which set."""
 
-    where: str
     number: int
     part: Part
     bytes_read: int
+    where: str  # for messages
 
 
 def prepare(options: PrepareOptions, progress: TextIO | None = None) -> list[Manifest]:
@@ -152,6 +162,11 @@ def prepare(options: PrepareOptions, progress: TextIO | None = None) -> list[Man
             line = ProgressLine("prepare", sources.bytes, progress)
             skipped = _write_documents(options, inputs, tokenizer, writers, selection, line)
             left_out = dict(skipped) | (selection.left_out if selection else {})
+            for writer in writers.values():
+                if not writer.has_documents:
+                    for other in writers.values():
+                        other.discard()
+                    raise writer.nothing(left_out)
         manifests = [writer.finish(left_out) for writer in writers.values()]
         forget(options.out)
         return manifests
@@ -198,24 +213,21 @@ def _write_documents(
                 continue
             part = part_of(_text(document.content, tokenizer), options.holdout) if options.holdout else "train"
             if writers[part].needs(number):
-                yield _Place(document.where, number, part, document.bytes_read), document.content
+                yield _Place(number, part, document.bytes_read, document.where), document.content
 
-    waiting: deque[list[_Place]] = deque()  # batches that are being encoded; results come in their order
-
-    def batches() -> Iterator[tuple[list[_Place], list[Content]]]:
-        for places, contents in _batches(wanted()):
-            waiting.append(places)
-            yield places, contents
-
-    try:
-        with progress:
-            for places, encoded in encode_documents(batches(), tokenizer, options.workers, gigatoken=options.gigatoken):
-                waiting.popleft()
-                for place, tokens in zip(places, encoded.documents(), strict=True):
-                    writers[place.part].add(place.number, tokens)
-                progress.update(documents=len(places), tokens=len(encoded.tokens), bytes_read=places[-1].bytes_read)
-    except EncodeError as error:
-        raise DataError(f"{waiting[0][error.number].where}: {error}" if waiting else str(error)) from None
+    batches = _batches(wanted())
+    with progress:
+        encoding = encode_documents(
+            batches,
+            tokenizer,
+            options.workers,
+            gigatoken=options.gigatoken,
+            where=lambda places, number: places[number].where,
+        )
+        for places, encoded in encoding:
+            for place, tokens in zip(places, encoded.documents(), strict=True):
+                writers[place.part].add(place.number, tokens)
+            progress.update(documents=len(places), tokens=len(encoded.tokens), bytes_read=places[-1].bytes_read)
     return skipped
 
 

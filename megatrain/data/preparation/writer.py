@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatrain.base.files import read_model
 from megatrain.data.folder.files import TEMPORARY, FileRecord, HashingWriter, atomic_file, write_bytes
 from megatrain.data.folder.index import ENDS_MEMBER, TOKENS_MEMBER, BlockRecord, Index, block_hash, member_name
 from megatrain.data.folder.manifest import (
@@ -22,15 +23,15 @@ from megatrain.data.folder.manifest import (
     SOURCES,
     TOKENIZER,
     Manifest,
-    PackedRows,
     Recipe,
     read_manifest,
-    recipe_from_json,
+    shard_name,
 )
 from megatrain.data.preparation.blocks import END_DTYPE, Block, Resume, Tokens, block_maker
 from megatrain.errors import DataError
 
 _RECIPE = ".recipe.json"
+_RECEIPT_BYTES = 1 << 30
 _OWN = ("shard-", "recipe.json", INDEX, MANIFEST, TOKENIZER, SOURCES)  # how the names of a folder's files begin
 
 
@@ -60,6 +61,7 @@ class SetWriter:
         self._receipts = [] if self.finished else _read_receipts(folder)
         self._resume = self._receipts[-1].resume if self._receipts else Resume()
         self._maker = block_maker(recipe, self._resume)
+        self._has_added = False
         self._blocks: list[Block] = []  # of the shard that is being filled
 
     def needs(self, document: int) -> bool:
@@ -73,6 +75,7 @@ class SetWriter:
             document: its number among all documents of the input.
             tokens: its ids, EOS the last, any unsigned dtype [n].
         """
+        self._has_added = True
         self._take(self._maker.add(document, tokens))
 
     def finish(self, left_out: dict[str, int]) -> Manifest:
@@ -80,9 +83,6 @@ class SetWriter:
 
         Args:
             left_out: documents of all inputs that were left out, by reason.
-
-        Raises:
-            DataError: there was no document.
         """
         if self.finished:
             return self.finished
@@ -90,8 +90,6 @@ class SetWriter:
         finished = list(self._receipts)
         if self._blocks:  # without a receipt: nothing resumes after the last shard
             finished.append(self._write_shard(Resume()))
-        if not finished:
-            raise DataError(f"{self.folder}: no document fell to the {self.recipe.part} set. {self._advice()}")
         index = Index.of([receipt.blocks for receipt in finished])
         index_record = write_bytes(self.folder / INDEX, index.dumps())
         manifest = Manifest(
@@ -108,6 +106,26 @@ class SetWriter:
         self._clean(finished=True)
         self.finished = manifest
         return manifest
+
+    @property
+    def has_documents(self) -> bool:
+        return self.finished is not None or self._has_added or bool(self._receipts)
+
+    def nothing(self, left_out: dict[str, int]) -> DataError:
+        """Why a set without a document is none, and what to do."""
+        if self.recipe.part == "holdout":
+            advice = f"--holdout {self.recipe.holdout:g} of so few documents is none: raise it."
+        else:
+            advice = "The inputs hold no text." if self.recipe.holdout == 0 else "Lower --holdout, or give more text."
+        omitted = f" Left out: {', '.join(f'{count:,} {why}' for why, count in left_out.items())}." if left_out else ""
+        return DataError(f"{self.folder}: no document fell to the {self.recipe.part} set. {advice}{omitted}")
+
+    def discard(self) -> None:
+        """Remove the unfinished data of this recipe, which nothing could ever go on from; finished data stays."""
+        if not self.finished:
+            for file in self.folder.iterdir():
+                if file.name.lstrip(".").startswith(_OWN):
+                    file.unlink()
 
     def _open(self, files: dict[str, bytes]) -> Manifest | None:
         """Claim the folder for this recipe; the manifest, if it is complete already."""
@@ -140,11 +158,6 @@ class SetWriter:
             if hidden and (finished or file.name.endswith(TEMPORARY)):
                 file.unlink()
 
-    def _advice(self) -> str:
-        if self.recipe.part == "holdout":
-            return f"--holdout {self.recipe.holdout:g} of so few documents is none: raise it."
-        return "The inputs hold no text." if self.recipe.holdout == 0 else "Lower --holdout, or give more text."
-
     def _take(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
             self._blocks.append(block)
@@ -155,7 +168,7 @@ class SetWriter:
 
     def _write_shard(self, resume: Resume) -> Receipt:
         number = len(self._receipts)
-        name = f"shard-{number:05d}.tar"
+        name = shard_name(number)
         with atomic_file(self.folder / name) as file:
             token_bytes = np.dtype(self.recipe.dtype).itemsize
             records = _write_tar(file, number * self.recipe.shard_blocks, self._blocks, token_bytes)
@@ -193,11 +206,8 @@ def _read_receipts(folder: Path) -> list[Receipt]:
     """The receipts of the first shards, up to one whose shard is gone or has another size: it is written again."""
     receipts: list[Receipt] = []
     while (file := folder / _receipt_name(len(receipts))).exists():
-        value = json.loads(file.read_text())
-        blocks = [BlockRecord(*block) for block in value["blocks"]]
-        resume = Resume(**value["resume"] | {"packed": PackedRows(**value["resume"]["packed"])})
-        receipt = Receipt(FileRecord(**value["shard"]), blocks, resume)
-        shard = folder / receipt.shard.name
+        receipt = read_model(file, Receipt, error=DataError, limit=_RECEIPT_BYTES)
+        shard = folder / shard_name(len(receipts))
         if not shard.is_file() or shard.stat().st_size != receipt.shard.bytes:
             break
         receipts.append(receipt)
@@ -206,8 +216,6 @@ def _read_receipts(folder: Path) -> list[Receipt]:
 
 def _read_recipe(file: Path) -> Recipe:
     try:
-        return recipe_from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{file}: was written by another version. Delete its folder if its data is not needed."
-        ) from None
+        return read_model(file, Recipe, error=DataError)
+    except DataError as error:
+        raise DataError(f"{error}. Was it written by another version? Delete its folder if it is not needed.") from None

@@ -22,6 +22,7 @@ from megatrain.errors import DataError
 
 NULL_TEXT = "null_text"  # what rows without a text are counted as
 _SHOWN_FILES = 3
+_CHUNK_BYTES = 1 << 20
 
 
 class Document(NamedTuple):
@@ -98,7 +99,9 @@ def _read(given: Input, text_field: str, maximum_bytes: int, skipped: Counter[st
 
 def _read_text(file: Path, maximum_bytes: int) -> Document:
     with open_data(file) as (raw, stream):
-        data = stream.read(maximum_bytes + 1)
+        data = bytearray()
+        while len(data) <= maximum_bytes and (chunk := stream.read(_CHUNK_BYTES)):
+            data += chunk
         read = raw.tell()
     if len(data) > maximum_bytes:
         raise too_long(file, "is one document", maximum_bytes)

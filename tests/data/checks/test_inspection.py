@@ -1,10 +1,13 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from megatrain.data.checks.inspection import inspect_data
 from megatrain.data.text.documents import read_documents
+from megatrain.errors import DataError
 
 
 @pytest.fixture
@@ -36,3 +39,29 @@ def test_text_and_json_tell_the_same(found, corpus):
     first = next(read_documents([corpus], "text")).content
     assert value["sample"].startswith(first[:40])
     assert first[:20] in text
+
+
+def test_names_that_would_steer_a_terminal_or_are_no_text(tmp_path, corpus, tokenizer_folder, prepare_text):
+    source = shutil.copy(corpus, tmp_path / os.fsdecode(b"\x1b[2J\xff.jsonl"))
+    prepare_text(source, tmp_path / "out", tokenizer_folder)
+    assert r"\x1b[2J\udcff.jsonl" in inspect_data(tmp_path / "out").as_text()
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"[]", b'{"name": "x"}', b'{"name": 3, "bytes": 1, "sha256": ""}', b"[" * 9999]
+)
+def test_a_list_of_sources_that_is_none(tmp_path, prepared, line):
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    (copy / "sources.jsonl").write_bytes(line)
+    with pytest.raises(DataError, match=r"sources\.jsonl:1: "):
+        inspect_data(copy).as_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", None])
+def test_a_tokenizer_that_is_none(tmp_path, prepared, content):
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    (copy / "tokenizer.json").unlink()
+    if content is not None:
+        (copy / "tokenizer.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"tokenizer\.json: is (missing|not the tokenizer)"):
+        inspect_data(copy)

@@ -47,13 +47,13 @@ def test_the_launcher_can_read_it_without_torch():
     ("change", "message"),
     [
         (None, r"is not a prepared folder: it has no manifest\.json\. Run `megatrain data prepare`"),
-        (lambda text: text[: len(text) // 2], "was damaged or edited"),
+        (lambda text: text[: len(text) // 2], r"manifest\.json: is not JSON: Unterminated"),
         (lambda text: text.replace('"documents": 120', '"documents": 121'), "was damaged or edited"),
         (
             lambda text: text.replace('"format_version": 2', '"format_version": 9'),
             "format_version: 9: this megatrain reads 2",
         ),
-        (lambda text: "[]", "was damaged or edited"),
+        (lambda text: "[]", "must be a JSON object"),
     ],
 )
 def test_a_manifest_that_is_not_whole(tmp_path, prepared, change, message):

@@ -9,7 +9,7 @@ import torch
 
 from megatrain.config import ReadingSection, Source
 from megatrain.data.loading.shards import PreparedData
-from megatrain.errors import DataError
+from megatrain.errors import DataError, PreflightError
 from tests.data.file_server import FileServer
 
 pytest.importorskip("aiohttp")
@@ -151,7 +151,7 @@ def test_an_address_without_data(serve):
 
 
 def test_a_protocol_that_is_not_there():
-    with pytest.raises(DataError, match=r"nope://x: cannot be read: .*pip install 'megatrain\[remote\]'"):
+    with pytest.raises(PreflightError, match=r"nope://x: cannot be read: .*pip install 'megatrain\[remote\]'"):
         PreparedData("nope://x")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import webdataset
 
 from megatrain.config import DataSection, Source
 from megatrain.data.loading.sequential import SequentialLoader, pack
-from megatrain.errors import DataError
+from megatrain.errors import DataError, PreflightError
 from tests.data.file_server import FileServer
 
 SHARDS = 6
@@ -109,6 +110,12 @@ def test_token_ids(make, tmp_path, tokenizer):
     assert got[:82] == [0] * 40 + [tokenizer.eos_id] + [1] * 40 + [tokenizer.eos_id]
 
 
+def npy(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def write(path, **sample):
     with webdataset.TarWriter(str(path)) as writer:
         writer.write({"__key__": "k1", **sample})
@@ -121,11 +128,43 @@ def write(path, **sample):
         ({"jpg": b"x"}, r"sample k1: has no txt, text, json with a text, or npy"),
         ({"json": {"body": "x"}}, r"sample k1: has no txt, .*KeyError\('text'\)"),
         ({"txt": b"\xff\xfe"}, r"sample k1: has no txt, .*UnicodeDecodeError"),
+        ({"json": b"[" * 100_000}, r"sample k1: is JSON nested too deeply"),
+        ({"json": b"[]"}, r"sample k1: has no txt, .*TypeError"),
+        ({"json": b'{"text": 3}'}, r"sample k1: must have a text"),
+        ({"json": b'{"text": "\\ud800"}'}, r"sample k1: .*cannot encode the text"),
+        ({"npy": npy(np.array([1.5, 2]))}, r"sample k1: npy: is of shape \(2,\) and type float64"),
+        ({"npy": npy(np.array(["a"]))}, r"sample k1: .*holds <U1"),
+        ({"npy": npy(np.array([[1]]))}, r"sample k1: npy: is of shape \(1, 1\)"),
+        ({"npy": npy(np.array([-1]))}, r"sample k1: npy: must be a list of ids below"),
+        ({"npy": npy(np.array([2**63], np.uint64))}, r"sample k1: npy: must be a list of ids below"),
+        ({"npy": npy(np.array([1]))[:-1]}, r"sample k1: .*announces 1 numbers"),
+        ({"npy": npy(np.array([1])).replace(b"(1,), }" + b" " * 14, b"(1000000000000000,), }"[:21])}, r"sample k1: "),
+        ({"npy": b"\x93NUMPY"}, r"sample k1: .*is not a \.npy array"),
     ],
 )
 def test_a_sample_without_text_is_named_not_skipped(make, tmp_path, sample, message):
     with pytest.raises(DataError, match=message):
         make(write(tmp_path / "x.tar", **sample), ranks=1).next()
+
+
+def test_a_state_that_is_none(make):
+    loader = make()
+    for position in (None, "3", -1, 10**30, 1.5):
+        with pytest.raises(DataError, match="its position is"):
+            loader.load_state_dict(loader.state_dict() | {"position": position})
+
+
+def test_a_named_pipe_and_a_library_that_is_missing(make, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match=r"pipe\.tar: cannot be read: it is a named pipe"):
+        make(str(tmp_path / "pipe.tar"), ranks=1).next()
+
+    def missing(*arguments):
+        raise ImportError("Install s3fs")
+
+    monkeypatch.setattr("fsspec.open", missing)
+    with pytest.raises(PreflightError, match=r"s3://a/b\.tar: cannot be read: .*pip install 'megatrain\[remote\]'"):
+        make("s3://a/b.tar", ranks=1).next()
 
 
 def test_damage_is_named(make, tars, tmp_path):

@@ -69,3 +69,22 @@ def test_a_real_tokenizer_of_129_thousand_tokens():
     texts = [*TEXTS, "def f(x):\n    return x ** 2\n", "漢字かな交じり文, русский текст"]
     assert np.array_equal(GigatokenEncoder(tokenizer)(texts).tokens, Encoder(tokenizer)(texts).tokens)
     assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
+
+
+def regex_bomb(tokenizer) -> Tokenizer:
+    """Its pattern takes exponentially many steps for some texts: the library panics, which is no Exception."""
+    content = json.loads(tokenizer.content)
+    content["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return Tokenizer(json.dumps(content).encode(), name="bomb")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_document_that_the_library_cannot_take_is_named(tokenizer, workers):
+    batches = [("first", ["fine"]), ("second", ["fine", "a" * 64 + "b"])]
+    with pytest.raises(DataError, match=r"^second, number 1: bomb: cannot encode the text 'aaa.*retry-limit-in-match"):
+        list(encode_documents(batches, regex_bomb(tokenizer), workers, where=lambda tag, n: f"{tag}, number {n}"))

@@ -267,6 +267,10 @@ def test_unfinished_data_of_changed_inputs_is_refused(
         ({"holdout": 0.1, "holdout_out": Path("./out")}, "must be another folder than --out"),
         ({"block_tokens": 0}, "--block-tokens: 0: must be from 1 to 1,073,741,824"),
         ({"workers": 0}, "--workers: 0: must be at least 1"),
+        ({"maximum_bytes": 0}, "--max-document-mebibytes: 0: must be from 1 to 1,048,576"),
+        ({"maximum_bytes": 10**30}, "--max-document-mebibytes: .*: must be from 1"),
+        ({"shard_bytes": -1 << 20}, "--shard-mebibytes: -1: must be from 1 to 1,048,576"),
+        ({"shard_bytes": 10**30}, "--shard-mebibytes: .*: must be from 1"),
         ({"inputs": (".",)}, "out: is inside the input"),
     ],
 )
@@ -280,8 +284,13 @@ def test_text_too_short_for_a_set(tmp_path, make_corpus, tokenizer_folder, prepa
     with pytest.raises(DataError, match=r"no document fell to the train set\. The inputs hold no text"):
         prepare_text(tmp_path / "empty.txt", tmp_path / "a", tokenizer_folder)
     corpus = make_corpus(tmp_path / "a.jsonl", documents=3, seed=1)
-    with pytest.raises(DataError, match=r"--holdout 0\.0001 of so few documents is none"):
+    with pytest.raises(
+        DataError, match=r"c: no document fell to the holdout set\. --holdout 0\.0001 of so few.*raise it"
+    ):
         prepare_text(corpus, tmp_path / "b", tokenizer_folder, holdout=0.0001, holdout_out=tmp_path / "c")
+    assert contents(tmp_path / "b") == contents(tmp_path / "c") == {}
+    prepare_text(corpus, tmp_path / "b", tokenizer_folder, holdout=0.7, holdout_out=tmp_path / "c", block_tokens=4)
+    assert read_manifest(tmp_path / "b").documents + read_manifest(tmp_path / "c").documents == 3
 
 
 def test_a_finished_shard_that_was_deleted_meanwhile_is_written_again(

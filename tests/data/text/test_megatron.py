@@ -1,3 +1,4 @@
+import os
 import struct
 
 import numpy as np
@@ -83,7 +84,10 @@ def test_tokens_of_another_tokenizer(tmp_path, tokenizer_folder, prepare_text):
         (lambda index, data: (index[:17] + b"\x06" + index[18:], data), "dtype code 6"),
         (lambda index, data: (index[:-5], data), r"is cut off: it announces 4 sequences"),
         (lambda index, data: (index[:-8] + b"\xff" * 8, data), "is damaged: its documents"),
-        (lambda index, data: (index, data[:-1]), r"a\.bin: has 21 bytes, its index needs 22: cut off"),
+        (
+            lambda index, data: (index, data[:-1]),
+            r"a\.bin: has 21 bytes; by its index, sequence 3 has 5 tokens of 2 bytes from byte 12 on: cut off",
+        ),
         (lambda index, data: (index, None), r"a\.bin: is missing"),
     ],
 )
@@ -94,4 +98,43 @@ def test_files_that_are_not_whole(tmp_path, damage, message):
     index.write_bytes(changed[0])
     data.unlink() if changed[1] is None else data.write_bytes(changed[1])
     with pytest.raises(DataError, match=message):
+        list(read_megatron(index))
+
+
+LENGTHS, OFFSETS = slice(34, 50), slice(50, 82)  # of the four sequences, in the index
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "message"),
+    [
+        (LENGTHS, [3, 50_000, 1, 5], r"a\.bin: has 22 bytes; by its index, sequence 1 has 50,000 tokens"),
+        (LENGTHS, [3, -2, 1, 5], r"a\.idx: is damaged: sequence 1 has -2 tokens"),
+        (LENGTHS, [-(2**31)] * 4, r"a\.idx: is damaged: sequence 0"),
+        (LENGTHS, [5, 5, 5, 5], r"a\.idx: is damaged: its sequences have 40 bytes"),
+        (LENGTHS, [8, 7, 1, 1], r"a\.idx: is damaged: its sequences have 34 bytes"),
+        (OFFSETS, [0, -2, 10, 12], r"sequence 1 has 2 tokens of 2 bytes from byte -2 on"),
+        (OFFSETS, [0, 2**63 - 1, 10, 12], r"sequence 1 has 2 tokens"),
+        (OFFSETS, [-(2**63)] * 4, r"sequence 0 has 3 tokens"),
+    ],
+)
+def test_sequences_that_are_not_in_the_file(tmp_path, place, values, message):
+    index = write_megatron(tmp_path / "a", DOCUMENTS)
+    content = bytearray(index.read_bytes())
+    content[place] = np.array(values, "<i4" if place is LENGTHS else "<i8").tobytes()
+    index.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_megatron(index))
+
+
+def test_counts_that_no_file_has(tmp_path):
+    index = write_megatron(tmp_path / "a", DOCUMENTS)
+    content = bytearray(index.read_bytes())
+    for counts in ((2**63, 4), (4, 2**64 - 1)):
+        content[18:34] = np.array(counts, "<u8").tobytes()
+        index.write_bytes(content)
+        with pytest.raises(DataError, match="is cut off"):
+            list(read_megatron(index))
+    index.unlink()
+    os.mkfifo(index)
+    with pytest.raises(DataError, match="it is a named pipe"):
         list(read_megatron(index))

@@ -66,6 +66,13 @@ def test_it_is_what_the_loader_reads():
         assert sample["hash"] == hashlib.blake2b(words, digest_size=8).hexdigest()
 
 
+def test_fields_are_set_as_for_every_verb():
+    as_given = samples("--step", 2)
+    assert samples("run.seed=1337", "--step", 2) == as_given
+    assert [sample["hash"] for sample in samples("run.seed=7", "--step", 2)] != [s["hash"] for s in as_given]
+    assert len(samples("training.global_batch_size=48", "--step", 1)) == 48
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 12])
 def test_ranks_share_the_same_samples(ranks):
     whole = {sample["position"]: sample for sample in samples("--start", 40, "--count", 30)}

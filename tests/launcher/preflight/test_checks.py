@@ -1,8 +1,8 @@
 """What can be known before a GPU is held is found, all at once, and with the exit code of its kind."""
 
 import collections
-import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -16,7 +16,6 @@ from megatrain import config_file
 from megatrain.checkpoint.manifest import FileRecord as CheckpointFile
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
-from megatrain.data.folder.files import FileRecord
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
 from megatrain.errors import ExitCode, PreflightError
 from megatrain.model.config_json import llama_config
@@ -216,15 +215,16 @@ def test_an_index_of_other_bytes(tiny, here):
     assert found.code == ExitCode.DATA
 
 
-def test_shards_that_are_missing_or_cut_short(tmp_path, tiny, here):
-    write_data(here / "data/train")
-    manifest = read_manifest("data/train")
-    shards = tuple(FileRecord(name, 10, "0" * 64) for name in ("a.tar", "b.tar", "c.tar"))
-    (here / "data/train/a.tar").write_bytes(b"0" * 10)
-    (here / "data/train/b.tar").write_bytes(b"0" * 9)
-    (found,) = check_files("data.train.0", "data/train", dataclasses.replace(manifest, shards=shards))
-    assert "b.tar has 9 bytes, not 10; c.tar: No such file or directory" in found.text
-    assert "a.tar" not in found.text
+def test_shards_that_are_missing_or_cut_short_or_no_files(tmp_path, tiny, here):
+    write_data(here / "data/train", tokens=4096 * 64 * 4)
+    os.truncate(here / "data/train/shard-00001.tar", 9)
+    (here / "data/train/shard-00002.tar").unlink()
+    (here / "data/train/shard-00003.tar").unlink()
+    os.mkfifo(here / "data/train/shard-00003.tar")
+    (found,) = check_files("data.train.0", "data/train", read_manifest("data/train"))
+    assert "data.train.0: data/train/shard-00001.tar: has 9 bytes, not" in found.text
+    assert "shard-00002.tar: is missing (No such file or directory); shard-00003.tar: is no regular file" in found.text
+    assert "shard-00000" not in found.text
 
 
 def test_another_tokenizer_than_the_datas(tiny, here):
