@@ -57,12 +57,22 @@ def main() -> None:
         complain(error)
         sys.exit(error.exit_code)
     except OSError as error:  # a disk that is full, a folder that is gone, a name that is too long
-        if error.filename is None:
-            raise
-        complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        name = os.fsdecode(error.filename) if error.filename is not None else "standard output"
+        complain(f"{name}: {error.strerror or error}")
         sys.exit(ExitCode.PREFLIGHT)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Now, where a full disk is one line: while the interpreter shuts down, it would replace the exit code by 120."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for what is left in its buffer
+        print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def _use_utf8() -> None:

@@ -116,7 +116,7 @@ def locate(path: Path) -> tuple[RunDir, Path | None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a crash, sees the old file or the whole new one."""
+    """Write `text` so that a reader, or a crash, sees the old file or the whole new one. An OSError names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -125,7 +125,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         with suppress(OSError):  # on a full disk, its half would only take room
             temporary.unlink()
         raise

@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from launcher.ranks.environment import Place, alone, rank_command, rank_environment
 from launcher.ranks.voice import Voice
+from megatrain.base.files import reason
 from megatrain.base.terminal import complain, say
-from megatrain.errors import ExitCode
+from megatrain.errors import ExitCode, PreflightError
 from megatrain.run.claim import Claim
 from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
@@ -70,7 +72,10 @@ class RankGroup:
 
     def go(self, command: list[str], device: str, started: Callable[["RankGroup"], None] | None = None) -> int:
         """Start all, wait for all, and return the exit code of the whole."""
-        self.logs[0].parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.logs[0].parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PreflightError(f"{self.logs[0].parent}: cannot be made: {reason(error)}") from None
         voice = Voice(self.logs[0]) if self.place.first_rank == 0 else None
         failed = None
         try:
@@ -105,7 +110,7 @@ class RankGroup:
         self, command: list[str], index: int, environment: dict[str, str], voice: "Voice | None"
     ) -> subprocess.Popen[bytes]:
         listener = self.place.listener if index == 0 else None
-        with open(self.logs[index], "ab") as log:
+        with _appended(self.logs[index]) as log:
             out, err = voice.ends() if voice is not None and index == 0 else (log.fileno(), log.fileno())
             return subprocess.Popen(
                 command,
@@ -170,12 +175,11 @@ class RankGroup:
         if code in _EXPLAINED and codes[0] == code:
             return code
         rank = self.place.first_rank + failed
-        complain(
-            f"rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}",
-        )
-        if rank != 0:
-            for line in _tail(self.logs[failed]):
-                say(f"  {line}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a terminal that has gone, or a log of ours on a full disk
+            complain(f"rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}")
+            if rank != 0:
+                for line in _tail(self.logs[failed]):
+                    say(f"  {line}", file=sys.stderr, flush=True)
         return code if code > 0 else ExitCode.CRASH
 
 
@@ -197,6 +201,13 @@ def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
 def _die_with_parent() -> None:
     """In the child, before exec: the kernel kills it when the launcher dies by a signal that cannot be caught."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _appended(log: Path) -> BinaryIO:
+    try:
+        return open(log, "ab")
+    except OSError as error:
+        raise PreflightError(f"{log}: cannot be written: {reason(error)}") from None
 
 
 def _tail(log: Path) -> list[str]:

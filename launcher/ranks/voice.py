@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from megatrain.base.files import reason
+
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ERASED = re.compile(r"^.*(?:\x1b\[2K|\r(?=.))", re.DOTALL)  # what a later part of the line was written over
 _BAR = "━"  # rich draws its bar of these
@@ -31,6 +33,7 @@ class Voice:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._lock = threading.Lock()
+        self._said = False
         self._copiers: list[threading.Thread] = []
         self._theirs: list[int] = []
         self._ours: list[tuple[int, TextIO]] = []
@@ -89,23 +92,32 @@ class Voice:
         return theirs
 
     def _copy(self, source: int, target: TextIO) -> None:
+        """Drain one end of rank 0's, whatever becomes of the terminal and the log: else the rank would wait for us."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk can end inside a character
         rest = ""
-        with open(self._log, "a", encoding="utf-8") as log:
-            while chunk := _read(source):
-                text = decoder.decode(chunk)
-                with contextlib.suppress(OSError, ValueError):  # a terminal that has gone does not stop a run
-                    target.write(text)
-                    target.flush()
-                *lines, rest = (rest + text).split("\n")
-                self._keep(log, lines)
-            self._keep(log, [rest] if rest else [])
+        while chunk := _read(source):
+            text = decoder.decode(chunk)
+            with contextlib.suppress(OSError, ValueError):  # a terminal that has gone does not stop a run
+                target.write(text)
+                target.flush()
+            *lines, rest = (rest + text).split("\n")
+            self._keep(lines)
+        self._keep([rest] if rest else [])
 
-    def _keep(self, log: TextIO, lines: list[str]) -> None:
-        kept = [line for line in map(plain, lines) if line is not None]
+    def _keep(self, lines: list[str]) -> None:
+        kept = "".join(f"{line}\n" for line in map(plain, lines) if line is not None)
         with self._lock:
-            log.write("".join(f"{line}\n" for line in kept))
-            log.flush()
+            try:
+                with open(self._log, "ab", buffering=0) as log:  # anew each time: a disk that was full may have room
+                    log.write(kept.encode("utf-8", "replace"))
+            except OSError as error:
+                self._say_once(f"warning: {self._log}: cannot be written: {reason(error)}; the run goes on without it")
+
+    def _say_once(self, text: str) -> None:
+        if not self._said:
+            self._said = True
+            with contextlib.suppress(OSError, ValueError):
+                print(text, file=sys.stderr, flush=True)
 
 
 def plain(line: str) -> str | None:

@@ -90,7 +90,7 @@ def _status(run: RunDir, states: States) -> Status:
         jobs=[job._asdict() for job in clients.active(states, read_job(run).jobs)],
         step=step,
         total_steps=total,
-        loss=steps[-1]["loss"] if steps else None,
+        loss=steps[-1].get("loss") if steps else None,
         tokens_per_second=statistics.median(rates) if rates else None,
         eta_seconds=seconds * max(0, total - step) if seconds else None,
         starts=len(attempts),

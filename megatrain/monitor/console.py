@@ -5,7 +5,8 @@ log of a job.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -84,7 +85,8 @@ class Console:
             self._validation_loss = metrics.validation_loss
         self._warn_of_data_wait(metrics)
         if self._bar:
-            self._bar.move_to(metrics.step, f"loss {metrics.loss:.3f}")
+            with self._while_read():
+                self._bar.move_to(metrics.step, f"loss {metrics.loss:.3f}")
 
     def evaluation(self, step: int, loss: float, tokens: int) -> None:
         """`loss` in nats a target token, over `tokens` target tokens."""
@@ -122,19 +124,25 @@ class Console:
         if self._stream is None:
             return
         text = printable(text)
-        try:
+        with self._while_read():
             if self._bar:
                 self._bar.print_above(text)
             else:
                 print(text, file=self._stream, flush=True)
-        except OSError:
-            self._stream = self._bar = None
 
     def close(self) -> None:
         """Takes the bar off the terminal."""
         if self._bar:
-            self._bar.close()
+            with self._while_read():
+                self._bar.close()
             self._bar = None
+
+    @contextmanager
+    def _while_read(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._stream = self._bar = None
 
     def _at(self, step: int) -> str:
         return f"step {step:,}/{self._total_steps:,}"

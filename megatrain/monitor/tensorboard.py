@@ -1,7 +1,13 @@
 """The same numbers as metrics.jsonl, as TensorBoard scalars over the optimizer step."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch.utils.tensorboard import SummaryWriter
 
+from megatrain.base.files import reason
+from megatrain.errors import PreflightError
 from megatrain.monitor.metrics import StepMetrics
 from megatrain.run_dir import RunDir
 
@@ -15,18 +21,24 @@ class TensorBoard:
     Args:
         resume_step: optimizer steps done before this start; 0 for a run from its beginning.
         world_size: ranks, for the rates of one GPU.
+
+    Raises (also while writing and closing):
+        PreflightError: the folder cannot be written. Events are written by a thread, so a later call may raise.
     """
 
     def __init__(self, run: RunDir, *, resume_step: int, world_size: int) -> None:
         self._world_size = world_size
+        self._path = run.tensorboard
+        _silence_writer_thread()
         replayed_from = resume_step + 1 if resume_step else 0  # at 0, an evaluation before the first step runs again
-        has_events = run.tensorboard.is_dir() and any(run.tensorboard.iterdir())
-        self._writer = SummaryWriter(
-            str(run.tensorboard),
-            purge_step=replayed_from if has_events else None,
-            max_queue=_QUEUE,
-            flush_secs=_FLUSH_SECONDS,
-        )
+        with self._named():
+            has_events = run.tensorboard.is_dir() and any(run.tensorboard.iterdir())
+            self._writer = SummaryWriter(
+                str(run.tensorboard),
+                purge_step=replayed_from if has_events else None,
+                max_queue=_QUEUE,
+                flush_secs=_FLUSH_SECONDS,
+            )
 
     def write(self, metrics: StepMetrics) -> None:
         scalars = {
@@ -40,14 +52,36 @@ class TensorBoard:
             "throughput/data_wait_fraction": metrics.data_wait_seconds / metrics.step_seconds,
             "memory/gib": metrics.memory_bytes / 2**30,
         }
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, metrics.step)
+        with self._named():
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, value, metrics.step)
         if metrics.validation_loss is not None:
             self.write_validation(metrics.step, metrics.validation_loss)
 
     def write_validation(self, step: int, loss: float) -> None:
         """An evaluation after `step` optimizer steps; `loss` in nats a target token."""
-        self._writer.add_scalar("validation/loss", loss, step)
+        with self._named():
+            self._writer.add_scalar("validation/loss", loss, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._named():
+            self._writer.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PreflightError(f"{self._path}: cannot be written: {reason(error)}") from None
+
+
+def _silence_writer_thread() -> None:
+    """Its error is raised by the next write as well, where it is told in one line instead of a traceback."""
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(ended.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(ended.exc_value, OSError)):
+            before(ended)
+
+    threading.excepthook = hook

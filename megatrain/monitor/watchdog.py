@@ -79,8 +79,8 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         faulthandler.disable()
         self._heartbeat()
-        self._file.close()
         with suppress(OSError):
+            self._file.close()
             if self._path.stat().st_size == 0:
                 self._path.unlink()
 
@@ -117,10 +117,12 @@ class Watchdog:
             f"no progress for {silent:.0f} s (monitor.hang_seconds is {self._limit:g}); "
             f"last: {self._activity}, after step {self._step:,}"
         )
-        print(f"{time.strftime('%F %T')} rank {self._rank} on {socket.gethostname()}: {said}", file=self._file)
-        self._file.flush()
-        faulthandler.dump_traceback(self._file, all_threads=True)
-        print(f"error: rank {self._rank}: {said}; stacks in {self._path}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk must not keep a rank that hangs
+            print(f"{time.strftime('%F %T')} rank {self._rank} on {socket.gethostname()}: {said}", file=self._file)
+            self._file.flush()
+            faulthandler.dump_traceback(self._file, all_threads=True)
+        with suppress(OSError):
+            print(f"error: rank {self._rank}: {said}; stacks in {self._path}", file=sys.stderr, flush=True)
         record_outcome(self._run, ExitCode.CRASH, f"hung: {said}")
         time.sleep(GRACE_SECONDS)
         os._exit(ExitCode.CRASH)

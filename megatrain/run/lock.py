@@ -32,14 +32,14 @@ def locked(run: RunDir) -> Iterator[None]:
         LockHeldError: another process holds it for longer than anyone should.
         PreflightError: the file system cannot lock it.
     """
-    with _held(run.path / "attempts.lock", WAIT_SECONDS):
+    with _held(run.path / "attempts.lock", WAIT_SECONDS, "another process"):
         yield
 
 
 @contextmanager
 def launcher_lock(run: RunDir) -> Iterator[None]:
     """One launcher at a time. Raises as `locked` does."""
-    with _held(launcher_file(run), _LAUNCHER_SECONDS):
+    with _held(launcher_file(run), _LAUNCHER_SECONDS, "the process that trains the run"):
         descriptor = os.open(launcher_file(run), os.O_RDONLY | os.O_NONBLOCK)  # filelock has it open only with flock
         try:
             yield
@@ -53,14 +53,14 @@ def launcher_file(run: RunDir) -> Path:
 
 
 @contextmanager
-def _held(path: Path, seconds: float) -> Iterator[None]:
+def _held(path: Path, seconds: float, holder: str) -> Iterator[None]:
     if not path.parent.is_dir():  # filelock would make it, and with it a run's folder that was deleted
         raise PreflightError(f"{path}: cannot be locked: there is no folder {path.parent}")
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=seconds)
     except Timeout:
-        raise LockHeldError(f"{path}: is held by another process, for more than {seconds:.0f} s") from None
+        raise LockHeldError(f"{path}: is held by {holder}, for more than {seconds:.0f} s") from None
     except (OSError, NotImplementedError) as error:
         raise PreflightError(f"{path}: cannot be locked: {reason(error)}") from None
     try:

@@ -7,7 +7,8 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatrain.base.files import reason
 from megatrain.base.terminal import accept_any_text, complain
 from megatrain.device import device_type, why_no_cuda
-from megatrain.errors import ConfigError, ExitCode, MegatrainError
+from megatrain.errors import ConfigError, ExitCode, MegatrainError, PreflightError
+from megatrain.run.claim import own_claim
+from megatrain.run.lock import launcher_lock
 from megatrain.run.outcomes import record_outcome
 from megatrain.run_dir import RunDir
 from megatrain.train.rendezvous import agree, explained, open_store
@@ -112,7 +116,14 @@ def main(module: str, description: str | None, work: Callable[[RunDir, str], Non
     raise_descriptor_limit()
     keep_files_local(run_dir)
     settle_device(run_dir)
-    run(lambda: work(run_dir, arguments.resume), run_dir)
+
+    def work_alone() -> None:
+        """Rank 0 that nobody claimed the run for, such as torchrun's, is its launcher as well."""
+        unclaimed = rank() == 0 and own_claim() is None
+        with launcher_lock(run_dir) if unclaimed else nullcontext():
+            work(run_dir, arguments.resume)
+
+    run(work_alone, run_dir)
 
 
 def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
@@ -125,7 +136,8 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
     # names that torch 2.13 renamed and 2.11 has: DeepSpeed and we still call them by the old ones
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed")
     try:
-        work()
+        with _files_of(run_dir):
+            work()
         if dist.is_initialized():
             dist.destroy_process_group()
         code = int(ExitCode.DONE)
@@ -133,16 +145,31 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
         code = int(error.exit_code)
         _record(run_dir, code, _one_line(error), retryable=error.retryable)
         if code != ExitCode.STOPPED and (rank() == 0 or code == ExitCode.CRASH):
-            complain(error)
+            with suppress(OSError):  # a log on a full disk changes no exit code
+                complain(error)
     except KeyboardInterrupt:
         code = 130
     except BaseException as error:
         code = int(ExitCode.CRASH)
         _record(run_dir, code, f"{type(error).__name__}: {_one_line(error)}", retryable=True)
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+        with suppress(OSError):
+            traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
+
+
+@contextmanager
+def _files_of(run_dir: RunDir | None) -> Iterator[None]:
+    """Make an error of a file in the run's folder, such as a full disk, one that its reader can mend."""
+    try:
+        yield
+    except OSError as error:
+        inside = run_dir is not None and isinstance(error.filename, str) and error.filename.startswith(f"{run_dir}/")
+        if not inside:
+            raise
+        raise PreflightError(f"{error.filename}: {reason(error)}") from None
 
 
 def _record(run_dir: RunDir | None, code: int, error: str, *, retryable: bool) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatrain.config import Config
+from megatrain.errors import PreflightError
 from megatrain.monitor.console import Console
 from megatrain.monitor.metrics import MetricsLog, StepMetrics
 from megatrain.monitor.tensorboard import TensorBoard
@@ -129,4 +130,7 @@ class Reporter:
         self._console.close()
         closers: list[Callable[[], None]] = [sink.close for sink in (self._metrics, self._board) if sink is not None]
         for close in closers:
-            close()
+            try:
+                close()
+            except PreflightError as error:  # must not hide what ended the run
+                self._console.warning(str(error))
