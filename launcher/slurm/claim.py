@@ -16,7 +16,7 @@ from megatrain.base.files import parse_model, reason
 from megatrain.base.terminal import complain, copyable, say
 from megatrain.checkpoint.rewind import go_back
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
-from megatrain.run.attempts import Attempt, ended, newest_step, read_attempts, write_attempts
+from megatrain.run.attempts import Attempt, ended, keep_room, newest_step, read_attempts, write_attempts
 from megatrain.run.claim import Claim, close_attempt, new_token
 from megatrain.run.heartbeat import beats, read_heartbeat, write_heartbeat
 from megatrain.run.launchers import identity, is_elsewhere, lives
@@ -192,16 +192,22 @@ def _write_claim(
     _remove_outcome(run, claim.attempt)
     write_attempts(run, [*attempts, parse_model(Attempt, start, f"{run.attempts}: this start", PreflightError)])
     write_heartbeat(run, step=start_step, activity="starting", claim=claim)
+    try:
+        keep_room(run)
+    except OSError as error:
+        raise PreflightError(f"{run}: cannot be written: {reason(error)}") from None
     return claim
 
 
 def _lost(run: RunDir, index: int, owner: _Owner) -> Attempt:
-    """The last attempt ended without a word of its launcher: it was killed, its node failed, or its disk was full."""
+    """The last attempt, which its launcher did not close, closed with what its ranks and Slurm say."""
     assert owner.attempt is not None
     attempt, beat = owner.attempt, read_heartbeat(run)
     when = beat.time if beat and beat.attempt == index else attempt.started
     outcome = read_outcome(run, index)
-    error = f"lost with {', '.join(owner.down)}" if owner.down else "ended without a word (killed, or its node failed)"
+    error = "its end was not recorded: it was killed, its node failed, or its disk was full"
+    if owner.down:
+        error = f"lost with {', '.join(owner.down)}"
     ending: dict[str, Any] = {"ended": max(when, attempt.started), "failed_nodes": owner.down, "error": error}
     if outcome is not None:
         ending |= {"exit_code": outcome.exit_code, "error": _error(outcome, outcome.exit_code)}
@@ -211,7 +217,7 @@ def _lost(run: RunDir, index: int, owner: _Owner) -> Attempt:
 def _error(outcome: Outcome | None, code: int) -> str | None:
     if outcome is not None:
         return None if outcome.exit_code == ExitCode.STOPPED else outcome.error
-    return None if code in (ExitCode.DONE, ExitCode.STOPPED) else f"the ranks ended with {code}, and said nothing"
+    return None if code in (ExitCode.DONE, ExitCode.STOPPED) else f"the ranks ended with {code}, and recorded no error"
 
 
 def _remove_outcome(run: RunDir, index: int) -> None:

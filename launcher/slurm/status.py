@@ -181,7 +181,7 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, *, complete: bo
         return "stopped", f"as asked; megatrain resubmit {copyable(run)} goes on"
     outcome = read_outcome(run, len(attempts) - 1) if last.ended is None else None
     if last.ended is None and outcome is None:
-        return "lost", f"it ended without a word; megatrain resubmit {copyable(run)}, or train it again"
+        return "lost", f"its end was not recorded; megatrain resubmit {copyable(run)}, or train it again"
     code = outcome.exit_code if outcome else last.exit_code
     if code in (ExitCode.STOPPED, ExitCode.DONE):
         return "stopped", "the same command goes on from there"

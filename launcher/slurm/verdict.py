@@ -56,7 +56,7 @@ def verdict(
     if book.stop:
         return Verdict(False, ExitCode.STOPPED, f"stopped at step {step:,}, as asked; not queued again")
     stopped = code == 0 and outcome is not None and outcome.exit_code == ExitCode.STOPPED
-    why = outcome.error if outcome else f"the ranks ended with {code}, and said nothing"
+    why = outcome.error if outcome else f"the ranks ended with {code}, and recorded no error"
     failed = outcome.exit_code if outcome and outcome.exit_code != ExitCode.STOPPED else int(ExitCode.CRASH)
     if not stopped and (failed in _MISTAKES or (outcome is not None and not outcome.retryable)):
         return Verdict(False, failed, f"not queued again, for it would fail again: {why}")

@@ -45,6 +45,7 @@ class MetricsLog:
 
     def __init__(self, run: RunDir, *, resume_step: int) -> None:
         self._path = run.metrics
+        self._failed = False
         try:
             keep_until(run, resume_step)
             self._file = open(run.metrics, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open as long as the run
@@ -62,7 +63,8 @@ class MetricsLog:
         try:
             self._file.close()
         except OSError as error:
-            raise self._cannot_write(error) from None
+            if not self._failed:  # else it has been said
+                raise self._cannot_write(error) from None
 
     def _append(self, row: dict[str, Any]) -> None:
         finite = {key: _finite(value) for key, value in row.items() if value is not None}
@@ -72,6 +74,7 @@ class MetricsLog:
             raise self._cannot_write(error) from None
 
     def _cannot_write(self, error: OSError) -> PreflightError:
+        self._failed = True
         return PreflightError(f"{self._path}: cannot be written: {reason(error)}")
 
 

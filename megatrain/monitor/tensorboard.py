@@ -28,6 +28,7 @@ class TensorBoard:
 
     def __init__(self, run: RunDir, *, resume_step: int, world_size: int) -> None:
         self._world_size = world_size
+        self._failed = False
         self._path = run.tensorboard
         _silence_writer_thread()
         replayed_from = resume_step + 1 if resume_step else 0  # at 0, an evaluation before the first step runs again
@@ -72,6 +73,9 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
+            if self._failed:  # said already
+                return
+            self._failed = True
             raise PreflightError(f"{self._path}: cannot be written: {reason(error)}") from None
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, RootModel
@@ -11,6 +12,8 @@ from megatrain.base.files import read_model
 from megatrain.errors import PreflightError
 from megatrain.run.record import Code, Count, JobId, Name, Record, Seconds, Text, write_record
 from megatrain.run_dir import RunDir
+
+_SPARE_BYTES = 1 << 14
 
 
 class Attempt(Record):
@@ -59,8 +62,33 @@ def read_attempts(run: RunDir) -> list[Attempt]:
 
 
 def write_attempts(run: RunDir, attempts: list[Attempt]) -> None:
-    """Raises PreflightError where it cannot be written."""
-    write_record(run.attempts, [attempt.fields() for attempt in attempts])
+    """On a full disk, in the room that `keep_room` kept. Raises PreflightError where it cannot be written."""
+    history = [attempt.fields() for attempt in attempts]
+    try:
+        write_record(run.attempts, history)
+    except PreflightError:
+        if not give_room(run):
+            raise
+        write_record(run.attempts, history)
+
+
+def keep_room(run: RunDir) -> None:
+    """Keep room on the disk in which the end of the running attempt can be entered. Raises OSError."""
+    size = max(_SPARE_BYTES, 2 * run.attempts.stat().st_size)
+    _spare(run).write_bytes(os.urandom(size))  # random, for file systems that compress
+
+
+def give_room(run: RunDir) -> bool:
+    """Whether there was some."""
+    try:
+        _spare(run).unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _spare(run: RunDir) -> Path:
+    return run.path / ".attempts.spare"
 
 
 def ended(run: RunDir, attempt: Attempt, **ending: Any) -> Attempt:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from megatrain.errors import CheckpointError, MegatrainError, PreflightError
-from megatrain.run.attempts import Attempt, ended, read_attempts, write_attempts
+from megatrain.run.attempts import Attempt, ended, give_room, read_attempts, write_attempts
 from megatrain.run.lock import locked
 from megatrain.run_dir import RunDir
 
@@ -104,6 +104,7 @@ def close_attempt(run: RunDir, claim: Claim, **ending: Any) -> Attempt:
             raise PreflightError(f"{run.attempts}: another start has taken this one for lost")
         attempts[claim.attempt] = ended(run, attempts[claim.attempt], **ending)
         write_attempts(run, attempts)
+        give_room(run)
         return attempts[claim.attempt]
 
 

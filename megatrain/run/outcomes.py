@@ -17,7 +17,7 @@ from pydantic import Field
 
 from megatrain.base.files import read_model
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
-from megatrain.run.attempts import read_attempts
+from megatrain.run.attempts import give_room, read_attempts
 from megatrain.run.claim import Claim, own_claim, superseded
 from megatrain.run.record import Code, Name, Record, Seconds, Text, write_record
 from megatrain.run_dir import RunDir
@@ -76,14 +76,11 @@ def record_outcome(
         outcome = Outcome(
             exit_code=int(exit_code), error=error, rank=rank, host=host, time=time.time(), retryable=retryable
         )
-        run.outcomes.mkdir(exist_ok=True)
-        path = run.outcomes / f"{claim.attempt}.json"
         try:
-            _write_first(path, outcome.fields())
-        except FileExistsError:
-            before = read_outcome(run, claim.attempt)
-            if before is not None and before.of_a_peer and not outcome.of_a_peer:
-                write_record(path, outcome.fields())
+            _keep(run, claim.attempt, outcome)
+        except OSError:
+            if give_room(run):
+                _keep(run, claim.attempt, outcome)
 
 
 def read_outcome(run: RunDir, attempt: int) -> Outcome | None:
@@ -105,6 +102,17 @@ def last_error(run: RunDir) -> str | None:
     if outcome is not None and outcome.exit_code != ExitCode.STOPPED:
         return f"rank {outcome.rank} on {outcome.host}: {outcome.error}"
     return attempts[-1].error
+
+
+def _keep(run: RunDir, attempt: int, outcome: Outcome) -> None:
+    run.outcomes.mkdir(exist_ok=True)
+    path = run.outcomes / f"{attempt}.json"
+    try:
+        _write_first(path, outcome.fields())
+    except FileExistsError:
+        before = read_outcome(run, attempt)
+        if before is not None and before.of_a_peer and not outcome.of_a_peer:
+            write_record(path, outcome.fields())
 
 
 def _write_first(path: Path, fields: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def test_a_killed_launchers_attempt_is_closed_as_lost(run, launcher):
     assert begin(run).attempt == 1
     lost, now = read_attempts(run)
     assert (lost.exit_code, lost.end_step, now.ended) == (None, 0, None)
-    assert "without a word" in (lost.error or "")
+    assert "its end was not recorded" in (lost.error or "")
     assert lost.token != now.token
 
 
@@ -203,7 +203,7 @@ def test_a_start_by_hand_is_closed_however_it_ends(run):
     assert attempted(run, 2, ["here"], lambda claim: 9) == 9
     ended = read_attempts(run)
     assert [one.exit_code for one in ended] == [75, ExitCode.CRASH, 9]
-    assert [one.error for one in ended][2] == "the ranks ended with 9, and said nothing"
+    assert [one.error for one in ended][2] == "the ranks ended with 9, and recorded no error"
     assert all(one.ended is not None for one in ended)
     assert read_heartbeat(run).activity == "starting"
 

@@ -27,7 +27,7 @@ def an_attempt(start=0, end=0, **fields):
         ([(0, 5)], SAVED, 0, JobFile(stop=True), False, 75, "stopped at step 5, as asked"),
         ([(0, 0)], SAVED, 0, JobFile(), True, 75, "no new checkpoint (1 of 4 starts); queued again"),
         ([(0, 5)], CRASH, 1, JobFile(), True, 1, "saved step 5; queued again after: ValueError: odd"),
-        ([(0, 5)], None, 137, JobFile(), True, 1, "the ranks ended with 137, and said nothing"),
+        ([(0, 5)], None, 137, JobFile(), True, 1, "the ranks ended with 137, and recorded no error"),
         ([(0, 0)], DATA, 4, JobFile(), False, 4, "for it would fail again: data/train: is gone"),
         ([(0, 5)], FINAL, 1, JobFile(), False, 1, "for it would fail again: the loss is NaN"),
         ([(5, 5)] * 4, CRASH, 1, JobFile(), False, 1, "given up: 4 starts in a row without a new checkpoint"),
