@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.errors import DataError
+from megatrain.errors import DataError, PreflightError
 from megatrain.monitor.metrics import MetricsLog, read_metrics
 from megatrain.run_dir import RunDir
 
@@ -117,3 +117,49 @@ def test_every_line_outlives_a_process_that_is_killed(run):
 def test_reading_what_is_not_there_says_so(run):
     with pytest.raises(DataError, match="no metrics here"):
         read_metrics(run.metrics)
+
+
+def test_a_disk_that_gets_full_is_one_error_that_names_the_file(small_disk, step_metrics):
+    log = MetricsLog(RunDir(small_disk), resume_step=0)
+
+    def write_on():
+        for number in range(10_000):
+            log.write(step_metrics(number))
+
+    with pytest.raises(PreflightError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
+        write_on()
+    log.close()  # what could not be written has been told
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(run):
+    run.path.mkdir()
+    run.metrics.mkdir()
+    with pytest.raises(PreflightError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
+        MetricsLog(run, resume_step=0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"step": -5}',
+        '{"step": true}',
+        '{"step": 1.5}',
+        '{"step": 1e999}',
+        f'{{"step": {10**400}}}',
+        '{"step": 1, "loss": "low"}',
+        '{"step": 1, "step_seconds": [2]}',
+        '{"step": 1, "step_seconds": -1}',
+        '{"step": 1, "loss": NaN}',
+        '{"step": 1, "other": {}}',
+        "x" * 1_000_000,
+    ],
+)
+def test_a_line_that_is_no_report_is_named_and_a_resume_drops_it(run, step_metrics, line):
+    write(run, step_metrics, [10])
+    good = run.metrics.read_text()
+    run.metrics.write_text(f"{line}\n{good}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: "):
+        read_metrics(run.metrics)
+    write(run, step_metrics, [20], resume_step=10)
+    assert steps(run) == [10, 20]

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatrain.errors import PreflightError
+from megatrain.monitor import tensorboard
 from megatrain.monitor.tensorboard import TensorBoard
 from megatrain.run_dir import RunDir
 
@@ -68,3 +70,23 @@ def test_a_restart_from_the_beginning_shows_nothing_of_the_earlier_start(run, st
     board.close()
     assert scalars(run)["validation/loss"] == [(0, 4.0)]
     assert scalars(run).get("train/loss", []) == []
+
+
+def test_a_disk_that_gets_full_is_one_error_that_names_the_folder(small_disk, step_metrics, capfd, monkeypatch):
+    monkeypatch.setattr(tensorboard, "_FLUSH_SECONDS", 0)
+    board = TensorBoard(RunDir(small_disk), resume_step=0, world_size=2)
+
+    def write_on():
+        for number in range(10_000):
+            board.write(step_metrics(number))
+
+    with pytest.raises(PreflightError, match="tensorboard: cannot be written: No space left on device"):
+        write_on()
+    board.close()
+    assert "Traceback" not in capfd.readouterr().err, "of the thread that writes"
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(PreflightError, match="tensorboard: cannot be written: "):
+        TensorBoard(RunDir(tmp_path), resume_step=0, world_size=2)

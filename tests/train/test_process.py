@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from megatrain.run.lock import launcher_lock
+from megatrain.run_dir import RunDir
+
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "MEGATRAIN_STORE")
 
 
@@ -60,6 +63,36 @@ def test_exit_codes(raising, code) -> None:
 
 def test_each_line_of_an_error_is_marked() -> None:
     assert ends("raise DataError('first\\nsecond')").stderr == "error: first\nerror: second\n"
+
+
+def test_an_error_of_the_runs_own_files_is_one_message(tmp_path) -> None:
+    code = (
+        "from megatrain.run_dir import *\nfrom megatrain.train.process import run\nimport sys\n"
+        "folder = RunDir(sys.argv[1])\nfolder.environment.mkdir()\n"
+        "run(lambda: write_json(folder.environment, 1), folder)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, f"error: {tmp_path}/environment.json: Is a directory\n")
+
+
+@pytest.mark.parametrize(("raising", "code"), [("raise CheckpointError('x')", 5), ("pass", 0), ("raise ValueError", 1)])
+def test_a_log_on_a_full_disk_changes_no_exit_code(raising, code) -> None:
+    call = f"from megatrain.errors import *\nfrom megatrain.train.process import run\ndef main(): {raising}\nrun(main)"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", call], stdout=full, stderr=full, timeout=60).returncode == code
+
+
+def test_rank_zero_that_torchrun_starts_has_the_run_alone(tmp_path) -> None:
+    code = (
+        "import sys\nfrom megatrain.run import lock\nlock._LAUNCHER_SECONDS = 0.1\n"
+        "from megatrain.train.process import main\nmain('x', None, lambda run, resume: print('trains'))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with launcher_lock(RunDir(tmp_path)):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "launcher.lock: is held by the process that trains the run" in done.stderr
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "trains\n"
 
 
 def test_one_rank_tells_what_all_find() -> None:

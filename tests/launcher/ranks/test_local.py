@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from launcher.ranks import local
+from megatrain.errors import PreflightError
+from megatrain.run.claim import Claim
+from megatrain.run.outcomes import read_outcome
 from megatrain.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -202,3 +205,30 @@ def test_handlers_are_put_back(run, rank_does):
     rank_does("")
     ranks(run)
     assert [signal.getsignal(number) for number in local.FORWARDED] == before
+
+
+def test_a_rank_that_was_killed_leaves_an_outcome(run, rank_does, capfd):
+    history = [{"job": None, "host": "h", "pid": 1, "ranks": 2, "started": 1.0, "start_step": 0, "token": "t"}]
+    run.attempts.write_text(json.dumps(history), encoding="utf-8")
+    rank_does("if rank == 5: os.kill(os.getpid(), signal.SIGKILL)\nwait()")
+    assert ranks(run, claim=Claim(0, "t"), place=local.Place(4, 8, "127.0.0.1", 29_500)) == 1
+    outcome = read_outcome(run, 0)
+    assert outcome is not None
+    assert (outcome.rank, outcome.exit_code, outcome.error) == (5, 1, "the rank was killed by SIGKILL")
+
+
+def test_a_folder_of_logs_that_cannot_be_written_is_one_message(run, rank_does):
+    run.logs.write_text("a file", encoding="utf-8")
+    with pytest.raises(PreflightError, match="logs: cannot be made: File exists"):
+        ranks(run)
+    run.logs.unlink()
+    (run.logs / "rank-1.log").mkdir(parents=True)
+    rank_does("wait()")
+    with pytest.raises(PreflightError, match=r"rank-1\.log: cannot be written: Is a directory"):
+        ranks(run)
+
+
+def test_a_folder_that_is_deleted_meanwhile_costs_no_exit_code(run, rank_does, capfd):
+    rank_does("import shutil\nif rank == 1:\n    shutil.rmtree(run)\n    sys.exit(9)\nwait()")
+    assert ranks(run) == 9
+    assert "error: rank 1 of 2 exited with 9" in capfd.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ranks.voice import plain
+from launcher.ranks.voice import Voice, plain
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -59,6 +59,37 @@ def test_on_a_terminal_rank_zero_has_one_and_its_log_is_plain(tmp_path):
     assert b"complaint" in shown
     log = (tmp_path / "logs/rank-0.log").read_text(encoding="utf-8").splitlines()
     assert [line for line in log if line] == ["a terminal True 97", "line 1", "line 2", "complaint"]
+
+
+@pytest.mark.parametrize("log", ["/dev/full", "/nowhere/rank-0.log"])
+def test_a_log_that_cannot_be_written_costs_neither_the_output_nor_the_rank(log, capfd):
+    """More than a pipe holds: a rank whose output nobody reads would wait for ever."""
+    voice = Voice(Path(log))
+    out, err = voice.ends()
+    code = "for number in range(20_000): print('a line of the run', number)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=out, stderr=err)
+    voice.begin(process)
+    assert process.wait(60) == 0
+    voice.end()
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == "a line of the run 19999"
+    (warning,) = said.err.splitlines()
+    assert warning.startswith(f"warning: {log}: cannot be written: No s")
+    assert warning.endswith("; the run goes on without it")
+
+
+def test_a_log_goes_on_when_its_disk_has_room_again(tmp_path, capfd):
+    log = tmp_path / "logs/rank-0.log"
+    voice = Voice(log)
+    out, err = voice.ends()
+    process = subprocess.Popen(["sh", "-c", "echo first; read line; echo second"], stdin=-1, stdout=out, stderr=err)
+    voice.begin(process)
+    while "warning" not in capfd.readouterr().err:
+        assert process.poll() is None
+    log.parent.mkdir()
+    process.communicate(b"\n")
+    voice.end()
+    assert log.read_text() == "second\n"
 
 
 def _read(descriptor: int) -> bytes:
