@@ -2,31 +2,29 @@
 version has added, and harmless on a terminal.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from megatrain.base.files import reason
+from megatrain.base.terminal import printable
 from megatrain.errors import PreflightError
 from megatrain.run_dir import write_json
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TEXT_CHARACTERS = 2000
 
 
-def printable(text: Any) -> Any:
+def one_line(text: Any) -> Any:
     """A text on one line, with what a file or a terminal cannot take spelt out; anything else as it is."""
     if not isinstance(text, str):
         return text
-    encoded = text.encode("utf-8", "backslashreplace").decode()
-    plain = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", encoded)
-    return plain if len(plain) <= _TEXT_CHARACTERS else plain[: _TEXT_CHARACTERS - 1] + "…"
+    line = printable(text).replace("\n", "\\n").replace("\t", " ")
+    return line if len(line) <= _TEXT_CHARACTERS else line[: _TEXT_CHARACTERS - 1] + "…"
 
 
-Text = Annotated[str, BeforeValidator(printable)]
-Name = Annotated[str, BeforeValidator(printable), Field(max_length=255)]  # of a host or a node
+Text = Annotated[str, BeforeValidator(one_line)]
+Name = Annotated[str, BeforeValidator(one_line), Field(max_length=255)]  # of a host or a node
 JobId = Annotated[str, Field(pattern=r"^[0-9]{1,20}$")]  # Slurm's
 Seconds = Annotated[float, Field(ge=0, le=1e11)]  # since 1970
 Count = Annotated[int, Field(ge=0, le=2**53)]
