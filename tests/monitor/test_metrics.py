@@ -149,9 +149,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(run):
         f'{{"step": {10**400}}}',
         '{"step": 1, "loss": "low"}',
         '{"step": 1, "step_seconds": [2]}',
-        '{"step": 1, "step_seconds": -1}',
         '{"step": 1, "loss": NaN}',
-        '{"step": 1, "other": {}}',
         "x" * 1_000_000,
     ],
 )
