@@ -7,6 +7,7 @@ truth is the highest step whose manifest verifies; there is no pointer file that
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -107,11 +108,14 @@ def list_checkpoints(run: RunDir) -> list[CheckpointInfo]:
     return found
 
 
-def verify(folder: Path, *, part: int = 0, parts: int = 1) -> list[str]:
+def verify(
+    folder: Path, *, part: int = 0, parts: int = 1, beat: Callable[[str], None] = lambda activity: None
+) -> list[str]:
     """Read the files back and compare; a sentence for each that differs. Empty: all bytes are as written.
 
     Args:
         part, parts: look only at every parts-th file, from part on, so that ranks can share the reading.
+        beat: called while a file is read, with what is being done.
     """
     try:
         manifest = read_manifest(folder)
@@ -122,7 +126,7 @@ def verify(folder: Path, *, part: int = 0, parts: int = 1) -> list[str]:
         return [f"{folder}: cannot be read: {reason(error)}"]
     found = [f"{folder / name}: is not in the manifest; nothing vouches for it" for name in unlisted[part::parts]]
     for name in sorted(manifest.files)[part::parts]:
-        if problem := _difference(folder / name, manifest.files[name]):
+        if problem := _difference(folder / name, manifest.files[name], beat):
             found.append(problem)
     return found
 
@@ -136,13 +140,13 @@ def has_all_files(folder: Path) -> bool:
         return False
 
 
-def _difference(path: Path, record: FileRecord) -> str | None:
+def _difference(path: Path, record: FileRecord, beat: Callable[[str], None]) -> str | None:
     try:
         with open_regular(path, CheckpointError) as file:
             size = os.fstat(file.fileno()).st_size
             if size != record.bytes:
                 return f"{path}: has {size} bytes, the manifest says {record.bytes}"
-            if _sha256(file) != record.sha256:
+            if _sha256(file, lambda: beat(f"verifying {path.name}")) != record.sha256:
                 return f"{path}: its bytes are not the ones that were written (SHA-256 differs)"
     except CheckpointError as error:
         return str(error)
@@ -164,10 +168,11 @@ def sha256_of(path: Path) -> str:
         return _sha256(file)
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BinaryIO, beat: Callable[[], None] = lambda: None) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
+        beat()
     return digest.hexdigest()
 
 

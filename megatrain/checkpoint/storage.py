@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -50,9 +50,9 @@ class HashingWriter(FileSystemWriter):
         CheckpointError: a file cannot be written; says which, and why in the operating system's words.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, beat: Callable[[str], None] = lambda activity: None) -> None:
         super().__init__(path, overwrite=False, sync_files=True)
-        self._hashing = _HashingFileSystem()
+        self._hashing = _HashingFileSystem(beat)
         self.fs = self._hashing
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -186,7 +186,19 @@ class SafeReader(StorageReader):
 
 
 class TensorPlanner(DefaultLoadPlanner):
-    """Loads tensors, and never unpickles anything else."""
+    """Loads tensors, and never unpickles anything else.
+
+    Args:
+        beat: called with each part of a tensor that is loaded.
+    """
+
+    def __init__(self, beat: Callable[[str], None] = lambda activity: None) -> None:
+        super().__init__()
+        self._beat = beat
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        super().commit_tensor(read_item, tensor)
+        self._beat(f"loading {read_item.storage_index.fqn}")
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
         raise CheckpointError(f"{read_item.storage_index.fqn}: is no tensor; a checkpoint holds nothing else")
@@ -219,8 +231,9 @@ def _slices(offsets: torch.Size, lengths: torch.Size) -> tuple[slice, ...]:
 class _HashingStream:
     """A file that hashes what is written to it. Sequential writes only; anything else would spoil the hash."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], beat: Callable[[str], None]) -> None:
         self._file = file
+        self._beat = beat
         self._digest = hashlib.sha256()
         self.bytes = 0
 
@@ -229,6 +242,7 @@ class _HashingStream:
         self._digest.update(view)
         self.bytes += view.nbytes
         self._file.write(view)
+        self._beat("saving a checkpoint")
         return view.nbytes
 
     def tell(self) -> int:
@@ -249,7 +263,8 @@ class _HashingStream:
 
 
 class _HashingFileSystem(FileSystem):
-    def __init__(self) -> None:
+    def __init__(self, beat: Callable[[str], None]) -> None:
+        self._beat = beat
         self.records: dict[str, FileRecord] = {}
         self.writing: Path | None = None  # the file that was opened last
 
@@ -259,7 +274,7 @@ class _HashingFileSystem(FileSystem):
             raise ValueError(f"a checkpoint is written once, from the start; not in mode {mode!r}")
         self.writing = Path(path)
         with open(path, mode) as file:
-            stream = _HashingStream(file)
+            stream = _HashingStream(file, self._beat)
             yield stream
         self.records[Path(path).name] = stream.record()
 

@@ -40,6 +40,7 @@ class CheckpointStore:
         group: a gloo group of all ranks, used by nothing else while a method runs.
         layout: of this run's ranks, in words; recorded for people.
         report: called with a line for people, on rank 0 only.
+        beat: called with what is being done, while files are written, verified and loaded.
         guard: entered on rank 0 around what changes the run's folder; raises where another trainer has the run.
     """
 
@@ -51,6 +52,7 @@ class CheckpointStore:
         layout: str,
         keep_last: int,
         report: Callable[[str], None],
+        beat: Callable[[str], None] = lambda activity: None,
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.run = run
@@ -58,6 +60,7 @@ class CheckpointStore:
         self.layout = layout
         self.keep_last = keep_last
         self.report = report
+        self.beat = beat
         self.guard = guard
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self._whole: set[int] = set()  # steps that verified, or were saved, since this start
@@ -86,7 +89,7 @@ class CheckpointStore:
         return folder
 
     def _write(self, temporary: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-        writer = HashingWriter(temporary)
+        writer = HashingWriter(temporary, self.beat)
         try:
             dcp.save(dict(tensors), storage_writer=writer, process_group=self.group)
         except CheckpointException as error:
@@ -111,7 +114,7 @@ class CheckpointStore:
         """
         reader = reader or self._on_each_rank(lambda: _reader_of(folder, tensors))
         try:
-            dcp.load(dict(tensors), storage_reader=reader, planner=TensorPlanner(), process_group=self.group)
+            dcp.load(dict(tensors), storage_reader=reader, planner=TensorPlanner(self.beat), process_group=self.group)
         except CheckpointException as error:
             raise CheckpointError(cause_of(error, folder)) from error
 
@@ -153,8 +156,9 @@ class CheckpointStore:
 
     def problems(self, folder: Path) -> list[str]:
         """What is wrong with a checkpoint, reported and returned on every rank; empty when its bytes verify."""
+        found_here = verify(folder, part=self.rank, parts=self.world_size, beat=self.beat)
         gathered: list[list[str]] = [[]] * self.world_size
-        dist.all_gather_object(gathered, verify(folder, part=self.rank, parts=self.world_size), group=self.group)
+        dist.all_gather_object(gathered, found_here, group=self.group)
         found = sorted({problem for problems in gathered for problem in problems})
         if self.rank == 0:
             for problem in found:

@@ -86,6 +86,7 @@ def build(
         layout=layout,
         keep_last=config.checkpoint.keep_last,
         report=console.line,
+        beat=watchdog.beat_for_all,
         guard=lambda: current(run),
     )
     checkpointer = Checkpointer(config, engine, store)

@@ -368,3 +368,17 @@ class TestHostile:
         start.engine.tensors["weight.b"] = torch.zeros(2)
         with pytest.raises(CheckpointError, match=r"weight\.b: is not stored, the model has \(2,\)"):
             start.resume()
+
+
+def test_ranks_beat_while_they_save_verify_and_load(run) -> None:
+    """A checkpoint of 70B takes longer than the watchdog waits for a sign of life."""
+    beats: list[str] = []
+    store = CheckpointStore(run, dist.group.WORLD, layout="", keep_last=9, report=print, beat=beats.append)
+    store.save(10, Engine().tensors, {"step": 10})
+    assert set(beats) == {"saving a checkpoint"}
+    beats.clear()
+    assert store.problems(run.step(10)) == []
+    assert set(beats) == {f"verifying {path.name}" for path in run.step(10).iterdir() if path.name != MANIFEST}
+    beats.clear()
+    store.load(run.step(10), Engine().tensors)
+    assert set(beats) == {"loading weight.a", "loading exp_avg.a"}
