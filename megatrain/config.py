@@ -265,7 +265,9 @@ class SlurmSection(Section):
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    cpus_per_task: Count | None = Field(None, le=4096)
+    cpus_per_task: Count | None = Field(
+        None, le=4096, description="cores of a rank; default: a GPU's share of its node's, as Slurm counts them"
+    )
     signal_lead_seconds: Count = Field(180, le=65535, description="seconds before the time limit to save and stop")
     restarts_without_progress: NonNegative = Field(
         3, description="starts in a row that may end without a new checkpoint before the run is given up"

@@ -41,6 +41,12 @@ class CheckpointError(MegatrainError):
     exit_code = ExitCode.CHECKPOINT
 
 
+class RendezvousError(MegatrainError):
+    """The ranks cannot meet: a node or the network is at fault, or a port. Each rank knows its own reason."""
+
+    retryable = True
+
+
 class NonFiniteError(MegatrainError):
     """Loss, gradients, weights or validation loss are not finite: from the same checkpoint they would be so again."""
 

@@ -48,6 +48,7 @@ def submit(
     from launcher.preflight import checks
     from launcher.run_files import prepare_run, run_folder
     from launcher.slurm import clients, jobs
+    from launcher.slurm.nodes import cores_per_gpu
     from launcher.slurm.script import render
     from megatrain import config_file
 
@@ -55,8 +56,11 @@ def submit(
     script = None
     if found.report:
         resolved, plan = resolve(found.config, found.report.chosen), found.report.chosen
-        script = render(resolved, run_folder(resolved), plan, profile=profile)
-        if not dry_run or clients.answers():
+        answers = not dry_run or clients.answers()
+        ask = answers and found.report.hardware.device != "cpu" and resolved.slurm.cpus_per_task is None
+        cores = cores_per_gpu(resolved.slurm.partition) if ask else None
+        script = render(resolved, run_folder(resolved), plan, profile=profile, cores_per_gpu=cores)
+        if answers:
             found.findings.extend(jobs.findings(script, run_folder(resolved)))
     if as_json and (dry_run or found.errors):
         say(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)

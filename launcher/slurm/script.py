@@ -66,12 +66,15 @@ class _Profile(NamedTuple):
     commands: str
 
 
-def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = None) -> str:
+def render(
+    config: Config, run: RunDir, plan: Plan, *, profile: str | None = None, cores_per_gpu: int | None = None
+) -> str:
     """The complete script.
 
     Args:
         config: resolved.
         profile: a name in slurm/profiles, or the path of a shell file, that is put in before the job's first command.
+        cores_per_gpu: of each rank on a GPU, where neither the configuration nor the profile says how many it gets.
 
     Raises:
         ConfigError: a value cannot stand on an #SBATCH line, an option is megatrain's own, or the profile is not there.
@@ -90,7 +93,8 @@ def render(config: Config, run: RunDir, plan: Plan, *, profile: str | None = Non
         "output": _path("run.directory", folder / "logs").replace("%", "%%") + "/slurm-%j.log",
         "directory": _path("the working directory", Path.cwd()),
         "signal_lead_seconds": slurm.signal_lead_seconds,
-        "site_lines": "\n".join(_site_lines(config, site)) or "# no options of this site",
+        "site_lines": "\n".join(_site_lines(config, site, None if on_cpu else cores_per_gpu))
+        or "# no options of this site",
         "profile": site.commands,
         "run": shlex.quote(str(folder)),
         "python": shlex.quote(sys.executable),
@@ -109,8 +113,8 @@ def next_commands(run: RunDir) -> str:
     return "\n".join(f"{what:<8}megatrain {verb} {folder}" for what, verb in verbs.items())
 
 
-def _site_lines(config: Config, site: _Profile) -> list[str]:
-    """The #SBATCH lines of this site: the profile's, over them the configuration's."""
+def _site_lines(config: Config, site: _Profile, cores: int | None) -> list[str]:
+    """The #SBATCH lines of this site: the profile's, over them the configuration's; `cores` where neither says."""
     slurm = config.slurm
     named = {
         "partition": slurm.partition,
@@ -124,7 +128,10 @@ def _site_lines(config: Config, site: _Profile) -> list[str]:
         _refuse_owned(f"slurm.extra.{key}: {extra!r}", option)
         lines[option] = "" if isinstance(extra, bool) else f"={_word(f'slurm.extra.{key}', extra)}"
     dropped = {key.replace("_", "-") for key, extra in slurm.extra.items() if extra is False}
-    return [f"#SBATCH --{option}{value}" for option, value in (site.options | lines).items() if option not in dropped]
+    options = site.options | lines
+    if cores is not None and not options.keys() & {"cpus-per-task", "cpus-per-gpu"}:
+        options["cpus-per-task"] = f"={cores}"
+    return [f"#SBATCH --{option}{value}" for option, value in options.items() if option not in dropped]
 
 
 def _refuse_owned(where: str, option: str) -> None:

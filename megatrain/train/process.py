@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatrain.base.files import reason
 from megatrain.base.terminal import accept_any_text, complain
 from megatrain.device import device_type, why_no_cuda
-from megatrain.errors import ConfigError, ExitCode, MegatrainError, PreflightError
+from megatrain.errors import ConfigError, ExitCode, MegatrainError, PreflightError, RendezvousError
 from megatrain.run.claim import own_claim
 from megatrain.run.lock import launcher_lock
 from megatrain.run.outcomes import record_outcome
@@ -45,7 +45,7 @@ def join(timeout_seconds: float = 600.0) -> torch.device:
     Raises:
         ConfigError: neither is set.
         PreflightError: the run is planned for GPUs, and a rank can use none; on every rank.
-        MegatrainError: the ranks cannot meet.
+        RendezvousError: the ranks cannot meet.
     """
     rank, world_size, local_rank = _identify()
     timeout = timedelta(seconds=timeout_seconds)
@@ -144,7 +144,7 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
     except MegatrainError as error:
         code = int(error.exit_code)
         _record(run_dir, code, _one_line(error), retryable=error.retryable)
-        if code != ExitCode.STOPPED and (rank() == 0 or code == ExitCode.CRASH):
+        if code != ExitCode.STOPPED and (rank() == 0 or isinstance(error, RendezvousError)):
             with suppress(OSError):  # a log on a full disk changes no exit code
                 complain(error)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatrain.errors import MegatrainError, PreflightError
+from megatrain.errors import PreflightError, RendezvousError
 
 _LOOPBACK = {"127.0.0.1": socket.AF_INET, "localhost": socket.AF_INET, "::1": socket.AF_INET6}
 STORE_VARIABLE = "MEGATRAIN_STORE"  # from the launcher, where all ranks are on one machine
@@ -20,7 +20,7 @@ def open_store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     """The store of all ranks, at MASTER_ADDR and MASTER_PORT; on one machine at a socket that only it can reach.
 
     Raises:
-        MegatrainError: the others cannot be met there in time.
+        RendezvousError: the others cannot be met there in time.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     given = os.environ.get(STORE_VARIABLE)
@@ -52,7 +52,7 @@ def agree(store: dist.Store, world_size: int, *, rank: int, problem: str | None)
 
     Raises:
         PreflightError: on every rank the same: the problems, each once.
-        MegatrainError: not all ranks came.
+        RendezvousError: not all ranks came.
     """
     store = dist.PrefixStore("start", store)
     with explained():
@@ -81,7 +81,7 @@ def explained() -> Iterator[None]:
     except (dist.DistError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise MegatrainError(
+        raise RendezvousError(
             f"the ranks cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {first}. "
             "Is the port free, and open between the nodes; and do all ranks run?"
         ) from None

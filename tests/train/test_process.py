@@ -107,6 +107,11 @@ def test_under_srun_too() -> None:
         assert (done.returncode, done.stderr) == (4, said)
 
 
+def test_each_rank_tells_why_it_cannot_meet_the_others() -> None:
+    done = ends("raise RendezvousError('no route')", RANK="1")
+    assert (done.returncode, done.stderr) == (1, "error: no route\n")
+
+
 def test_a_defect_is_told_by_every_rank() -> None:
     done = ends("raise ValueError('a defect')", RANK="1")
     assert done.returncode == 1

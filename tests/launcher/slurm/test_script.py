@@ -66,6 +66,16 @@ def test_what_sbatch_is_told(render, here):
     assert "CUDA_VISIBLE_DEVICES" not in script
 
 
+def test_a_gpu_gets_its_share_of_the_cores_where_nobody_says(render, here):
+    gpus = ("cluster.hardware=h100-sxm", "cluster.gpus_per_node=4")
+    assert directives(render(*gpus, cores_per_gpu=14))["cpus-per-task"] == "14"
+    assert directives(render(*gpus, "slurm.cpus_per_task=3", cores_per_gpu=14))["cpus-per-task"] == "3"
+    assert "cpus-per-task" not in directives(render(*gpus, "slurm.extra.cpus_per_gpu=3", cores_per_gpu=14))
+    assert "cpus-per-task" not in directives(render(cores_per_gpu=14)), "CPU ranks"
+    (here / "site.sh").write_text("#SBATCH --cpus-per-task=7\n", encoding="utf-8")
+    assert directives(render(*gpus, profile="./site.sh", cores_per_gpu=14))["cpus-per-task"] == "7"
+
+
 def test_cpu_ranks_ask_for_no_gpus(render):
     script = render()
     assert "gpus-per-node" not in directives(script)
