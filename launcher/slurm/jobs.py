@@ -23,7 +23,7 @@ def findings(script: str, run: RunDir) -> list[Finding]:
     """What Slurm has against this job, and whether the run has one already."""
     found = []
     if "#SBATCH --gpus-per-node" in script and "#SBATCH --cpus-per-" not in script:
-        text = "slurm.cpus_per_task: not given, and Slurm names no node with GPUs and their cores: a rank may get one core."
+        text = "slurm.cpus_per_task: not given, and Slurm names no node with GPUs: a rank may get one core."
         found.append(Finding("warning", text))
     try:
         if busy := busy_with(run):
