@@ -22,7 +22,7 @@ from launcher.slurm.job_file import read_job, update_job
 from launcher.slurm.verdict import node_is_to_blame, verdict
 from megatrain import config_file
 from megatrain.base.files import reason
-from megatrain.base.terminal import complain, copyable, say
+from megatrain.base.terminal import accept_any_text, complain, copyable, say
 from megatrain.checkpoint.progress import is_complete
 from megatrain.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, ended, fruitless, read_attempts, unreliable_nodes
@@ -170,6 +170,7 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("code", type=int, nargs="?", default=0, help="of srun")
     arguments = parser.parse_args()
+    accept_any_text()
     run, job, code = RunDir(arguments.run), os.environ["SLURM_JOB_ID"], arguments.code
     try:
         if arguments.action == "begin":

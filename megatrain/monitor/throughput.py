@@ -106,7 +106,7 @@ def memory_bytes() -> int:
 
 def memory_reserved_bytes() -> int | None:
     """Peak of what CUDA's allocator took from the GPU, fragments included; None on a CPU."""
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else None
+    return torch.cuda.max_memory_reserved() if device_type() == "cuda" else None
 
 
 def reset_peak_memory() -> None:
