@@ -115,7 +115,7 @@ def test_misuse_is_2(folder, arguments):
         ),
         (["plan", "tiny.yaml", "cluster.hardware=h1000"], 2, "error: cluster.hardware: 'h1000'"),
         (["plan", "tiny.yaml", "model.num_hidden_layers=900000"], 3, "error: nearest miss:"),
-        (["plan", "tiny.yaml", "model.vocab_size=auto", "data.train.0.path=gone"], 4, "error: gone: is not a prepared"),
+        (["plan", "tiny.yaml", "model.vocab_size=auto", "data.train.0.path=."], 4, "error: .: is not a prepared"),
         (["train", "tiny.yaml", "--dry-run", "data.train.0.path=gone"], 4, "error: data.train.0: gone"),
         (["train", "tiny.yaml", "--resume", "must"], 5, "error: --resume must"),
         (["train", "tiny.yaml", "--resume", "maybe"], 2, "error: --resume maybe"),
@@ -165,7 +165,7 @@ def test_plan_json(folder):
     done = command("plan", "tiny.yaml", "--json", "parallel.tensor_parallel=2", cwd=folder)
     document = json.loads(done.stdout)
     assert document["chosen"]["tensor_parallel"] == 2
-    assert list(document) == ["chosen", "candidates", "rejected"]
+    assert list(document) == ["chosen", "candidates", "rejected", "assumed"]
 
 
 def test_config_show_is_read_back_equal(folder):
