@@ -318,9 +318,9 @@ def export(
         warn=partial(complain, kind="warning"),
     )
     say(
-        f"{out}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
+        f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
         f"of {done.checkpoint}\n"
-        f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
+        f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(done.folder)!r})"
     )
 
 

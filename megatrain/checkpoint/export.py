@@ -69,9 +69,9 @@ def export(
         ConfigError: the folder holds something.
         DataError: the run's tokenizer cannot be read.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are given
+    given, out = out, Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are given
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is there already; give the name of a new folder")
+        raise ConfigError(f"{given}: already exists; give the name of a new folder")
     checkpoint = find_checkpoint(path)
     source = _source(locate(path)[0], read_state(checkpoint).model, dtype, warn)
     temporary = out.with_name(f".tmp-{out.name}")
@@ -86,10 +86,10 @@ def export(
             out.rmdir()
         temporary.rename(out)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{out}: cannot be written: {reason(error)}. Nothing of it is left.") from None
+        raise CheckpointError(f"{given}: cannot be written: {reason(error)}. Nothing of it is left.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(folder=out, checkpoint=checkpoint, files=files, parameters=source.model.parameters, bytes=size)
+    return Exported(folder=given, checkpoint=checkpoint, files=files, parameters=source.model.parameters, bytes=size)
 
 
 def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:

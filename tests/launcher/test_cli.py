@@ -243,7 +243,7 @@ def test_export_says_how_to_load_it(tmp_path):
     assert "from_pretrained('out')" in done.stdout
     again = command("export", str(run), "out", cwd=tmp_path)
     assert again.returncode == ExitCode.USAGE
-    assert again.stderr.strip() == "error: out: is there already; give the name of a new folder"
+    assert again.stderr.strip() == "error: out: already exists; give the name of a new folder"
     wrong = command("export", str(run), "other", "--dtype", "int8", cwd=tmp_path)
     assert wrong.stderr.strip() == "error: --dtype int8: must be one of bfloat16, float16, float32"
     assert not (tmp_path / "other").exists()
