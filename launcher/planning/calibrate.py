@@ -29,13 +29,13 @@ def calibrate(out: Path, ranks: int | None) -> str:
     """Measure, fit, and write the profile `out`; returns what to tell.
 
     Raises:
-        ConfigError: `out` is no YAML file's name, or is there already.
+        ConfigError: `out` is no YAML file's name, or already exists.
         PreflightError: the measurement failed, or `out` cannot be written.
     """
     if out.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--calibrate: {out}: must end in .yaml: it is the hardware profile to write.")
     if out.exists():
-        raise ConfigError(f"--calibrate: {out}: is there already. Give another name, or remove it.")
+        raise ConfigError(f"--calibrate: {out}: already exists. Give another name, or remove it.")
     measured = _measure(ranks)
     text = profile(measured)
     try:

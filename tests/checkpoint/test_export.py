@@ -72,7 +72,7 @@ def test_a_folder_that_holds_something_stays_as_it_is(tmp_path, run) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").touch()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export(run.path, out)
     assert [file.name for file in out.iterdir()] == ["mine.txt"]
 

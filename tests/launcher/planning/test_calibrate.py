@@ -49,7 +49,7 @@ def test_one_rank_has_no_link_to_measure():
 
 def test_a_file_is_never_overwritten(tmp_path):
     (tmp_path / "own.yaml").write_text("kept", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         calibrate.calibrate(tmp_path / "own.yaml", None)
     with pytest.raises(ConfigError, match=r"must end in \.yaml"):
         calibrate.calibrate(tmp_path / "own.txt", None)
