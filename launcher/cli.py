@@ -209,9 +209,9 @@ def finetune(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune on this machine, from a pretraining run.
+    """Fine-tune on this machine, from a run or a model in Hugging Face's format.
 
-    Example: megatrain finetune configs/finetune.yaml finetune.base=runs/llama-125m --nproc 8
+    Example: megatrain finetune configs/quickstart-finetune.yaml finetune.base=runs/llama-125m --nproc 8
     """
     from launcher.ranks.start import Where
 

@@ -63,10 +63,11 @@ class CheckpointStore:
         self.beat = beat
         self.guard = guard
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self._unproven = True  # the newest, which may be of an earlier start
         self._whole: set[int] = set()  # steps that verified, or were saved, since this start
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-        """Commit a checkpoint, then delete those beyond keep_last. One that fails leaves nothing behind.
+        """Commit a checkpoint. One that fails leaves nothing behind. Deletes none: see `retain`.
 
         Args:
             tensors: what this rank owns; see fragments.py.
@@ -84,9 +85,20 @@ class CheckpointStore:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._whole.add(step)
+        self._unproven = True
+        return folder
+
+    def retain(self) -> None:
+        """Delete checkpoints beyond keep_last, once the newest has shown itself good: its weights gave a finite loss.
+
+        Finite weights may have diverged all the same, and then the one before is the last that is of use. A failure is
+        no reason to end a run whose checkpoint has been saved.
+        """
+        if not self._unproven:
+            return
+        self._unproven = False
         if self.rank == 0:
             self._delete_superseded()
-        return folder
 
     def _write(self, temporary: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
         writer = HashingWriter(temporary, self.beat)
@@ -197,7 +209,6 @@ class CheckpointStore:
         return final
 
     def _delete_superseded(self) -> None:
-        """A failure is no reason to end a run whose checkpoint has just been saved."""
         try:
             for step in rewind.superseded(self.run, self.keep_last, self._whole):
                 doomed = rewind.move_away(self.run, step)

@@ -70,6 +70,10 @@ class Checkpointer:
             self.saved(step, folder, time.monotonic() - began, size)
         return folder
 
+    def retain(self) -> None:
+        """Delete older checkpoints. For when a step after the newest has been found finite."""
+        self._store.retain()
+
     def resume(self, wanted: str) -> Position:
         """Restore the checkpoint that `wanted` names, and set aside those after it.
 

@@ -122,7 +122,7 @@ class FiniteGuard:
         if isinstance(self._config, PretrainConfig) and not self._config.data.sequential:
             run = shlex.quote(str(self._run))
             lines.append(f"look at the batch: megatrain data stream {run} --start {first} --count {size} --text")
-        lines.append("then lower optimizer.learning_rate, set optimizer.gradient_clipping, or leave bad data out")
+        lines.append("lower optimizer.learning_rate, set optimizer.gradient_clipping, or leave bad data out")
         return "\n".join(lines)
 
     def _newest_checkpoint(self) -> str:

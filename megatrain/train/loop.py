@@ -81,6 +81,7 @@ def train(parts: Parts, start: Position) -> None:
         parts.watchdog.beat("training", step)
         if report.due(step):
             guard.demand(progress)
+            parts.checkpointer.retain()
         report.step(
             progress,
             loss,
@@ -98,6 +99,7 @@ def train(parts: Parts, start: Position) -> None:
                 report.stopped(step, reason, folder)
                 raise Stopped(reason)
             if step == total:
+                parts.checkpointer.retain()
                 report.ended(step, folder)
 
 
@@ -115,6 +117,7 @@ def save(parts: Parts, progress: Progress) -> Path:
     """The checkpoint's folder. What is not finite is not saved: it could take the place of one that is."""
     parts.watchdog.beat("saving a checkpoint")
     parts.guard.demand(progress)
+    parts.checkpointer.retain()
     parts.guard.saving(progress, parts.engine.not_finite())
     state = parts.loader.state_dict()
     assert state["position"] == progress.samples, "the loader has given what was counted"

@@ -42,6 +42,7 @@ def save_steps(folder: str, steps: list[int], keep_last: int = 9) -> None:
     for previous, step in zip([0, *steps], steps, strict=False):
         run.train(previous, step)
         checkpointer.save(step, {"position": step * 8})
+        checkpointer.retain()
 
 
 def resume(folder: str, wanted: str) -> tuple[int, list[str]]:

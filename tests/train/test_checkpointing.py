@@ -51,6 +51,7 @@ class Start:
         for step in steps:
             self.engine.tensors["weight.a"].fill_(step)
             self.checkpointer.save(step, {"position": 8 * step})
+            self.checkpointer.retain()
         return self
 
     def resume(self, wanted: str = "auto") -> int:
@@ -242,6 +243,13 @@ class TestRetention:
         assert start.resume() == 30
         start.save(40)
         assert run.steps() == [20, 30, 40]
+
+    def test_none_is_deleted_before_the_newest_gave_a_finite_loss(self, run) -> None:
+        checkpointer = Start(run, keep_last=1).save(1).checkpointer
+        checkpointer.save(2, {"position": 16})
+        assert run.steps() == [1, 2]
+        checkpointer.retain()
+        assert run.steps() == [2]
 
     def test_a_folder_in_the_way_is_set_aside(self, run) -> None:
         start = Start(run).save(1)

@@ -41,7 +41,7 @@ def kind_of(file: Path) -> Kind:
     """What a file is read as.
 
     Raises:
-        DataError: it can be read as none of them: one JSON value over many lines, something binary, or the like.
+        DataError: it can be read as none of them: one JSON value for all documents, something binary, or the like.
     """
     name, compression = split_compression(file.name)
     ending = Path(_SHARD.sub("", name)).suffix
@@ -64,14 +64,20 @@ def _by_content(file: Path, ending: str, compression: str) -> Kind:
         return Kind.ARROW
     if _is_object(line):
         return Kind.JSON_LINES
-    if content and (ending == ".json" or _JSON_OBJECT.match(content)):
+    is_page = content.startswith(b"<") and ending != ".json"  # a page that is meant is text
+    known = None if is_page or not content else recognise(head)
+    if known:
+        way_out = "" if ":" in known else ", and its name does not say so: give it its ending, or leave it out"
+        raise DataError(f"{file}: is {known}{way_out}")
+    if _JSON_OBJECT.match(content) or (ending == ".json" and content.startswith((b"{", b"["))):
         raise DataError(
-            f"{file}: is one JSON value over many lines, which is neither text nor can be streamed. "
-            "Write a .jsonl, one object per line (for a list: jq -c '.[]'), or leave the file out."
+            f"{file}: is one JSON value, not an object per line, which is neither text nor can be streamed. "
+            "Write a .jsonl (for a list: jq -c '.[]'), or leave the file out."
         )
-    known = None if content.startswith(b"<") else recognise(head)  # a page that is meant is text
-    if content and known:
-        raise DataError(f"{file}: is {known}, and its name does not say so: give it its ending, or leave it out")
+    if content and ending == ".json":
+        raise DataError(
+            f"{file}: is not JSON: its first line is no object. Name it .txt if it is text, or leave it out"
+        )
     if b"\x00" in head:
         raise DataError(f"{file}: is binary, not text (it holds NUL bytes). {advice(file)}")
     return Kind.TEXT

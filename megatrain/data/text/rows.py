@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatrain.base.files import recognise
 from megatrain.data.text.compression import open_data
 from megatrain.data.text.hub import HubDataset, read_hub
 from megatrain.data.text.kinds import Kind, kind_of
@@ -105,6 +106,8 @@ def _lines(file: Path, stream: io.BufferedReader, maximum_bytes: int) -> Iterato
     """Lines end with \\n only: JSON strings may hold U+2028 and other separators as they are."""
     number = 1
     line = stream.readline(maximum_bytes + 1).removeprefix(_BOM)
+    if line.strip() and (known := recognise(line[:64])):
+        raise DataError(f"{file}: is {known}")
     while line:
         if len(line) > maximum_bytes:
             raise too_long(f"{file}:{number}", "has a line", maximum_bytes)

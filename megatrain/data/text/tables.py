@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatrain.base.files import open_regular
+from megatrain.base.files import open_regular, recognise
 from megatrain.data.text.kinds import Kind
 from megatrain.errors import DataError
 
@@ -27,7 +27,10 @@ def read_table(file: Path, kind: Kind, columns: Sequence[str] | None = None) -> 
         except DataError:
             raise
         except Exception as error:  # the library lets through what its decoders raise
-            raise DataError(f"{file}: cannot be read as {kind}: {error}") from None
+            source.seek(0)
+            known = recognise(source.read(64))
+            why = error if known is None or kind.value in known else f"it is {known}"
+            raise DataError(f"{file}: cannot be read as {kind}: {why}") from None
 
 
 class NoColumnError(DataError):

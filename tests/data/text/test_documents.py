@@ -27,6 +27,7 @@ def write(path, data):
     return path
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstd.compress, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
@@ -117,9 +118,17 @@ def test_bytes_read_reach_the_size_of_all_files(tmp_path):
         ),
         ("a.jsonl.zst", b"plain", r"a\.jsonl\.zst: its compressed data is damaged or cut off"),
         ("a.png", b"\x89PNG\r\n\x1a\n", r"a\.png: is not UTF-8 text \(byte 0\).*glob"),
-        ("a.json", b'{\n"text": "x"}', r"a\.json: is one JSON value over many lines.*Write a \.jsonl"),
+        ("a.json", b'{\n"text": "x"}', r"a\.json: is one JSON value.*Write a \.jsonl"),
         ("a.json", b'[{"text": "x"}]', r"a\.json: is one JSON value.*Write a \.jsonl"),
-        ("a.json", b"plain", r"a\.json: is one JSON value"),
+        ("a.json", b"plain", r"a\.json: is not JSON: its first line is no object"),
+        ("a.json", LFS, r"a\.json: is a git-lfs pointer, .*`git lfs pull`"),
+        ("a.txt", LFS, r"a\.txt: is a git-lfs pointer, .*`git lfs pull`$"),
+        ("a.jsonl", LFS, r"a\.jsonl: is a git-lfs pointer"),
+        ("a.jsonl", b"<!DOCTYPE html>\n", r"a\.jsonl: is an HTML page"),
+        ("a.json", b"<!DOCTYPE html>\n", r"a\.json: is an HTML page"),
+        ("a.parquet", LFS, r"a\.parquet: cannot be read as parquet: it is a git-lfs pointer"),
+        ("a.parquet", b"", r"a\.parquet: cannot be read as parquet: it is empty"),
+        ("a.csv", LFS, r"a\.csv: is a git-lfs pointer"),
         ("a.txt", b' [\n {"text":\n"x"}, {"text": "y"}]', r"a\.txt: is one JSON value"),
         ("part-0", b'{\n  "text": "x"\n}\n{', r"part-0: is one JSON value"),
         ("a.jsonl", b'{"a":' * 100_000, r"a\.jsonl:1: is JSON nested too deeply"),
