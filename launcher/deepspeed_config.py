@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.planning.zero import prefetch_bucket, reduce_bucket
+from launcher.planning.zero import live_parameters, prefetch_bucket, reduce_bucket, reuse_distance
 from megatrain.config import Config
 
 
@@ -38,6 +38,9 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     }
     if training.precision == "bf16":
         settings["bf16"] = {"enabled": True}
+        if parallel.zero_stage == 2:
+            # the norm tells; DeepSpeed would look through all gradients, and have the host wait for the answer
+            settings["bf16"]["check_grad_overflow"] = False
         if parallel.zero_stage != 0:  # DeepSpeed has no fp32 accumulation without ZeRO
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
@@ -46,9 +49,12 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
 def _zero(config: Config, tensor_parallel: int) -> dict[str, Any]:
     assert config.model is not None, "resolved"
     stage = config.parallel.zero_stage
+    assert isinstance(stage, int), "resolved"
     settings: dict[str, Any] = {"stage": stage}
     if stage != 0:
-        settings["reduce_bucket_size"] = reduce_bucket(config.model, tensor_parallel)
+        settings["reduce_bucket_size"] = reduce_bucket(config.model, tensor_parallel, stage)
     if stage == 3:
         settings["stage3_prefetch_bucket_size"] = prefetch_bucket(config.model, tensor_parallel)
+        settings["stage3_max_live_parameters"] = live_parameters(config.model, tensor_parallel)
+        settings["stage3_max_reuse_distance"] = reuse_distance(config.model, tensor_parallel)
     return settings

@@ -21,7 +21,7 @@ from megatrain.errors import ConfigError, PreflightError
 from megatrain.run_dir import write_atomically
 
 _TIMEOUT = 900
-_EFFICIENCY = {"cuda": 0.85, "rocm": 0.85, "cpu": 0.5}  # of a training loop; no small measurement shows it
+_EFFICIENCY = {"cuda": 0.89, "rocm": 0.89, "cpu": 0.5}  # of a training loop; no small measurement shows it
 _ONE_RANK = Link(bandwidth=1.0, latency=100.0)  # nothing was measured
 
 

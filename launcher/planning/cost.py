@@ -1,12 +1,14 @@
 """Seconds of one optimizer step, as closed formulas. How far to trust them is said in docs/planning.md.
 
 Symbols: T tokens of a micro-batch on a rank, S sequence, h hidden size, f intermediate size, t tensor-parallel ranks, x
-context-parallel ranks, n replicas, Ψ parameters on a rank before ZeRO, c bytes of a number in the compute dtype.
-megatrain turns on no overlap of communication in ZeRO-0, 1 and 2.
+context-parallel ranks, n replicas, Ψ parameters on a rank before ZeRO, c bytes of a number in the compute dtype, a
+micro-batches of a step.
 """
 
+import math
 from dataclasses import dataclass
 
+from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK_TOKENS
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
 from launcher.planning.zero import local_parameters, number_bytes
@@ -15,7 +17,8 @@ from megatrain.config import ModelSection
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
-ZERO3_OVERLAP = 0.6  # the share of ZeRO-3's traffic that prefetching hides, at most
+OVERLAP = 0.6  # the share that computation hides, at most: of ZeRO-3's traffic, and of ZeRO-1's reduction in bf16
+_NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled
 ADAM_BYTES = 30  # a parameter: reads a gradient, reads and writes weight and both moments in fp32, writes in bf16
 READ_TOKENS_A_SECOND = 136e6  # the loader's one thread, measured; it works behind the step
 # Host work a parameter tensor and step, over a plain loop, in seconds: 75 tensors, measured (ms 51, 60, 66, 102 of 49).
@@ -60,7 +63,7 @@ def estimate_step(
     tensor = accumulation * _tensor_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     context = accumulation * _context_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
-    optimizer = _optimizer(model, layout, hardware)
+    optimizer = _optimizer(model, layout, precision, hardware)
     tokens = accumulation * layout.micro_batch_size * sequence_length
     busy = compute + tensor + context + data_parallel + optimizer
     return StepTime(
@@ -114,9 +117,26 @@ def _micro_batch(
     """Forward and backward of one micro-batch on one rank."""
     block = block_time(model, layout, sequence_length, precision, hardware, compiled)
     T = local_tokens(layout, sequence_length)
-    head = 3 * _matmul(T, model.hidden_size, model.padded_vocab_size / layout.tensor_parallel, precision, hardware)
+    head = _head(model, layout, T, precision, hardware, compiled)
     each = block.forward + block.backward + block.again(layout.activation_checkpointing)
     return model.num_hidden_layers * each + head
+
+
+def _head(model: ModelSection, layout: Layout, T: float, precision: str, hardware: Hardware, compiled: bool) -> float:
+    """The vocabulary projection and its loss, forward and backward at once (kernels/cross_entropy.py)."""
+    vocabulary, c = model.padded_vocab_size / layout.tensor_parallel, number_bytes(precision)
+    fused = compiled and hardware.device != "cpu"
+    chunk = COMPILED_HEAD_CHUNK_TOKENS if fused else HEAD_CHUNK_TOKENS
+    logit = 4 * c if fused else 44  # read for the maximum, for the sum and for the gradient, which is written; or by op
+    # each chunk's product is written, and added to the weight's gradient in fp32; that is scaled and rounded at the end
+    weight = (2 * c + 8) * math.ceil(T / chunk) + 8 + 4 + c
+    moved = vocabulary * (T * logit + model.hidden_size * weight)
+    return 3 * _matmul(T, model.hidden_size, vocabulary, precision, hardware) + _moving(moved, hardware)
+
+
+def _moving(size: float, hardware: Hardware) -> float:
+    """Seconds in which elementwise ops read and write so many bytes."""
+    return size / (MEMORY_RATE * hardware.memory_bandwidth * 1e9)
 
 
 def block_time(
@@ -133,7 +153,7 @@ def block_time(
         matmuls=sum(_matmul(T, k, n, precision, hardware) for k, n in shapes),
         last_matmul=_matmul(T, f, h, precision, hardware),
         attention=2 * T * sequence_length * queries / (rate * ATTENTION_RATE),  # causal: half of 4·T·S·H
-        elementwise=T * number_bytes(precision) * moved / (MEMORY_RATE * hardware.memory_bandwidth * 1e9),
+        elementwise=_moving(T * number_bytes(precision) * moved, hardware),
     )
 
 
@@ -149,16 +169,28 @@ def _matmul(m: float, k: float, n: float, precision: str, hardware: Hardware) ->
 def _tensor_parallel(
     model: ModelSection, layout: Layout, sequence_length: int, precision: str, ranks_per_node: int, hardware: Hardware
 ) -> float:
-    """Exposed: 16·T·h·(t-1)/t bytes a layer in bf16, in four collectives (arXiv 1909.08053; with sequence parallelism
-    the same bytes, arXiv 2205.05198), half as much again where the forward pass is made again."""
+    """Exposed: `tensor_parallel_bytes`, and the latency of the collectives."""
     t = layout.tensor_parallel
     if t == 1:
         return 0.0
     link = hardware.link if t <= ranks_per_node else hardware.network
+    waiting = _tensor_parallel_collectives(model, layout) * (t - 1) * link.latency * 1e-6
+    return tensor_parallel_bytes(model, layout, sequence_length, precision) / (link.bandwidth * 1e9) + waiting
+
+
+def tensor_parallel_bytes(model: ModelSection, layout: Layout, sequence_length: int, precision: str) -> float:
+    """Bytes that a rank sends to the other slices in a micro-batch, in rings: 8·c·T·h·(t-1)/t a layer, in four pairs of
+    a gather and a scatter (arXiv 2205.05198), or four all-reduces of as many bytes (arXiv 1909.08053)."""
+    t = layout.tensor_parallel
     payload = local_tokens(layout, sequence_length) * model.hidden_size * number_bytes(precision)
-    again = 1.5 if layout.activation_checkpointing == "full" else 1.0
-    one = 2 * payload * (t - 1) / t / (link.bandwidth * 1e9) + 2 * (t - 1) * link.latency * 1e-6
-    return (model.num_hidden_layers * 4 * again + 3) * one
+    return _tensor_parallel_collectives(model, layout) * payload * (t - 1) / t
+
+
+def _tensor_parallel_collectives(model: ModelSection, layout: Layout) -> int:
+    """Gathers and scatters of a whole activation: into and out of attention and MLP, in both passes; out of the
+    embedding, and into the head. Recomputing makes them again, up to the last one of a block, which is not needed."""
+    again = 3 if layout.activation_checkpointing == "full" else 0
+    return model.num_hidden_layers * (8 + again) + 4
 
 
 def _context_parallel(
@@ -179,22 +211,52 @@ def _context_parallel(
 def _data_parallel(
     model: ModelSection, layout: Layout, precision: str, ranks_per_node: int, hardware: Hardware, compute: float
 ) -> float:
-    """Bytes a rank and step, in units of c·Ψ: all-reduce 2, reduce-scatter 1, all-gather 1 (ZeRO, section 7).
-
-    ZeRO-0 all-reduces. ZeRO-1 all-reduces, then gathers. ZeRO-2 scatters at each micro-batch and gathers once. ZeRO-3
-    gathers twice and scatters once at each micro-batch, partly behind the computation.
-    """
+    """Exposed. What nothing hides of `data_parallel_bytes`, over the link; and the messages' latency."""
     n, t, accumulation = layout.replicas, layout.tensor_parallel, layout.gradient_accumulation_steps
     if n == 1:
         return 0.0
     link = data_parallel_link(n, max(1, ranks_per_node // t), hardware)
-    units = {0: 2, 1: 3, 2: accumulation + 1, 3: 3 * accumulation}[layout.zero_stage]
-    messages = {0: 2, 1: 3, 2: accumulation + 1, 3: 3 * accumulation * model.num_hidden_layers}[layout.zero_stage]
-    traffic = units * local_parameters(model, t) * number_bytes(precision) * (n - 1) / n / (link.bandwidth * 1e9)
+    stage = layout.zero_stage
+    sent = data_parallel_bytes(model, layout, precision)
+    traffic = sent.total / (link.bandwidth * 1e9)
+    messages = {0: 2, 1: 3, 2: 2 * accumulation + 1, 3: 3 * accumulation * model.num_hidden_layers}[stage]
     waiting = messages * min(n - 1, 2 * n.bit_length()) * link.latency * 1e-6  # a ring, or a tree when that is shorter
-    if layout.zero_stage < 3:
-        return traffic + waiting
-    return max((1 - ZERO3_OVERLAP) * traffic, traffic - ZERO3_OVERLAP * compute) + waiting
+    if stage == 3:
+        hidden = min(OVERLAP * traffic, OVERLAP * compute)
+    elif stage == 1 and precision == "bf16" and hardware.device != "cpu":  # in the last micro-batch's backward pass
+        reducing = sent.reduce / (link.bandwidth * 1e9)
+        hidden = OVERLAP * min(reducing, 2 / 3 * compute / accumulation)
+    else:
+        hidden = 0.0
+    return traffic - hidden + waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataParallelBytes:
+    """Bytes that each rank of a group of replicas sends in a step, in rings: (n-1)/n of a tensor for a reduce-scatter
+    or an all-gather, twice that for an all-reduce."""
+
+    reduce: float
+    gather: float
+
+    @property
+    def total(self) -> float:
+        return self.reduce + self.gather
+
+
+def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> DataParallelBytes:
+    """By what DeepSpeed does at each stage (seen under torch's fake process group: tests/train/test_traffic.py).
+
+    ZeRO-0 all-reduces gradients. ZeRO-1 reduce-scatters them in bf16 runs, in fp32, and all-reduces them in fp32 runs;
+    then it gathers weights. ZeRO-2 all-reduces in each micro-batch, and gathers once. ZeRO-3 scatters once and gathers
+    twice in each micro-batch.
+    """
+    n, a, c = layout.replicas, layout.gradient_accumulation_steps, number_bytes(precision)
+    scattered = 4 if precision == "bf16" else 2 * c
+    reduced = {0: 2 * c, 1: scattered, 2: 2 * c * a, 3: c * a}[layout.zero_stage]
+    gathered = {0: 0, 1: c, 2: c, 3: 2 * c * a}[layout.zero_stage]
+    ring = local_parameters(model, layout.tensor_parallel) * (n - 1) / n
+    return DataParallelBytes(reduce=reduced * ring, gather=gathered * ring)
 
 
 def data_parallel_link(ranks: int, ranks_in_node: int, hardware: Hardware) -> Link:
@@ -205,10 +267,26 @@ def data_parallel_link(ranks: int, ranks_in_node: int, hardware: Hardware) -> Li
     return Link(bandwidth=bandwidth, latency=hardware.network.latency)
 
 
-def _optimizer(model: ModelSection, layout: Layout, hardware: Hardware) -> float:
-    """Adam moves memory. Then the host's share, which an accelerator hides behind its queue and a CPU rank pays."""
+def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Hardware) -> float:
+    """Memory that is moved to sum and send gradients, then to update. Then the host's share, which an accelerator hides
+    behind its queue and a CPU rank pays."""
     owners = layout.replicas if layout.zero_stage >= 1 else 1
-    moved = ADAM_BYTES * local_parameters(model, layout.tensor_parallel) / owners
+    each = gradient_bytes(layout, precision) + (ADAM_BYTES + _NORM_AND_CLIP_BYTES) / owners
     host = HOST_SECONDS[layout.zero_stage] * (TENSORS_A_LAYER * model.num_hidden_layers + 3)
-    seconds = moved / (MEMORY_RATE * hardware.memory_bandwidth * 1e9)
+    seconds = _moving(each * local_parameters(model, layout.tensor_parallel), hardware)
     return seconds + (host if hardware.device == "cpu" else 0.0)
+
+
+def gradient_bytes(layout: Layout, precision: str) -> float:
+    """Bytes per parameter of a rank that a step reads and writes of gradients, from where autograd has made them to
+    where they are reduced; without a collective's own. Counted by op, in bf16 (tests/train/test_traffic.py)."""
+    a, c = layout.gradient_accumulation_steps, number_bytes(precision)
+    added = 3 * c * (a - 1)  # autograd adds to a gradient of an earlier micro-batch
+    bucketed = 6 * c  # copied into a bucket, divided, and copied out of it
+    if layout.zero_stage == 0:  # in bf16 DeepSpeed copies them to fp32, and looks through them; and see `Engine`
+        return added + bucketed + (28 if precision == "bf16" else 0)
+    if layout.zero_stage == 1:  # in bf16, added to sums in fp32, which are reduced in place
+        return 10 * a - 4 if precision == "bf16" else added + bucketed
+    # twice a micro-batch, put together from the ranks' parts
+    gathered = 4 * c if layout.zero_stage == 3 and layout.replicas > 1 else 0
+    return (bucketed + gathered) * a

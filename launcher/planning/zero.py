@@ -4,7 +4,8 @@ Read in DeepSpeed 0.19.8 and measured (docs/planning.md). Which of its optimizer
 
     stage  bf16                      fp32
     0      FP16_UnfusedOptimizer     torch's own
-    1      BF16_Optimizer            DeepSpeedZeroOptimizer
+    1      BF16_Optimizer (as        DeepSpeedZeroOptimizer
+           changed in train/zero1.py)
     2      DeepSpeedZeroOptimizer    DeepSpeedZeroOptimizer
     3      DeepSpeedZeroOptimizer_Stage3
 
@@ -18,10 +19,12 @@ from dataclasses import dataclass, replace
 from launcher.planning.layout import Layout
 from megatrain.config import ModelSection
 
-# Elements. DeepSpeed's own sizes, but a part of a small model: it allocates the buckets whole.
-REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
+# Elements. DeepSpeed's own size, but a part of a small model: it allocates the buckets whole.
+REDUCE_BUCKET = 500_000_000
 _BUCKETS_A_MODEL = 4
-LIVE_PARAMETERS = 1_000_000_000  # elements that ZeRO-3 keeps gathered; its stage3_max_live_parameters
+LIVE_PARAMETERS = 1_000_000_000  # elements: DeepSpeed's own limit to what ZeRO-3 keeps gathered
+_PREFETCHED_BLOCKS = 1.1  # a block is gathered as one: what is less than the next block hides nothing of it
+_LIVE_BLOCKS = 3  # the one that is computed, the one that is gathered, and one that the backward pass will start with
 MASTER_AND_MOMENTS = 12  # bytes: an fp32 weight and Adam's two moments (ZeRO, arXiv 1910.02054, section 3.1)
 
 
@@ -64,10 +67,23 @@ def largest_parameter(model: ModelSection, tensor_parallel: int) -> float:
     return model.hidden_size * max(model.padded_vocab_size, model.intermediate_size) / tensor_parallel
 
 
-def reduce_bucket(model: ModelSection, tensor_parallel: int) -> int:
+def embedding_parameters(model: ModelSection, tensor_parallel: int) -> float:
+    """Elements of the embedding, as many as of the head, on a rank."""
+    return model.padded_vocab_size * model.hidden_size / tensor_parallel
+
+
+def block_parameters(model: ModelSection, tensor_parallel: int) -> float:
+    """Elements of one block on a rank."""
+    embedding = embedding_parameters(model, tensor_parallel)
+    blocks = local_parameters(model, tensor_parallel) - embedding * (1 if model.tie_word_embeddings else 2)
+    return blocks / model.num_hidden_layers
+
+
+def reduce_bucket(model: ModelSection, tensor_parallel: int, zero_stage: int) -> int:
     """Elements; a gradient that is larger than the bucket would be reduced on its own, from a copy."""
     psi = local_parameters(model, tensor_parallel)
-    return round(min(REDUCE_BUCKET, max(psi / _BUCKETS_A_MODEL, largest_parameter(model, tensor_parallel))))
+    bucket = min(REDUCE_BUCKET, max(psi / _BUCKETS_A_MODEL, largest_parameter(model, tensor_parallel)))
+    return round(max(bucket, block_parameters(model, tensor_parallel)) if zero_stage == 3 else bucket)
 
 
 def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
@@ -88,7 +104,7 @@ def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) 
 
 def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     psi, n, c = local_parameters(model, layout.tensor_parallel), layout.replicas, number_bytes(precision)
-    bucket = c * reduce_bucket(model, layout.tensor_parallel)
+    bucket = c * reduce_bucket(model, layout.tensor_parallel, layout.zero_stage)
     largest = largest_parameter(model, layout.tensor_parallel)
     again = layout.gradient_accumulation_steps > 1
     if layout.zero_stage == 0:
@@ -98,13 +114,9 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     if layout.zero_stage == 1 and precision == "bf16":
         return ZeroBytes(
             parameters=2 * psi,
-            gradients=4 * psi,  # the fp32 sums, whole on every rank
+            gradients=4 * psi,  # the fp32 sums, whole on every rank, reduced in place
             optimizer=MASTER_AND_MOMENTS * psi / n,
-            held=2 * psi if again else 0,  # bf16 gradients are zeroed, not released
-            made=2 * psi,
-            # the sums travel in bf16; where they are less than one bucket, they are first joined
-            reducing=(4 * psi if psi <= REDUCE_BUCKET else 0) + 2 * psi,
-            stepping=2 * psi,
+            reducing=2 * embedding_parameters(model, layout.tensor_parallel),  # its gradient, the last that is made
         )
     partition = 4 * psi / n
     if layout.zero_stage == 1:  # in fp32: whole gradients until the last micro-batch
@@ -137,9 +149,9 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
 
 
 def _blocks_of_a_bucket(model: ModelSection, tensor_parallel: int) -> int:
-    head = model.padded_vocab_size * model.hidden_size / tensor_parallel
-    block = first_and_embedding(model, tensor_parallel) - head
-    blocks = math.floor((reduce_bucket(model, tensor_parallel) - head) / block)
+    head = embedding_parameters(model, tensor_parallel)
+    block = block_parameters(model, tensor_parallel)
+    blocks = math.floor((reduce_bucket(model, tensor_parallel, 2) - head) / block)
     return min(model.num_hidden_layers, max(0, blocks))
 
 
@@ -158,14 +170,24 @@ def _unpartitioned(psi: float, c: int, again: bool, largest: float) -> ZeroBytes
 
 def prefetch_bucket(model: ModelSection, tensor_parallel: int) -> int:
     """Elements that ZeRO-3 gathers ahead."""
-    return round(min(PREFETCH_BUCKET, local_parameters(model, tensor_parallel) / _BUCKETS_A_MODEL))
+    return round(_PREFETCHED_BLOCKS * block_parameters(model, tensor_parallel))
+
+
+def live_parameters(model: ModelSection, tensor_parallel: int) -> int:
+    """Elements that ZeRO-3 keeps gathered, at most."""
+    return max(LIVE_PARAMETERS, round(_LIVE_BLOCKS * block_parameters(model, tensor_parallel)))
+
+
+def reuse_distance(model: ModelSection, tensor_parallel: int) -> int:
+    """Elements between two uses of a parameter for which ZeRO-3 keeps it: of a large model the last block only."""
+    if local_parameters(model, tensor_parallel) <= LIVE_PARAMETERS:
+        return LIVE_PARAMETERS
+    return round(block_parameters(model, tensor_parallel))
 
 
 def first_and_embedding(model: ModelSection, tensor_parallel: int) -> float:
     """Elements of the first block and the embedding: the last whose gradients are made."""
-    embedding = model.padded_vocab_size * model.hidden_size / tensor_parallel
-    blocks = local_parameters(model, tensor_parallel) - embedding * (1 if model.tie_word_embeddings else 2)
-    return embedding + blocks / model.num_hidden_layers
+    return embedding_parameters(model, tensor_parallel) + block_parameters(model, tensor_parallel)
 
 
 def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bucket: float) -> ZeroBytes:
@@ -175,7 +197,7 @@ def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bu
         gradients=4 * psi / n,
         optimizer=MASTER_AND_MOMENTS * psi / n,
         buckets=bucket,
-        gathered=c * min(LIVE_PARAMETERS, psi) if n > 1 else 0,
+        gathered=c * min(live_parameters(model, layout.tensor_parallel), psi) if n > 1 else 0,
         in_forward=c * prefetch_bucket(model, layout.tensor_parallel) if n > 1 else 0,
         reducing=bucket + c * part if n > 1 else bucket + 4 * bucket / c,
         stepping=4 * psi / n,

@@ -66,7 +66,11 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Takes what is not training, an evaluation or a checkpoint, out of the step time. Does not nest."""
+        """Takes what is not training, an evaluation or a checkpoint, out of the step time. Does not nest.
+
+        Steps that a GPU has still to run are training: waits for them first.
+        """
+        wait_for_device()
         began = self._clock()
         try:
             yield
@@ -107,6 +111,12 @@ def memory_bytes() -> int:
 def memory_reserved_bytes() -> int | None:
     """Peak of what CUDA's allocator took from the GPU, fragments included; None on a CPU."""
     return torch.cuda.max_memory_reserved() if device_type() == "cuda" else None
+
+
+def wait_for_device() -> None:
+    """Until all is done that was queued on this rank's GPU; a CPU has done it."""
+    if device_type() == "cuda":
+        torch.cuda.synchronize()
 
 
 def reset_peak_memory() -> None:

@@ -25,7 +25,7 @@ from megatrain.topology import Topology
 from megatrain.train import process
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.determinism import make_deterministic
-from megatrain.train.engine import Engine, compute_dtype, partitioner, read_ds_config
+from megatrain.train.engine import Engine, bucket_elements, compute_dtype, partitioner, read_ds_config
 from megatrain.train.finite import FiniteGuard
 from megatrain.train.loop import Loader, Parts
 from megatrain.train.optimizer import build_optimizer
@@ -55,7 +55,8 @@ def build(
     stop = StopRequest()  # first: a signal during a long start must not be lost
     watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)
     timeout = timedelta(seconds=config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
-    device = process.join(timeout.total_seconds())
+    device, store = process.join(timeout.total_seconds())
+    stop.share(store)
     if config.training.deterministic:
         make_deterministic()
     tensor_parallel = config.parallel.tensor_parallel
@@ -80,7 +81,7 @@ def build(
     loader = make_loader(mesh)
     engine = build_engine(config, mesh, read_ds_config(run.ds_config), device=device, beat=watchdog.beat_for_all)
     layout = f"ZeRO-{config.parallel.zero_stage}, {mesh.topology}"
-    store = CheckpointStore(
+    checkpoints = CheckpointStore(
         run,
         mesh.control_group,
         layout=layout,
@@ -89,7 +90,7 @@ def build(
         beat=watchdog.beat_for_all,
         guard=lambda: current(run),
     )
-    checkpointer = Checkpointer(config, engine, store)
+    checkpointer = Checkpointer(config, engine, checkpoints)
     watchdog.beat("loading a checkpoint")
     position = checkpointer.resume(resume)
     if position.checkpoint is None:
@@ -150,7 +151,7 @@ def build_engine(
         config.model, config.parallel, mesh, device=device, dtype=compute_dtype(ds_config), placed=placed
     )
     beat("building the engine")
-    optimizer = build_optimizer(model, config.optimizer)
+    optimizer = build_optimizer(model, config.optimizer, bucket_elements=bucket_elements(ds_config))
     return Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
 
 

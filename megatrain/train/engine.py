@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,12 +30,19 @@ from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
+from megatrain.train.run_ahead import RunAhead
+from megatrain.train.zero1 import Zero1Optimizer
+from megatrain.train.zero2 import Zero2Optimizer
 
 deepspeed_logger.setLevel(logging.ERROR)
 
 # An op for inference that DeepSpeed compiles at start on a CPU. No training step uses it, it needs a C++ compiler, and
 # the file lock of a rank that was killed while compiling makes every later start wait for ever.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# Its engine makes the optimizer of a stage itself, by these names.
+deepspeed.runtime.engine.BF16_Optimizer = Zero1Optimizer
+deepspeed.runtime.engine.DeepSpeedZeroOptimizer = Zero2Optimizer
 
 
 class Engine:
@@ -70,7 +76,9 @@ class Engine:
             )
         self.device: torch.device = self._engine.device
         fragments.create_optimizer_state(self._engine)
-        self._norm: float | Tensor = 0.0  # of the last gradients, without ZeRO
+        self._norm = torch.zeros((), device=self.device)  # of the last gradients, without ZeRO
+        self._run_ahead = RunAhead(self.device)
+        self._on_host = self.device.type == "cpu"
         self._held_back = torch.zeros((), device=self.device)  # 1: a norm was not finite, and no update is kept since
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         inner.found_inf = self._held_back  # fused AdamW leaves weights and state as they are while it is 1
@@ -91,11 +99,12 @@ class Engine:
         self._engine.backward(loss * (finite * scale))
         return loss.detach()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float) -> float | Tensor:
         """Finish a micro-batch; after the last of a global batch, update the weights.
 
         Must be called after each `accumulate`. Returns the norm of the whole gradient before clipping, at the last
-        micro-batch of a step, the same on every rank; 0.0 at the others.
+        micro-batch of a step, the same on every rank; 0.0 at the others. On a GPU it is fp32 [] there, and the host
+        does not wait for it: it may be a step ahead.
 
         A norm that is not finite, as after a loss that is not on any rank, changes neither weights nor optimizer state,
         and nothing changes them any more. The device sees to that, so a caller may look at norms later
@@ -110,17 +119,19 @@ class Engine:
         if not boundary:
             return 0.0
         self._hold_back()  # DeepSpeed may have left the update out on its own, without a call of the optimizer
-        norm = float(self._last_norm())
-        return norm if norm >= 0 else math.inf  # DeepSpeed's -1 is a norm that is not finite
+        self._run_ahead.step()
+        norm = self._last_norm()
+        return float(norm) if self._on_host else norm
 
-    def _last_norm(self) -> float | Tensor:
-        norm: float | Tensor = self._engine.optimizer._global_grad_norm if self._partitioned else self._norm
-        return norm
+    def _last_norm(self) -> Tensor:
+        """Fp32 [] on the device. DeepSpeed has it on either side, and as -1 where it is not finite: here infinite."""
+        norm = self._engine.optimizer._global_grad_norm if self._partitioned else self._norm
+        norm = torch.as_tensor(norm, device=self.device, dtype=torch.float32)
+        return torch.where(norm >= 0, norm, torch.inf)
 
     def _hold_back(self, *_: Any) -> None:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""
-        norm = torch.as_tensor(self._last_norm(), device=self.device, dtype=torch.float32)
-        self._held_back.logical_or_(~torch.isfinite(norm) | (norm < 0))
+        self._held_back.logical_or_(~torch.isfinite(self._last_norm()))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -161,21 +172,22 @@ class Engine:
         )
         return loss
 
-    def _clip_whole_gradients(self) -> float:
+    def _clip_whole_gradients(self) -> Tensor:
         """The gradient norm without ZeRO, where every rank holds whole gradients; clips them.
 
         DeepSpeed reports no norm here in fp32. In bf16 its norm is wrong under tensor parallelism: it is taken over
         copies that have lost their marks, so that only the slices of rank 0 count.
         """
-        gradients = [(p.grad, shard_of(p)) for p in self._engine.module.parameters() if p.grad is not None]
+        whole = [(p.grad, shard_of(p)) for p in self._engine.module.parameters() if p.grad is not None]
         squares = torch.zeros(2, device=self.device)  # of what is split over tensor-parallel ranks; of what is not
-        for gradient, shard in gradients:
-            squares[1 if shard is None else 0] += gradient.float().pow(2).sum()
+        for gradient, shard in whole:
+            squares[1 if shard is None else 0] += torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
         split = collectives.all_reduce(squares[:1], self.mesh.tensor_group)
-        norm = math.sqrt(float(split[0] + squares[1]))
-        if 0 < self._clipping < norm:
-            for gradient, _ in gradients:
-                gradient.mul_(self._clipping / norm)
+        norm = (split[0] + squares[1]).sqrt()
+        if self._clipping > 0:
+            factor = torch.clamp(self._clipping / norm, max=1.0)
+            for gradient, _ in whole:
+                gradient.mul_(factor)
         return norm
 
 
@@ -204,6 +216,12 @@ def partitioner(mesh: Mesh, ds_config: Mapping[str, Any], device: torch.device |
 
 def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
     return torch.bfloat16 if "bf16" in ds_config else torch.float32
+
+
+def bucket_elements(ds_config: Mapping[str, Any]) -> int | None:
+    """Elements of the parameter groups that are reduced on their own; None where DeepSpeed makes buckets itself."""
+    zero = ds_config["zero_optimization"]
+    return zero.get("reduce_bucket_size") if zero["stage"] == 1 and "bf16" in ds_config else None
 
 
 def read_ds_config(path: Path) -> dict[str, Any]:

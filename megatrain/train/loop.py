@@ -92,7 +92,7 @@ def train(parts: Parts, start: Position) -> None:
         )
         if step % config.evaluation.every_steps == 0 or step == total:
             run_validation(parts, progress)
-        reason = parts.stop.agreed(engine.mesh.control_group) if step < total else None
+        reason = parts.stop.agreed(step) if step < total else None
         if step % config.checkpoint.every_steps == 0 or step == total or reason:
             folder = save(parts, progress)
             if reason:

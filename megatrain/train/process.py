@@ -34,8 +34,8 @@ _NO_CUDA = (
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
-def join(timeout_seconds: float = 600.0) -> torch.device:
-    """Join the run's process group and choose this rank's device.
+def join(timeout_seconds: float = 600.0) -> tuple[torch.device, dist.Store]:
+    """Join the run's process group; this rank's device, and the store of all ranks, which is new at each start.
 
     Who this rank is comes from torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK), or under srun from Slurm's.
 
@@ -65,12 +65,12 @@ def join(timeout_seconds: float = 600.0) -> torch.device:
         if device_type() == "cpu":
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
             begin("gloo")
-            return torch.device("cpu")
+            return torch.device("cpu"), store
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the device; a task may see one GPU only
         torch.cuda.set_device(device)
         begin("nccl", device_id=device)
-        return device
+        return device, store
 
 
 def _identify() -> tuple[int, int, int]:

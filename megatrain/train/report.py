@@ -58,7 +58,7 @@ class Reporter:
         loss_sum: Tensor,
         *,
         target_tokens: int,
-        grad_norm: float,
+        grad_norm: float | Tensor,
         learning_rate: float,
         wait: float,
     ) -> None:
@@ -67,6 +67,7 @@ class Reporter:
         Args:
             progress: after the step.
             loss_sum: this rank's summed loss.
+            grad_norm: what `Engine.step` returned; read at steps that are due only.
             wait: seconds that the loader kept the step waiting.
         """
         self._throughput.step(self._tokens_per_step, wait)
@@ -85,7 +86,7 @@ class Reporter:
         metrics = StepMetrics(
             step=progress.step,
             loss=value,
-            grad_norm=grad_norm,
+            grad_norm=float(grad_norm),
             learning_rate=learning_rate,
             tokens=progress.samples * self._sequence_length,
             step_seconds=rates.step_seconds,
@@ -114,7 +115,7 @@ class Reporter:
         self._console.checkpoint(step, folder, seconds=seconds, size_bytes=size_bytes)
 
     def paused(self) -> AbstractContextManager[None]:
-        """Around what is not training."""
+        """Around what is not training; first waits for the steps that a GPU has still to run."""
         return self._throughput.paused()
 
     def nothing_to_do(self, step: int, checkpoint: Path | None) -> None:

@@ -178,8 +178,9 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
-            self._see(tensor)
+        if not func.is_view:  # a view of what no op was seen to make is of gloo's workspace
+            for tensor in _tensors(out):
+                self._see(tensor)
         return out
 
     def peak(self) -> int:

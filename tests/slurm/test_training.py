@@ -16,9 +16,9 @@ SLOW = """
 import os, runpy, sys, time
 from megatrain.train.signals import StopRequest
 agreed = StopRequest.agreed
-def slow(self, group):
+def slow(self, step):
     time.sleep(0.3 if os.environ["MEGATRAIN_ATTEMPT"] == "0" else 0)
-    return agreed(self, group)
+    return agreed(self, step)
 StopRequest.agreed = slow
 sys.argv = sys.argv[3:]  # without this file, the ranks' Python and -m
 runpy.run_module("megatrain.train", run_name="__main__", alter_sys=True)

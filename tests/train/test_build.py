@@ -1,62 +1,16 @@
 """What one rank of a large run allocates while its model is built, without its peers and their memory."""
 
-from contextlib import ExitStack
-
 import pytest
 import torch
 
 from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.layout import Layout
 from launcher.planning.zero import largest_parameter, local_parameters, zero_bytes
-from megatrain.config import PretrainConfig
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
 from tests.distributed.memory import MODELS, Case, LiveTensors
-from tests.parallel.fake_world import fake_world
-
-RANKS = 1024
-
-
-def llama_70b(*, tensor_parallel: int, zero_stage: int, layers: int = 80) -> PretrainConfig:
-    return PretrainConfig.model_validate(
-        {
-            "run": {"name": "70b"},
-            "model": {
-                "num_hidden_layers": layers,
-                "hidden_size": 8192,
-                "num_attention_heads": 64,
-                "num_key_value_heads": 8,
-                "intermediate_size": 28672,
-                "vocab_size": 128256,
-            },
-            "data": {"sequence_length": 8192, "train": [{"path": "none"}]},
-            "training": {"steps": 1, "global_batch_size": RANKS, "micro_batch_size": 1, "precision": "bf16"},
-            "parallel": {
-                "tensor_parallel": tensor_parallel,
-                "context_parallel": 1,
-                "zero_stage": zero_stage,
-                "sequence_parallel": tensor_parallel > 1,
-                "activation_checkpointing": "full",
-                "compile": False,
-            },
-        }
-    )
-
-
-@pytest.fixture
-def rank_of(monkeypatch: pytest.MonkeyPatch):
-    """rank_of(world_size): this process is rank 5 of so many, and DeepSpeed believes it."""
-    import deepspeed.comm.comm as comm
-    from deepspeed.runtime.zero import parameter_offload, partition_parameters
-
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr(comm, "cdb", None)
-    for module in (parameter_offload, partition_parameters):  # ranks that are not there agree on nothing
-        for check in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks"):
-            monkeypatch.setattr(module, check, lambda *_: None, raising=False)
-    with ExitStack() as stack:
-        yield lambda world_size: stack.enter_context(fake_world(world_size, rank=5))
+from tests.train.large import RANKS, llama_70b
 
 
 @pytest.mark.parametrize(("tensor_parallel", "zero_stage"), [(1, 3), (8, 3), (8, 1)])

@@ -41,3 +41,11 @@ def test_a_step_before_the_first_rate_changes_nothing() -> None:
         p.grad = torch.ones_like(p) if p.requires_grad else None
     optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_buckets_are_neighbours_from_the_last_on_and_hold_all_once() -> None:
+    model = nn.Sequential(*(nn.Linear(2, size, bias=False) for size in (1, 2, 8, 2, 2)), nn.LayerNorm(4))
+    groups = build_optimizer(model, CONFIG, bucket_elements=8).param_groups
+    assert [[p.numel() for p in group["params"]] for group in groups] == [[4, 4], [16], [2, 4], [4, 4]]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.3, 0.0]
+    assert {p for group in groups for p in group["params"]} == set(model.parameters())

@@ -126,7 +126,7 @@ JOIN = """
 from megatrain.train.process import run, join
 import torch.distributed as dist
 def main():
-    device = join()
+    device, store = join()
     print(device, dist.get_rank(), dist.get_world_size())
 run(main)
 """
@@ -196,7 +196,7 @@ torch.cuda.set_device = lambda device: print("set", device)
 dist.init_process_group = lambda backend, device_id=None, **group: print(backend, device_id)
 from megatrain.train.process import run, join
 from megatrain.device import device_type
-run(lambda: print(join(), os.environ["LOCAL_RANK"], device_type()))
+run(lambda: print(join()[0], os.environ["LOCAL_RANK"], device_type()))
 """
 
 

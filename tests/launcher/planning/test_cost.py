@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.published import ROWS
-from launcher.planning.cost import estimate_step, model_flops_utilization
+from launcher.planning.cost import data_parallel_bytes, estimate_step, model_flops_utilization
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from megatrain.config import ModelSection
@@ -113,3 +113,22 @@ def test_zero_3_pays_for_each_micro_batch_and_zero_1_once():
 
     assert ratio(1) == 1
     assert ratio(3) > 1.5
+
+
+def test_zero_2_reduces_in_each_micro_batch_and_zero_1_beside_the_last_backward_pass():
+    """In units of the bytes of all parameters in bf16: (2a + 1) all travel; of ZeRO-1's fp32 reduction much is hidden."""
+
+    def sent(stage, accumulation):
+        layout = Layout(**(BASE | {"zero_stage": stage, "gradient_accumulation_steps": accumulation}))
+        return data_parallel_bytes(MPT_7B, layout, "bf16").total / (2 * MPT_7B.parameters * 7 / 8)
+
+    assert [sent(0, 4), sent(1, 4), sent(2, 4), sent(3, 4)] == pytest.approx([2, 3, 9, 12])
+    one, two = (step(zero_stage=stage, ranks_per_node=1).data_parallel for stage in (1, 2))
+    assert one < 0.8 * two, "as many bytes with one micro-batch, of which computation hides some"
+
+
+def test_adding_up_gradients_moves_memory():
+    more = [step(zero_stage=stage, gradient_accumulation_steps=4).optimizer for stage in (0, 1, 2, 3)]
+    less = [step(zero_stage=stage).optimizer for stage in (0, 1, 2, 3)]
+    moved = [(a - b) * 0.9 * 3350e9 / MPT_7B.parameters / 3 for a, b in zip(more, less, strict=True)]
+    assert moved == pytest.approx([6, 10, 12, 20], rel=0.01), "bytes per parameter and further micro-batch"
