@@ -243,11 +243,12 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
         )
     elif useful < 10 * plan.step_seconds:
         yield Finding("warning", f"slurm.time: {slurm.time}: holds fewer than 10 planned steps.")
-    if slurm.signal_lead_seconds < plan.step_seconds + saving:
+    if slurm.signal_lead_seconds < 3 * plan.step_seconds + saving:  # two steps are ended after the one it comes in
         yield Finding(
             "warning",
             f"slurm.signal_lead_seconds: {slurm.signal_lead_seconds}: a step is planned to take "
-            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps). Make it longer, "
+            f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps), and up to three steps "
+            "end before the checkpoint. Make it longer, "
             "or the end of a job may lose work.",
         )
     if config.monitor.hang_seconds < 2 * (plan.step_seconds + saving):

@@ -28,7 +28,13 @@ ZERO = {
     (1, 1): {"stage": 1, "reduce_bucket_size": 34896},
     (1, 2): {"stage": 1, "reduce_bucket_size": 17488},
     (2, 2): {"stage": 2, "reduce_bucket_size": 17488},
-    (3, 1): {"stage": 3, "reduce_bucket_size": 34896, "stage3_prefetch_bucket_size": 34896},
+    (3, 1): {  # a block, and a little more: one is gathered and reduced as a whole
+        "stage": 3,
+        "reduce_bucket_size": 37024,
+        "stage3_prefetch_bucket_size": 40726,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+    },
 }
 
 

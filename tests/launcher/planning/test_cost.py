@@ -116,7 +116,7 @@ def test_zero_3_pays_for_each_micro_batch_and_zero_1_once():
 
 
 def test_zero_2_reduces_in_each_micro_batch_and_zero_1_beside_the_last_backward_pass():
-    """In units of the bytes of all parameters in bf16: (2a + 1) all travel; of ZeRO-1's fp32 reduction much is hidden."""
+    """In units of all parameters in bf16, ZeRO-2's bytes are 2a + 1; ZeRO-1's reduction, in fp32, is mostly hidden."""
 
     def sent(stage, accumulation):
         layout = Layout(**(BASE | {"zero_stage": stage, "gradient_accumulation_steps": accumulation}))
@@ -130,5 +130,5 @@ def test_zero_2_reduces_in_each_micro_batch_and_zero_1_beside_the_last_backward_
 def test_adding_up_gradients_moves_memory():
     more = [step(zero_stage=stage, gradient_accumulation_steps=4).optimizer for stage in (0, 1, 2, 3)]
     less = [step(zero_stage=stage).optimizer for stage in (0, 1, 2, 3)]
-    moved = [(a - b) * 0.9 * 3350e9 / MPT_7B.parameters / 3 for a, b in zip(more, less, strict=True)]
+    moved = [(a - b) * 0.9 * 3000e9 / MPT_7B.parameters / 3 for a, b in zip(more, less, strict=True)]
     assert moved == pytest.approx([6, 10, 12, 20], rel=0.01), "bytes per parameter and further micro-batch"

@@ -91,7 +91,7 @@ def test_long_sequences_are_shared_where_they_are_too_long_or_too_few(tiny):
     assert chosen.context_parallel > 1
     assert chosen.tensor_parallel * chosen.context_parallel * chosen.data_parallel == 128
     assert chosen.micro_batch_size * chosen.gradient_accumulation_steps * chosen.data_parallel == 16
-    assert make_plan(tiny(*LLAMA_8B, "cluster.nodes=16")).chosen.context_parallel == 1
+    assert make_plan(tiny(*LLAMA_8B, "cluster.nodes=16", "data.sequence_length=2048")).chosen.context_parallel == 1
 
 
 def test_short_sequences_are_shared_only_when_asked_for(tiny):

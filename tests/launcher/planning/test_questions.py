@@ -27,11 +27,11 @@ LLAMA_1B = (
 
 def test_gpus_for_days_are_the_fewest(tiny):
     config = tiny(*LLAMA_1B)
-    answer = gpus_for_days(config, 20)
+    answer = gpus_for_days(config, 8)
     nodes = int(re.search(r"\((\d+) × 8 h100-sxm\)", answer)[1])
-    assert plan_on(config, nodes).hours <= 24 * 20
+    assert plan_on(config, nodes).hours <= 24 * 8
     fewer = plan_on(config, nodes - 1)
-    assert fewer.plan is None or fewer.hours > 24 * 20
+    assert fewer.plan is None or fewer.hours > 24 * 8
 
 
 def test_gpus_for_days_can_be_less_than_a_node(tiny):

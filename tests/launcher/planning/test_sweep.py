@@ -43,7 +43,8 @@ def test_a_row_counts_checkpoints_and_failures(tiny):
 
 
 def test_more_nodes_are_faster_and_cost_more(tiny):
-    rows = sweep(tiny(*GPUS, "model.hidden_size=2048", "model.intermediate_size=8192"), [1, 2, 4])
+    model = ("model.hidden_size=2048", "model.intermediate_size=8192")
+    rows = sweep(tiny(*GPUS, *model, "training.global_batch_size=4096"), [1, 2, 4])
     assert [row.tokens_per_second for row in rows] == sorted(row.tokens_per_second for row in rows)
     assert [row.gpu_hours for row in rows] == sorted(row.gpu_hours for row in rows)
 
