@@ -9,6 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
+from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
 from megatrain.config import ModelSection, PretrainConfig
 from megatrain.config_file import dump
@@ -77,7 +78,7 @@ def write_checkpoint(run: RunDir, step: int, model: ModelSection) -> None:
     weights = {f"weight.{name}": p.detach() for name, p in random_model(model).named_parameters()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.save(weights, storage_writer=writer, no_dist=True)
+        dcp.save(weights, storage_writer=writer, planner=CompactSavePlanner(), no_dist=True)
     (checkpoint / "state.json").write_text(json.dumps({"step": step, "model": model.model_dump()}))
     state = FileRecord(bytes=(checkpoint / "state.json").stat().st_size, sha256=sha256_of(checkpoint / "state.json"))
     files = writer.records | {"state.json": state}

@@ -11,12 +11,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import (
-    DefaultLoadPlanner,
     FileSystemWriter,
     LoadPlan,
     LoadPlanner,
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint import (
     StorageReader,
 )
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -34,17 +33,20 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from megatrain.base.files import open_regular, reason
 from megatrain.checkpoint.manifest import FileRecord
-from megatrain.checkpoint.metadata import Place, StoredTensor, read_stored_tensors
+from megatrain.checkpoint.metadata import METADATA, Place, StoredTensor, read_stored_tensors
+from megatrain.checkpoint.metadata_writer import WrittenChunks, write_metadata
+from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.errors import CheckpointError
 
 
 class HashingWriter(FileSystemWriter):
-    """Writes a DCP folder; afterwards `records` holds size and SHA-256 of each file that this rank wrote.
+    """Writes a DCP folder, as a CompactSavePlanner plans it.
+
+    Afterwards `records` holds size and SHA-256 of each file that this rank wrote.
 
     Raises:
         CheckpointError: a file cannot be written; says which, and why in the operating system's words.
@@ -55,13 +57,20 @@ class HashingWriter(FileSystemWriter):
         self._hashing = _HashingFileSystem(beat)
         self.fs = self._hashing
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[Any]:
+        assert isinstance(planner, CompactSavePlanner), "whose plan rank 0 knows in its own form"
         with self._system_errors_said():
-            return super().write_data(plan, planner)
+            results = super().write_data(plan, planner).wait()
+        done: Future[WrittenChunks] = Future()
+        done.set_result(planner.written(results))
+        return done
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        with self._system_errors_said():
-            super().finish(metadata, results)
+    def finish(self, metadata: Metadata, results: list[Any]) -> None:
+        metadata.version = CURRENT_DCP_VERSION
+        metadata.storage_meta = self.storage_meta()
+        with self._system_errors_said(), self._hashing.create_stream(Path(self.path) / METADATA, "wb") as file:
+            write_metadata(metadata, results, file)
+        metadata.state_dict_metadata, metadata.storage_data = {}, None  # DCP sends it to all ranks, which need nothing
 
     @contextmanager
     def _system_errors_said(self) -> Iterator[None]:
@@ -115,14 +124,18 @@ class SafeReader(StorageReader):
         return Path(checkpoint_id).is_dir()
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        entries: dict[str, Any] = {
-            name: TensorStorageMetadata(
+        chunks: dict[int, list[ChunkStorageMetadata]] = {}  # tensors that are cut alike share theirs
+        entries: dict[str, Any] = {}
+        for name, stored in self.tensors.items():
+            if id(stored.chunks) not in chunks:
+                chunks[id(stored.chunks)] = [
+                    ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in stored.chunks
+                ]
+            entries[name] = TensorStorageMetadata(
                 properties=TensorProperties(dtype=getattr(torch, stored.dtype)),
                 size=torch.Size(stored.shape),
-                chunks=[ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in stored.chunks],
+                chunks=chunks[id(stored.chunks)],
             )
-            for name, stored in self.tensors.items()
-        }
         return Metadata(state_dict_metadata=entries, storage_data={}, storage_meta=StorageMeta())
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -183,25 +196,6 @@ class SafeReader(StorageReader):
         if tuple(tensor.shape) != place.sizes or tensor.dtype != getattr(torch, dtype):
             raise CheckpointError(f"{path}: {name}: is no {dtype} tensor of {place.sizes}, as .metadata has it")
         return tensor
-
-
-class TensorPlanner(DefaultLoadPlanner):
-    """Loads tensors, and never unpickles anything else.
-
-    Args:
-        beat: called with each part of a tensor that is loaded.
-    """
-
-    def __init__(self, beat: Callable[[str], None] = lambda activity: None) -> None:
-        super().__init__()
-        self._beat = beat
-
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        super().commit_tensor(read_item, tensor)
-        self._beat(f"loading {read_item.storage_index.fqn}")
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> NoReturn:
-        raise CheckpointError(f"{read_item.storage_index.fqn}: is no tensor; a checkpoint holds nothing else")
 
 
 def cause_of(error: CheckpointException, folder: Path) -> str:
@@ -277,7 +271,3 @@ class _HashingFileSystem(FileSystem):
             stream = _HashingStream(file, self._beat)
             yield stream
         self.records[Path(path).name] = stream.record()
-
-    def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
-        super().rename(path, new_path)
-        self.records[Path(new_path).name] = self.records.pop(Path(path).name)

@@ -24,9 +24,10 @@ from megatrain import __version__
 from megatrain.base.files import reason
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, verify, write_manifest
+from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.rewind import SetAside
 from megatrain.checkpoint.state import STATE
-from megatrain.checkpoint.storage import HashingWriter, SafeReader, TensorPlanner, cause_of
+from megatrain.checkpoint.storage import HashingWriter, SafeReader, cause_of
 from megatrain.errors import CheckpointError, MegatrainError
 from megatrain.run_dir import RunDir, parse_step, write_json
 
@@ -62,6 +63,7 @@ class CheckpointStore:
         self.report = report
         self.beat = beat
         self.guard = guard
+        self._planner = CompactSavePlanner()  # plans do not change within a run
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
         self._unproven = True  # the newest, which may be of an earlier start
         self._whole: set[int] = set()  # steps that verified, or were saved, since this start
@@ -103,7 +105,7 @@ class CheckpointStore:
     def _write(self, temporary: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
         writer = HashingWriter(temporary, self.beat)
         try:
-            dcp.save(dict(tensors), storage_writer=writer, process_group=self.group)
+            dcp.save(dict(tensors), storage_writer=writer, planner=self._planner, process_group=self.group)
         except CheckpointException as error:
             raise CheckpointError(cause_of(error, temporary)) from error
         gathered: list[dict[str, FileRecord]] | None = [{}] * self.world_size if self.rank == 0 else None

@@ -11,6 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
+from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
 from megatrain.run_dir import MANIFEST, parse_step
 
@@ -34,7 +35,7 @@ def save(folder: Path, tensors: dict[str, torch.Tensor]) -> HashingWriter:
     writer = HashingWriter(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        dcp.save(tensors, storage_writer=writer, no_dist=True)
+        dcp.save(tensors, storage_writer=writer, planner=CompactSavePlanner(), no_dist=True)
     return writer
 
 

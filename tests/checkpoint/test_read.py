@@ -91,7 +91,7 @@ def test_tensors_are_not_read_from_outside(run, tmp_path, how) -> None:
 @pytest.mark.parametrize("how", ["generate", "export"])
 def test_a_weight_without_chunks_is_not_whatever_lay_in_memory(run, tmp_path, how) -> None:
     def change(metadata):
-        metadata.state_dict_metadata["weight.norm.weight"].chunks.clear()
+        metadata.state_dict_metadata["weight.norm.weight"].chunks = []
         for index in [index for index in metadata.storage_data if index.fqn == "weight.norm.weight"]:
             del metadata.storage_data[index]
 

@@ -15,8 +15,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain.checkpoint import storage
 from megatrain.checkpoint.manifest import FileRecord
+from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
-from megatrain.checkpoint.storage import HashingWriter, SafeReader, TensorPlanner
+from megatrain.checkpoint.storage import HashingWriter, SafeReader
 from megatrain.errors import CheckpointError
 from tests.checkpoint.hostile import Calls, change_metadata, touches
 
@@ -31,7 +32,7 @@ def saved(folder):
         "exp_avg.a": torch.randn(5, 7, generator=generator),
     }
     writer = HashingWriter(folder)
-    dcp.save(tensors, storage_writer=writer, no_dist=True)
+    dcp.save(tensors, storage_writer=writer, planner=CompactSavePlanner(), no_dist=True)
     return tensors, writer
 
 
