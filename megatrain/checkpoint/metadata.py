@@ -58,8 +58,10 @@ def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     content = read_bytes(path, limit=_LIMIT_BESIDE_DATA + sum(files.values()), error=CheckpointError)
     try:
         tensors, storage = _parse(content)
-        places = _places_by_tensor(tensors, storage, files)
-        return {name: _stored(name, entry, places.get(name, {})) for name, entry in tensors.items()}
+        with no_collection():
+            places = _places_by_tensor(tensors, storage, files)
+            boxes: _Boxes = {}
+            return {name: _stored(name, entry, places.get(name, {}), boxes) for name, entry in tensors.items()}
     except _WrongError as wrong:
         raise CheckpointError(f"{path}: {wrong}") from None
     except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
@@ -266,7 +268,12 @@ def _places_by_tensor(
     return found
 
 
-def _stored(name: str, entry: Any, places: dict[tuple[int, ...], Place]) -> StoredTensor:
+# By a list of chunks, the tensor's shape and its numbers' width: offsets, sizes and bytes of each. Tensors that are cut
+# alike share one list, which is looked through once.
+_Boxes = dict[tuple[int, tuple[int, ...], int], list[tuple[tuple[int, ...], tuple[int, ...], int]]]
+
+
+def _stored(name: str, entry: Any, places: dict[tuple[int, ...], Place], known: _Boxes) -> StoredTensor:
     shape, properties = entry.size, entry.properties
     if type(properties) is not _Properties or properties.dtype not in ITEM_BYTES:
         raise _WrongError(f"{name}: has no dtype of {', '.join(ITEM_BYTES)}")
@@ -274,19 +281,26 @@ def _stored(name: str, entry: Any, places: dict[tuple[int, ...], Place]) -> Stor
         raise _WrongError(f"{name}: has no valid shape")
     if math.prod(size + 1 for size in shape) > _LARGEST:
         raise _WrongError(f"{name}: has a shape that is too large: {shape}")
-    if not all(type(chunk) is Chunk for chunk in entry.chunks):
-        raise _WrongError(f"{name}: has chunks that are not DCP's")
-    if not covers_exactly(shape, [c.offsets for c in entry.chunks], [c.sizes for c in entry.chunks]):
-        raise _WrongError(f"{name}: its chunks do not cover it exactly")
     width = ITEM_BYTES[properties.dtype]
-    for chunk in entry.chunks:
-        place = places.get(chunk.offsets)
+    key = id(entry.chunks), shape, width
+    if key not in known:
+        known[key] = _boxes(name, shape, width, entry.chunks)
+    for offsets, sizes, number_bytes in known[key]:
+        place = places.get(offsets)
         if place is None:
-            raise _WrongError(f"{name}: its chunk at {chunk.offsets} is not stored")
-        if not 0 <= place.length - width * math.prod(chunk.sizes) <= _SAVED_AROUND:
-            raise _WrongError(f"{name}: its chunk at {chunk.offsets} has not the size that is stored for it")
-        place.sizes = chunk.sizes
+            raise _WrongError(f"{name}: its chunk at {offsets} is not stored")
+        if not 0 <= place.length - number_bytes <= _SAVED_AROUND:
+            raise _WrongError(f"{name}: its chunk at {offsets} has not the size that is stored for it")
+        place.sizes = sizes
     return StoredTensor(properties.dtype, shape, entry.chunks, places)
+
+
+def _boxes(name: str, shape: tuple[int, ...], width: int, chunks: list[Any]) -> list[tuple[Any, Any, int]]:
+    if not all(type(chunk) is Chunk for chunk in chunks):
+        raise _WrongError(f"{name}: has chunks that are not DCP's")
+    if not covers_exactly(shape, [c.offsets for c in chunks], [c.sizes for c in chunks]):
+        raise _WrongError(f"{name}: its chunks do not cover it exactly")
+    return [(c.offsets, c.sizes, width * math.prod(c.sizes)) for c in chunks]
 
 
 def covers_exactly(shape: tuple[int, ...], offsets: list[Any], sizes: list[Any]) -> bool:
