@@ -69,13 +69,14 @@ class Fragment(torch.Tensor):
         raise RuntimeError(f"a Fragment is only saved and loaded; {func} is not for it")
 
     def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self._flat)
         return [
             WriteItem(
                 index=MetadataIndex(name, offset),
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
                     chunk=ChunkStorageMetadata(offset, size),
-                    properties=TensorProperties.create_from_tensor(self._flat),
+                    properties=properties,
                     size=self.shape,
                 ),
             )

@@ -41,6 +41,7 @@ from megatrain.checkpoint.metadata import covers_exactly
 from megatrain.checkpoint.metadata_writer import PlannedChunks, RankChunks, WrittenChunks
 from megatrain.errors import CheckpointError
 
+
 class _Group(NamedTuple):
     """Tensors of one shape and dtype of which a rank has the same boxes."""
 

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from megatrain.checkpoint.fragments import Fragment
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
-from megatrain.checkpoint.storage import HashingWriter, SafeReader
+from megatrain.checkpoint.storage import HashingWriter
 from megatrain.errors import CheckpointError
 from megatrain.model.huggingface import shapes
 from tests.checkpoint.many_ranks import Ranks, model, parts_of, pickled_bytes, write
@@ -199,15 +199,3 @@ class TestTensorPlanner:
         planner.set_up_planner({name: torch.zeros(shape)}, Metadata({"x": entry}), True)
         with pytest.raises(CheckpointError, match=rf"{name}: is not stored in the shape"):
             planner.create_local_plan()
-
-
-def test_a_watchdog_sees_a_slow_save_and_load_live(tmp_path) -> None:
-    """One beat at least for each box."""
-    beats: list[str] = []
-    boxes = sum(len(list(fragment.parts())) for fragment in parts_of(TENSORS, 0, 1).values())
-    write(tmp_path, [parts_of(TENSORS, 0, 1)], [CompactSavePlanner(beats.append)])
-    assert beats == ["saving a checkpoint"] * boxes
-    beats.clear()
-    read = {name: torch.empty_like(tensor) for name, tensor in TENSORS.items()}
-    dcp.load(read, storage_reader=SafeReader(tmp_path), planner=TensorPlanner(beats.append), no_dist=True)
-    assert beats == ["loading a checkpoint"] * boxes
