@@ -29,6 +29,7 @@ SHOWN_LINES = 20  # of a dead rank's log
 _POLL_SECONDS = 0.05
 # every rank finds the same mistake, and rank 0 says it
 _EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)
+_HELD = (signal.SIGINT, signal.SIGUSR2)  # of FORWARDED; SIGTERM ends the survivors of a failed rank at once
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -120,7 +121,7 @@ class RankGroup:
                 stderr=err,
                 pass_fds=() if listener is None else (listener.fileno(),),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_prepare_rank,
             )
 
     def _first_failure(self) -> int | None:
@@ -198,9 +199,12 @@ def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
-    """In the child, before exec: the kernel kills it when the launcher dies by a signal that cannot be caught."""
+def _prepare_rank() -> None:
+    """In the child, before exec. The kernel kills it when the launcher dies by a signal that cannot be caught. What
+    asks it to save and stop waits until it can (train/signals.py): while it imports torch, that would just end it.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
 
 def _appended(log: Path) -> BinaryIO:

@@ -9,6 +9,8 @@ import shlex
 import sys
 from typing import Any, TextIO
 
+from megatrain.base.credentials import without_credentials
+
 # Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of writing, and halves
 # of surrogate pairs, which Python makes of the bytes of a file name that is not UTF-8.
 _CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -37,8 +39,10 @@ def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush
 
 
 def complain(text: object, kind: str = "error") -> None:
-    """Each line of a message to standard error, after what it is: "error: …" or "warning: …"."""
-    for line in str(text).rstrip("\n").split("\n"):
+    """Each line of a message to standard error, after what it is: "error: …" or "warning: …". Credentials, which the
+    addresses in it may hold, are left out.
+    """
+    for line in without_credentials(str(text)).rstrip("\n").split("\n"):
         say(f"{kind}: {line}", file=sys.stderr, flush=True)
 
 

@@ -25,6 +25,7 @@ class StopRequest:
         self._agreed: tuple[int, str] | None = None  # the step, and the signal's name
         for number in STOPPING:
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # the launcher holds them back until here
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT

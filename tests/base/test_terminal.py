@@ -38,3 +38,10 @@ def test_streams_that_lack_a_character_write_an_escape():
         [sys.executable, "-c", code], env={"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True
     )
     assert done.stdout == "3 \\xd7 \\xfc\n"
+
+
+def test_a_message_does_not_repeat_a_password(capsys):
+    complain("http://ada:hunter2@host/a.jsonl: cannot be read")
+    said = capsys.readouterr().err
+    assert "hunter2" not in said
+    assert "host/a.jsonl: cannot be read" in said

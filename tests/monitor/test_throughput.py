@@ -83,6 +83,7 @@ def test_memory_is_the_peak_of_this_process_in_bytes():
 
 
 def test_memory_of_a_gpu_is_told_since_the_last_reset(monkeypatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reset_peak_memory()
     assert memory_reserved_bytes() is None

@@ -28,6 +28,7 @@ def stop_on(*names):
         sys.exit(75)
     for name in names:
         signal.signal(getattr(signal, name), stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 """
 
 
@@ -128,6 +129,15 @@ def test_a_signal_reaches_every_rank_once_and_ends_with_75(run, rank_does, name)
     assert process.wait(20) == 75
     assert [(run.path / f"got-{rank}").read_text().split() for rank in (0, 1)] == [[name], [name]]
     assert not any(running(pid) for pid in pids(run))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR2"])
+def test_a_signal_while_ranks_import_waits_until_they_can_stop_for_it(run, rank_does, name):
+    rank_does(f"(run / f'ready-{{rank}}').touch()\ntime.sleep(1)\nstop_on('{name}')\nwait()")
+    process = launcher(run)
+    wait_until(lambda: len(list(run.path.glob("ready-*"))) == 2)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(20) == 75
 
 
 def test_a_second_interrupt_ends_it_at_once(run, rank_does):
