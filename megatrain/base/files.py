@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from megatrain.errors import MegatrainError
 
 JSON_LIMIT = 64 << 20  # bytes of a JSON file, unless its reader knows better
+VALUES_LIMIT = 1_000_000  # of a JSON file: two bytes become a hundred in memory, and a thousand where they are wrong
 _Model = TypeVar("_Model")  # a pydantic model, a dataclass, a NamedTuple
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -72,15 +73,20 @@ def read_bytes(path: Path, *, limit: int, error: type[MegatrainError]) -> bytes:
     return content
 
 
-def parse_json(content: bytes | str, where: object, error: type[MegatrainError]) -> Any:
+def parse_json(content: bytes | str, where: object, error: type[MegatrainError], *, values: int | None = None) -> Any:
     """Parse JSON as its standard has it: UTF-8, without NaN and Infinity, however deep or long.
 
     Args:
         where: the file, or file and line, that the message begins with.
+        values: the most that may be in it, counted by its commas.
 
     Raises:
-        error: it is not JSON, or nested deeper than Python can parse.
+        error: it is not JSON, nested deeper than Python can parse, or holds more values.
     """
+    if values is not None:
+        found = content.count(b",") if isinstance(content, bytes) else content.count(",")
+        if found > values:
+            raise error(f"{where}: has {found:,} commas; at most {values:,} values are read of such a file")
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         return json.loads(text, parse_constant=_refuse_constant)
@@ -94,7 +100,7 @@ def parse_json(content: bytes | str, where: object, error: type[MegatrainError])
 
 def read_json(path: Path, *, error: type[MegatrainError], limit: int = JSON_LIMIT) -> Any:
     """The value of a JSON file. Raises `error`, naming the file, whatever is wrong with it."""
-    return parse_json(read_bytes(path, limit=limit, error=error), path, error)
+    return parse_json(read_bytes(path, limit=limit, error=error), path, error, values=VALUES_LIMIT)
 
 
 def parse_model(model: type[_Model], value: Any, where: object, error: type[MegatrainError]) -> _Model:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from megatrain.base.files import JSON_LIMIT, open_regular, parse_json, parse_model, read_bytes, reason
+from megatrain.base.files import open_regular, parse_model, read_json, reason
 from megatrain.checkpoint.state import STATE
 from megatrain.errors import CheckpointError
 from megatrain.run_dir import MANIFEST, RunDir, locate, parse_step, write_json
@@ -75,7 +75,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError when there is none, it is damaged or of another step, or it is not ours to read."""
     path = folder / MANIFEST
-    content = parse_json(read_bytes(path, limit=JSON_LIMIT, error=CheckpointError), path, CheckpointError)
+    content = read_json(path, error=CheckpointError)
     if not isinstance(content, dict) or content.pop("sha256", "") != _content_hash(content):
         raise CheckpointError(f"{path}: is damaged: its hash is another; the checkpoint cannot be trusted")
     if content.pop("format", None) != FORMAT:

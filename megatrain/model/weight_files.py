@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from megatrain.base.files import open_regular, parse_json, parse_model, read_model, reason, recognise
+from megatrain.base.files import VALUES_LIMIT, open_regular, parse_json, parse_model, read_model, reason, recognise
 from megatrain.config import ModelSection
 from megatrain.errors import CheckpointError
 from megatrain.model.huggingface import NAMES, shapes, their_name
@@ -166,7 +166,7 @@ def _header(file: Path) -> dict[str, _Tensor]:
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {reason(error)}") from None
     where = f"{file}: is damaged, or not a safetensors file: its header"
-    value = parse_json(text, where, CheckpointError)
+    value = parse_json(text, where, CheckpointError, values=VALUES_LIMIT)
     if isinstance(value, dict):
         value.pop("__metadata__", None)
     tensors = parse_model(_Header, value, where, CheckpointError).root

@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, RootModel
 
@@ -42,7 +42,7 @@ class Attempt(Record):
         return self.end_step is not None and self.end_step > self.start_step
 
 
-class _History(RootModel[list[Attempt]]):
+class _History(RootModel[Annotated[list[Attempt], Field(fail_fast=True)]]):
     pass
 
 

@@ -86,3 +86,9 @@ def test_content_is_recognised_by_its_first_bytes() -> None:
     assert files.recognise(b"\x1f\x8b\x08") == "compressed with gzip"
     assert files.recognise(b"  \n<html>") == "an HTML page: the download failed or needs a login"
     assert files.recognise(b'{"a": 1}') is None
+
+
+def test_more_values_than_a_file_may_hold_are_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"[" + b"0," * 1_000_001 + b"0]")
+    with pytest.raises(DataError, match=r"a\.json: has 1,000,001 commas; at most 1,000,000 values"):
+        files.read_json(tmp_path / "a.json", error=DataError)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from megatrain.base.files import read_bytes, read_json, recognise
+from megatrain.base.files import parse_json, read_bytes, read_json, recognise
 from megatrain.data.folder.files import make_folder, write_bytes
 from megatrain.data.text.documents import read_documents
 from megatrain.data.text.inputs import find_inputs
@@ -32,6 +33,8 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
+_SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"')  # WordPiece has it too, without merges
+_NOT_OF_RUST = (KeyboardInterrupt, SystemExit, MemoryError)
 _Encoded = TypeVar("_Encoded")
 
 
@@ -48,10 +51,7 @@ class Tokenizer:
     """
 
     def __init__(self, content: bytes, *, name: str, eos: str | None = None, pad: str | None = None) -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # `tokenizers` raises bare Exception
-            raise DataError(f"{name}: is not a tokenizer.json of the `tokenizers` library: {error}") from None
+        self._tokenizer = _parse(content, name)
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -120,11 +120,47 @@ class Tokenizer:
         return [int(number) for number in ids]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
-        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+        """Raises DataError where the tokenizer's decoder cannot."""
+        numbers = [int(number) for number in ids]
+        try:
+            return str(self._tokenizer.decode(numbers, skip_special_tokens=skip_special_tokens))
+        except _NOT_OF_RUST:
+            raise
+        except BaseException as error:
+            raise DataError(f"{self.name}: cannot decode {len(numbers):,} tokens: {error}") from None
 
     def _first_id(self, names: Sequence[str]) -> int | None:
         ids = (self._tokenizer.token_to_id(name) for name in names)
         return next((i for i in ids if i is not None), None)
+
+
+def _parse(content: bytes, name: str) -> tokenizers.Tokenizer:
+    wrong = f"{name}: is not a tokenizer.json of the `tokenizers` library"
+    if _SUBWORD_PREFIX.search(content):
+        _check_merges(parse_json(content, wrong, DataError), wrong)
+    try:
+        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except _NOT_OF_RUST:
+        raise
+    except BaseException as error:  # `tokenizers` raises bare Exception, and panics, which are no `Exception`
+        raise DataError(f"{wrong}: {error}") from None
+
+
+def _check_merges(value: Any, wrong: str) -> None:
+    """The library cuts the prefix off each merge's second part unseen, and aborts where that is within a character."""
+    model = value.get("model") if isinstance(value, dict) else None
+    prefix, merges = (
+        (model.get("continuing_subword_prefix"), model.get("merges")) if isinstance(model, dict) else (0, 0)
+    )
+    if not isinstance(prefix, str) or not isinstance(merges, list):
+        return
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        second = parts[-1] if isinstance(parts, list) and parts else ""
+        if not str(second).startswith(prefix):
+            raise DataError(
+                f"{wrong}: model.merges: {second!r:.40} does not begin with the subword prefix {prefix!r:.40}"
+            )
 
 
 def _again(content: bytes, name: str, eos: str | None, pad: str | None) -> Tokenizer:
@@ -146,7 +182,7 @@ def guarded(encode: Callable[[list[str]], Sequence[_Encoded]], texts: list[str],
     """
     try:
         return encode(texts)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except _NOT_OF_RUST:
         raise
     except BaseException as error:
         if len(texts) == 1:

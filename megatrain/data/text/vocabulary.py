@@ -25,13 +25,15 @@ class _AddedToken(_Part):
 
 class _Model(_Part):
     # BPE and WordPiece map a token to its id; Unigram lists tokens in the order of their ids
-    vocab: Annotated[dict[str, _Id], Field(min_length=1)] | Annotated[list[list[Any]], Field(min_length=1)]
+    vocab: (
+        Annotated[dict[str, _Id], Field(min_length=1)] | Annotated[list[list[Any]], Field(min_length=1, fail_fast=True)]
+    )
     merges: list[Any] | None = None
 
 
 class _TokenizerJson(_Part):
     model: _Model
-    added_tokens: list[_AddedToken] = []
+    added_tokens: Annotated[list[_AddedToken], Field(fail_fast=True)] = []
     normalizer: Any = None
     pre_tokenizer: Any = None
 

@@ -83,3 +83,43 @@ def test_the_end_of_document_token_is_named_by_the_config(tmp_path, tokenizer_fo
     config.write_text(json.dumps({"eos_token": "<gone>"}))
     with pytest.raises(DataError, match="eos_token: <gone>: has no such token"):
         Tokenizer.load(tmp_path)
+
+
+def hostile(tokenizer, **parts):
+    """The tokenizer's file with other parts; those named model_… are the model's."""
+    value = json.loads(tokenizer.content)
+    for name, part in parts.items():
+        if name.startswith("model_"):
+            value["model"][name.removeprefix("model_")] = part
+        else:
+            value[name] = part
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "("}, "content": ""}},
+        {"model_continuing_subword_prefix": "a long one"},
+        {
+            "model_continuing_subword_prefix": "z",
+            "model_merges": ["a é"],
+            "model_vocab": {"a": 0, "é": 1, "aé": 2, EOS: 3},
+        },
+        {"model_continuing_subword_prefix": "z", "model_merges": [[], 7, "é"]},
+        {"model_unk_token": 7},
+        {"model": 7},
+    ],
+)
+def test_what_makes_the_library_panic_is_refused(tokenizer, parts):
+    with pytest.raises(DataError, match=r"^x: is not a tokenizer\.json"):
+        Tokenizer(hostile(tokenizer, **parts), name="x")
+
+
+def test_a_decoder_that_panics_is_named(tokenizer):
+    strip = {"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}
+    broken = Tokenizer(hostile(tokenizer, decoder=strip), name="x")
+    with pytest.raises(DataError, match=r"^x: cannot decode 1 tokens: "):
+        broken.decode(tokenizer.encode("a"))
