@@ -7,7 +7,6 @@ checkpoint may come from others: `.metadata` is read as data (metadata.py), and 
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +39,7 @@ from megatrain.checkpoint.manifest import FileRecord
 from megatrain.checkpoint.metadata import METADATA, Place, StoredTensor, read_stored_tensors
 from megatrain.checkpoint.metadata_writer import WrittenChunks, write_metadata
 from megatrain.checkpoint.planner import CompactSavePlanner
+from megatrain.checkpoint.saved_tensor import read_saved_tensor
 from megatrain.errors import CheckpointError
 
 
@@ -179,23 +179,12 @@ class SafeReader(StorageReader):
         try:
             file.seek(place.offset)
             content = io.BytesIO(file.read(place.length))
-            with zipfile.ZipFile(content) as archive:  # torch.save compresses nothing; what is may inflate to any size
-                entries = archive.infolist()
-            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            if not plain or sum(entry.file_size for entry in entries) > place.length:
-                raise ValueError("it is larger than the file has bytes for it")
-            content.seek(0)
-            tensor = torch.load(content, map_location="cpu", weights_only=True)
+            return read_saved_tensor(content, getattr(torch, dtype), place.sizes)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from None
-        except Exception as error:  # damaged or hostile bytes can make torch.load raise nearly anything
+        except Exception as error:  # whatever zipfile and torch make of damaged bytes
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path}: {name}: cannot be read as a tensor: {first}") from None
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise CheckpointError(f"{path}: {name}: is no tensor")
-        if tuple(tensor.shape) != place.sizes or tensor.dtype != getattr(torch, dtype):
-            raise CheckpointError(f"{path}: {name}: is no {dtype} tensor of {place.sizes}, as .metadata has it")
-        return tensor
 
 
 def cause_of(error: CheckpointException, folder: Path) -> str:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import math
 import os
 import pickle
 import zipfile
@@ -17,6 +18,7 @@ from megatrain.checkpoint import storage
 from megatrain.checkpoint.manifest import FileRecord
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
+from megatrain.checkpoint.saved_tensor import read_saved_tensor
 from megatrain.checkpoint.storage import HashingWriter, SafeReader
 from megatrain.errors import CheckpointError
 from tests.checkpoint.hostile import Calls, change_metadata, touches
@@ -95,13 +97,29 @@ def with_chunk(folder, content):
     change_metadata(folder, change)
 
 
-def archived(value, compression=zipfile.ZIP_STORED):
+SHARED = b"\x80\x02)q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"}h\x3cNs."
+DEEP = b"\x80\x02})" + b"\x85" * 100_000 + b"Ns."
+
+
+def archived(value, compression=zipfile.ZIP_STORED, **others):
+    """Saved by torch, but for some entries of the archive."""
     buffer, out = io.BytesIO(), io.BytesIO()
     torch.save(value, buffer)
     with zipfile.ZipFile(buffer) as given, zipfile.ZipFile(out, "w", compression) as written:
         for entry in given.infolist():
-            written.writestr(entry.filename, given.read(entry))
+            content = others.get(entry.filename.partition("/")[2], given.read(entry))
+            written.writestr(entry.filename, content)
     return out.getvalue()
+
+
+def pickle_of(tensor):
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return archive.read("archive/data.pkl")
+
+
+BEYOND = pickle_of(torch.zeros(10, 14)[::2, ::2])
 
 
 class TestChunks:
@@ -113,18 +131,46 @@ class TestChunks:
             (b"x" * 200, "cannot be read as a tensor"),
             (archived(torch.zeros(7, 5)), "is no float32 tensor of"),
             (archived(torch.zeros(5, 7, dtype=torch.float64)), "is no float32 tensor of"),
-            (archived(torch.zeros(5, 7).to_sparse()), "is no tensor"),
-            (archived([torch.zeros(5, 7)]), "is no tensor"),
-            (archived({"a": 1} | {str(i): i for i in range(20)}), "is no tensor"),
+            (archived(torch.zeros(5, 7).to_sparse()), "no plain tensor"),
+            (archived([torch.zeros(5, 7)]), "no plain tensor"),
+            (archived({"a": 1} | {str(i): i for i in range(20)}), "no plain tensor"),
             (archived(torch.zeros(5, 7), zipfile.ZIP_DEFLATED), "larger than the file has bytes for it"),
+            (archived(torch.zeros(5, 7, device="meta")), "no plain tensor"),
+            (archived(torch.nn.Parameter(torch.zeros(5, 7))), "no plain tensor"),
+            (archived(torch.zeros(5, 7, dtype=torch.complex64)), "is no float32 tensor of"),
+            (archived(torch.zeros(5, 7), **{"data.pkl": SHARED}), "no plain tensor"),
+            (archived(torch.zeros(5, 7), **{"data.pkl": DEEP}), "no plain tensor"),
+            (archived(torch.zeros(5, 7), **{"data/0": b"1234"}), "not as many as its shape"),
+            (archived(torch.zeros(5, 7), byteorder=b"big"), "not little-endian"),
+            (archived(torch.zeros(5, 7), **{"data.pkl": BEYOND}), "out of bounds"),
         ],
-        ids=["noise", "another shape", "another dtype", "sparse", "a list", "a dict", "compressed"],
+        ids=[
+            *("noise", "another shape", "another dtype", "sparse", "a list", "a dict", "compressed"),
+            *("meta", "parameter", "complex", "shared tuples", "deep tuples", "few numbers"),
+            *("big-endian", "beyond its numbers"),
+        ],
     )
     def test_anything_else_is_refused(self, tmp_path, content, says) -> None:
         saved(tmp_path)
         with_chunk(tmp_path, content)
         with pytest.raises(CheckpointError, match=rf"__0_0\.distcp: weight\.a: .*{says}"):
             read_tensors(tmp_path)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        "shape", [(), (1,), (300,), (1, 70_000), (2, 3, 4), (2, 1, 3, 1), (1, 1, 1, 2, 1, 1, 1, 3)]
+    )
+    def test_what_torch_saves_is_read(self, dtype, shape) -> None:
+        numel = math.prod(shape)
+        whole = torch.arange(numel + 7, dtype=torch.float32).to(dtype)
+        turned = tuple(reversed(range(len(shape))))
+        for tensor in (whole[:numel].clone().view(shape), whole[7:].clone().view(shape).permute(turned).contiguous()):
+            for stored in (tensor, tensor.permute(turned)):
+                buffer = io.BytesIO()
+                torch.save(stored, buffer)
+                read = read_saved_tensor(buffer, dtype, tuple(stored.shape))
+                assert read.dtype == dtype
+                assert torch.equal(read, stored)
 
     @pytest.mark.parametrize("form", ["archive", "pickle"])
     def test_a_payload_does_not_run(self, tmp_path, form) -> None:
