@@ -64,7 +64,7 @@ def test_a_killed_run_repeats_the_losses_of_one_that_was_not(folder: Path, layou
         if attempt % 2:
             process.kill()  # the launcher: its ranks go with it
         else:
-            os.kill(ranks_of(RunDir(Path("runs") / killed.path.name))[-1], signal.SIGKILL)
+            os.kill(ranks_of(killed)[-1], signal.SIGKILL)
         process.communicate(timeout=60)
         assert process.returncode != 0
     assert "resume: step" in megatrain(folder, *arguments(killed.path.name, layout))
@@ -78,4 +78,4 @@ def test_a_killed_run_repeats_the_losses_of_one_that_was_not(folder: Path, layou
     (state, tensors), (want_state, want_tensors) = ((read_state(at), read_tensors(at)) for at in last)
     assert state == want_state, "the position in the data too"
     assert all(torch.equal(tensor, want_tensors[name]) for name, tensor in tensors.items())
-    assert ranks_of(RunDir(Path("runs") / killed.path.name)) == []
+    assert ranks_of(killed) == []
