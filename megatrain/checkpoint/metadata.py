@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ _LARGEST = 1 << 60  # elements of a tensor
 
 # The opcodes that pickle protocols 4 and 5 need for DCP's metadata. What is missing fetches by index (PUT allocates as
 # much as it is told), copies, or belongs to older protocols. Strings and long integers are followed by their bytes.
-_FIXED = re.compile(
-    rb"(?:[\x94)}\](useabtR.0N\x81\x85\x86\x87\x88\x89\x93]|[Kh\x80].|M..|[Jj].{4}|\x95.{8}|\x8a\x08.{8})*+", re.DOTALL
-)
+_OTHERS = rb"[\x94)\](useabtR.0N\x81\x85\x86\x87\x88\x89\x93]|[Kh\x80].|M..|[Jj].{4}|\x8a\x08.{8}"
+_FRAME = rb"\x95.{8}"
+_FIXED = re.compile(rb"(?:\}|" + _FRAME + rb"|" + _OTHERS + rb")*+", re.DOTALL)
+_UP_TO_DICT = re.compile(rb"((?:" + _OTHERS + rb")*+)(?:(\})|" + _FRAME + rb")?", re.DOTALL)
+_PERSISTENT = b"NQ"  # NONE, BINPERSID: what `persistent_load` makes
 _SIZED = {0x8C: 1, ord("X"): 4, 0x8A: 1}  # bytes that hold the length of what follows
 
 
@@ -61,7 +63,9 @@ def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         with no_collection():
             places = _places_by_tensor(tensors, storage, files)
             boxes: _Boxes = {}
-            return {name: _stored(name, entry, places.get(name, {}), boxes) for name, entry in tensors.items()}
+            found = {name: _stored(name, entry, places.get(name, {}), boxes) for name, entry in tensors.items()}
+            _check_apart(storage.values(), list(files))
+            return found
     except _WrongError as wrong:
         raise CheckpointError(f"{path}: {wrong}") from None
     except Exception as error:  # damaged bytes can make an unpickler raise nearly anything
@@ -94,32 +98,58 @@ def _data_files(folder: Path) -> dict[str, int]:
 
 def _parse(content: bytes) -> tuple[dict[str, Any], dict[Any, Any]]:
     """state_dict_metadata and storage_data, each a dict of stand-ins. What else there is, is not looked at."""
-    _check_opcodes(content)
     with no_collection():
-        found = _Unpickler(io.BytesIO(content)).load()
+        found = _Unpickler(io.BytesIO(_with_checked_keys(content))).load()
     if type(found) is not _Metadata:
         raise _WrongError("is no description of a checkpoint; it was not written by megatrain")
-    if type(found.tensors) is not dict or type(found.storage) is not dict:
+    if type(found.tensors) is not _Dict or type(found.storage) is not _Dict:
         raise _WrongError("has no storage description; it was not written by megatrain")
     return found.tensors, found.storage
 
 
-def _check_opcodes(content: bytes) -> None:
+def _with_checked_keys(content: bytes) -> bytes:
+    """The same pickle with each dict a `_Dict`, and without frames, whose lengths this changes.
+
+    Raises _WrongError where it has opcodes that are not expected.
+    """
+    pieces: list[bytes] = []
     at = 0
     while at < len(content):
         match = _FIXED.match(content, at)
         assert match is not None, "it matches nothing as well"
+        for others in _UP_TO_DICT.finditer(match[0]):
+            pieces.append(others[1])
+            if others[2]:
+                pieces.append(_PERSISTENT)
         at = match.end()
         if at == len(content):
-            return
+            break
         width = _SIZED.get(content[at])
         if width is None:
             what = f"the pickle opcode {content[at]:#04x}"
             raise _WrongError(f"has {what}, which no checkpoint of megatrain needs; refused")
-        at += 1 + width + int.from_bytes(content[at + 1 : at + 1 + width], "little")
+        end = at + 1 + width + int.from_bytes(content[at + 1 : at + 1 + width], "little")
+        pieces.append(content[at:end])
+        at = end
+    return b"".join(pieces)
+
+
+class _Dict(dict[Any, Any]):
+    """A dict whose keys are text or indexes. A hash of tuples in tuples could take for ever, or more stack than there
+    is, and an unpickler hashes whatever it is told to.
+    """
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) is not _Index and type(key) is not str:
+            raise _WrongError(f"has a key of type {type(key).__name__}; it was not written by megatrain")
+        super().__setitem__(key, value)
 
 
 class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid: Any) -> _Dict:
+        """Stands where the pickle had an empty dict; it cannot ask for this itself."""
+        return _Dict()
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _STAND_INS[module, name]
@@ -256,16 +286,37 @@ def _places_by_tensor(
         raise _WrongError(f"its tensors have {chunks:,} chunks, and {len(storage):,} are stored")
     found: dict[str, dict[tuple[int, ...], Place]] = {}
     for index, place in storage.items():
-        if type(index) is not _Index or type(place) is not Place or type(index.offsets) is not tuple:
+        if type(index) is not _Index or type(place) is not Place or type(index.name) is not str:
             raise _WrongError("has a storage description that is not DCP's")
+        if index.offsets is None or not _are_integers(index.offsets):
+            raise _WrongError(f"{index.name}: has a chunk whose offsets are not integers")
         if type(place.file) is not str or place.file not in files:
-            raise _WrongError(f"{index.name}: is said to lie in {str(place.file)[:100]!r}, which is no data file here")
+            file = repr(place.file[:100]) if type(place.file) is str else f"a {type(place.file).__name__}"
+            raise _WrongError(f"{index.name}: is said to lie in {file}, which is no data file here")
         if type(place.offset) is not int or type(place.length) is not int or place.offset < 0 or place.length <= 0:
             raise _WrongError(f"{index.name}: has no valid place in {place.file}")
         if place.offset + place.length > files[place.file]:
             raise _WrongError(f"{index.name}: lies beyond the end of {place.file}")
         found.setdefault(index.name, {})[index.offsets] = place
     return found
+
+
+def _check_apart(places: Collection[Place], files: list[str]) -> None:
+    """Bytes that two chunks share would let a small file hold tensors of any size."""
+    numbers = {file: number for number, file in enumerate(files)}
+    count = len(places)
+    file = np.fromiter((numbers[place.file] for place in places), dtype=np.int64, count=count)
+    begin = np.fromiter((place.offset for place in places), dtype=np.int64, count=count)
+    end = begin + np.fromiter((place.length for place in places), dtype=np.int64, count=count)
+    order = np.lexsort((begin, file))
+    shared = (file[order][1:] == file[order][:-1]) & (begin[order][1:] < end[order][:-1])
+    if shared.any():
+        raise _WrongError(f"{files[file[order][1:][shared][0]]}: two chunks are said to share bytes of it")
+
+
+def _are_integers(value: Any) -> bool:
+    """Whether it is a tuple of at most as many integers as a tensor has dimensions."""
+    return type(value) is tuple and len(value) <= _DIMENSIONS and all(type(number) is int for number in value)
 
 
 # By a list of chunks, the tensor's shape and its numbers' width: offsets, sizes and bytes of each. Tensors that are cut
@@ -275,7 +326,7 @@ _Boxes = dict[tuple[int, tuple[int, ...], int], list[tuple[tuple[int, ...], tupl
 
 def _stored(name: str, entry: Any, places: dict[tuple[int, ...], Place], known: _Boxes) -> StoredTensor:
     shape, properties = entry.size, entry.properties
-    if type(properties) is not _Properties or properties.dtype not in ITEM_BYTES:
+    if type(properties) is not _Properties or type(properties.dtype) is not str or properties.dtype not in ITEM_BYTES:
         raise _WrongError(f"{name}: has no dtype of {', '.join(ITEM_BYTES)}")
     if type(shape) is not tuple or not all(type(size) is int and 0 < size <= _LARGEST for size in shape):
         raise _WrongError(f"{name}: has no valid shape")
@@ -312,7 +363,7 @@ def covers_exactly(shape: tuple[int, ...], offsets: list[Any], sizes: list[Any])
     """
     if not shape:
         return offsets == [()] == sizes
-    if not all(type(box) is tuple and len(box) == len(shape) for box in (*offsets, *sizes)):
+    if not all(_are_integers(box) and len(box) == len(shape) for box in (*offsets, *sizes)):
         return False
     try:
         starts, lengths = np.array(offsets), np.array(sizes)

@@ -63,6 +63,12 @@ def put(target, **fields):
         object.__setattr__(target, name, value)
 
 
+def put_dtype(dtype):
+    properties = TensorProperties(dtype=torch.float32)
+    put(properties, dtype=dtype)
+    return properties
+
+
 def test_what_dcp_writes_is_read(folder) -> None:
     found = read_stored_tensors(folder)
     assert {name: (stored.dtype, stored.shape) for name, stored in found.items()} == {
@@ -111,7 +117,12 @@ def test_what_dcp_writes_is_read(folder) -> None:
         (lambda m: put(of(m), properties=7), "no dtype"),
         (lambda m: put(m, storage_data=None), "no storage description"),
         (lambda m: put(m, state_dict_metadata=[1]), "no storage description"),
-        (lambda m: m.state_dict_metadata.update({7: of(m)}), "is no tensor"),
+        (lambda m: m.state_dict_metadata.update({7: of(m)}), "a key of type int"),
+        (lambda m: split(m, ((0, 0), (4, 6)), ((4, 0), (4, 6))), "two chunks are said to share bytes"),
+        (lambda m: put(next(iter(m.storage_data)), fqn=(1,)), "not DCP's"),
+        (lambda m: put(next(iter(m.storage_data)), offset=((1,), 2)), "offsets are not integers"),
+        (lambda m: put(of(m), properties=put_dtype(((1,),))), "no dtype"),
+        (lambda m: put(of(m).chunks[0], sizes=((8,), 6)), "do not cover it exactly"),
         (lambda m: m.state_dict_metadata.update(x=7), "is no tensor"),
         (lambda m: m.storage_data.update({"x": _StorageInfo("a", 0, 1)}), "chunks, and 3 are stored"),
         (lambda m: m.state_dict_metadata, "no description of a checkpoint"),
@@ -164,8 +175,21 @@ def a_list(length):
         b"\x80\x04X\xff\xff\xff\x7fabc.",
         b"\x80\x04]" + b"\x85" * 1_000_000 + b".",
         b"}" * 1_000_000,
+        b"\x80\x04})" + b"\x85" * 1_000_000 + b"Ns.",  # a hash as deep as the stack, and deeper
+        b"\x80\x04})\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(60)) + b"Ns.",  # 2^60 hashes
     ],
-    ids=["memo", "larger memo", "frame", "dup", "copies", "string", "deep", "dicts"],
+    ids=[
+        "memo",
+        "larger memo",
+        "frame",
+        "dup",
+        "copies",
+        "string",
+        "deep",
+        "dicts",
+        "deep key",
+        "key of shared tuples",
+    ],
 )
 def test_a_small_file_takes_neither_memory_nor_time(folder, content) -> None:
     (folder / ".metadata").write_bytes(content)
