@@ -1,10 +1,11 @@
 """The chat template of a tokenizer: messages -> the text that a model was trained to see them as.
 
 The same Jinja dialect, in the same sandbox, as `apply_chat_template` of transformers. A template is somebody else's
-program: it gets plain data, no clock (a date in it would make other examples tomorrow), and a limited time.
+program: it gets plain data, no clock (a date in it would make other examples tomorrow), and limited time and memory.
 """
 
 import json
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ _TEMPLATE = "chat_template.jinja"
 _CONFIGS = ("special_tokens_map.json", "tokenizer_config.json")  # the second counts where both name a token
 _LIMIT = 1 << 20  # bytes of a template
 _SECONDS = 5.0  # of processor time, for one rendering
+_MEMORY = 256 << 20  # bytes of address space, for one rendering
 _LONGEST_PRODUCT = 1 << 20  # of a text and a number
 
 Message = Mapping[str, Any]
@@ -51,9 +53,10 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         self._too_slow: DataError | None = None
         try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise DataError(f"{name}: is not a chat template: {error}") from None
+            with _time_limit(_SECONDS), _memory_limit(_MEMORY):  # Jinja works out what is constant
+                self._template = _environment().from_string(source)
+        except (jinja2.TemplateError, RecursionError, TimeoutError, MemoryError) as error:
+            raise DataError(f"{name}: is not a chat template: {str(error) or type(error).__name__}") from None
 
     @classmethod
     def load(cls, tokenizer: str | Path) -> "ChatTemplate | None":
@@ -89,13 +92,15 @@ class ChatTemplate:
         if self._too_slow is not None:
             raise self._too_slow  # a template that does not end would take its time with each example
         try:
-            with _time_limit(_SECONDS):
+            with _time_limit(_SECONDS), _memory_limit(_MEMORY):
                 return self._template.render(
                     **self._tokens, messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
                 )
         except TimeoutError as error:
             self._too_slow = DataError(f"{self._name}: {error}")
             raise self._too_slow from None
+        except MemoryError:
+            raise DataError(f"{self._name}: takes more than {_MEMORY >> 20} MiB to render") from None
         except Exception as error:  # whatever a template does with data it was not made for
             raise DataError(f"{self._name}: {str(error) or type(error).__name__}") from None
 
@@ -178,3 +183,19 @@ def _time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _memory_limit(size: int) -> Iterator[None]:
+    """Raises MemoryError in what takes so many bytes more; in the main thread, as `_time_limit`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = (pages * resource.getpagesize() + size, before, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (min(n for n in limits if n != resource.RLIM_INFINITY), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))

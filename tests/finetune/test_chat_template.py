@@ -1,6 +1,7 @@
 """Chat templates render as transformers renders them, in a sandbox that does not outlast its time."""
 
 import json
+import resource
 import time
 
 import pytest
@@ -100,6 +101,16 @@ def test_a_template_that_fails(monkeypatch, source, says) -> None:
     monkeypatch.setattr(chat_template, "_SECONDS", 0.2)
     with pytest.raises(DataError, match=rf"^t: .*({says})"):
         template(source).render(CHAT)
+
+
+DOUBLING = "{% set n = namespace(t='ab') %}{% for i in range(40) %}{% set n.t = n.t + n.t %}{% endfor %}{{ n.t }}"
+
+
+@pytest.mark.parametrize("source", ["{{ '%999999999d'|format(1) }}", DOUBLING, "{{ 'a'|center(10 ** 9) }}"])
+def test_a_template_that_fills_the_memory(source) -> None:
+    with pytest.raises(DataError, match="t: takes more than 256 MiB to render"):
+        template(source).render(CHAT)
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, "as it was before"
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ a", "{% unknown %}"])
