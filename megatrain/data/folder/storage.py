@@ -5,6 +5,7 @@ and inode are compared with those of the first look now and then, after the byte
 SHA-256 decides: a copy of the same bytes is as good.
 """
 
+import math
 import os
 import resource
 import stat
@@ -179,7 +180,7 @@ class LocalStorage:
     def _look_for_changes(self, shards: Sequence[int]) -> None:
         now, looked = time.monotonic(), 0
         for shard in dict.fromkeys(shards):
-            if now - self._checked.get(shard, now - self._check_seconds) < self._check_seconds:
+            if now - self._checked.get(shard, -math.inf) < self._check_seconds:
                 continue
             self._checked[shard] = now
             file = self._files.get(shard)
