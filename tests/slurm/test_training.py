@@ -17,10 +17,10 @@ import os, runpy, sys, time
 from megatrain.train.signals import StopRequest
 agreed = StopRequest.agreed
 def slow(self, step):
-    time.sleep(0.3 if os.environ["MEGATRAIN_ATTEMPT"] == "0" else 0)
+    time.sleep(0.3 if os.environ["MEGATRAIN_ATTEMPT"].split(":")[0] == "0" else 0)
     return agreed(self, step)
 StopRequest.agreed = slow
-sys.argv = sys.argv[3:]  # without this file, the ranks' Python and -m
+sys.argv = sys.argv[sys.argv.index("-m") + 1 :]  # without this file, the ranks' Python and its options
 runpy.run_module("megatrain.train", run_name="__main__", alter_sys=True)
 """
 
@@ -44,7 +44,7 @@ def odd(self, activity, step=None):
         befallen.touch()
         faults[rank, step]()
 Watchdog.beat = odd
-sys.argv = sys.argv[3:]
+sys.argv = sys.argv[sys.argv.index("-m") + 1 :]
 runpy.run_module("megatrain.train", run_name="__main__", alter_sys=True)
 """
 
