@@ -24,7 +24,7 @@ quickstart: $(VENV)/.installed ## the whole path on Python's own text: at most 6
 realdata: $(VENV)/.installed ## two real corpora that Debian packages, prepared and mixed 70/30; needs apt
 	$(BIN)/python -m quickstart.realdata
 
-test: $(VENV)/.installed-dev ## every test (at most 20 minutes on 2 cores)
+test: $(VENV)/.installed-dev ## every test (about 30 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev ## style, types and layering
