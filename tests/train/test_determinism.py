@@ -42,4 +42,9 @@ def test_a_step_of_the_model_has_deterministic_kernels(restored) -> None:
         model = Transformer(section)
     materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5))
     ids, labels = global_batch(0)
-    model(ids, labels, cu_seqlens=cu_seqlens_of(documents())).backward()
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model(ids, labels, cu_seqlens=cu_seqlens_of(documents())).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
