@@ -28,7 +28,7 @@ from megatrain.checkpoint import metadata as reading
 from megatrain.checkpoint.metadata import METADATA
 from megatrain.checkpoint.planner import TensorPlanner
 from megatrain.checkpoint.storage import HashingWriter, SafeReader
-from megatrain.model.huggingface import shapes
+from megatrain.huggingface.names import shapes
 from tests.checkpoint.many_ranks import Ranks, files_of, fragments, model, pickled_bytes
 
 

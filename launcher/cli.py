@@ -13,16 +13,16 @@ import typer
 from launcher.commands.data import app as data_app
 from launcher.commands.jobs import register as register_job_verbs
 from megatrain import __version__
+from megatrain.base.errors import CheckpointError, ConfigError, ExitCode, MegatrainError
 from megatrain.base.terminal import accept_any_text, complain, copyable, say
-from megatrain.errors import CheckpointError, ConfigError, ExitCode, MegatrainError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from launcher.planning.plan import PlanReport
-    from launcher.ranks.start import Where
+    from launcher.launch.start import LaunchTarget
+    from launcher.planning.plan import PlanResult
     from megatrain.config import Config
-    from megatrain.run_dir import RunDir
+    from megatrain.run.directory import RunDir
 
 _OPTIONS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -95,10 +95,10 @@ def config_check(file: File, overrides: Overrides = None) -> None:
 
     Example: megatrain config check configs/llama-125m.yaml training.steps=100
     """
-    from megatrain.config_rules import warmup_problem
+    from megatrain.config.rules import warmup_issue
 
     config = _load(file, overrides)
-    if problem := warmup_problem(config):
+    if problem := warmup_issue(config):
         raise ConfigError(f"{file}: {problem.field}: {problem.value}: {problem.rule}. {problem.fix}")
     say(f"{file}: no mistakes ({type(config).__name__.removesuffix('Config').lower()} run {config.run.name})")
 
@@ -109,9 +109,9 @@ def config_show(file: File, overrides: Overrides = None) -> None:
 
     Example: megatrain config show configs/llama-125m.yaml parallel.zero_stage=3
     """
-    from megatrain import config_file
+    from megatrain.config.file import dump_config
 
-    say(config_file.dump(_load(file, overrides)), end="")
+    say(dump_config(_load(file, overrides)), end="")
 
 
 @config_app.command("schema")
@@ -192,9 +192,9 @@ def train(
 
     Example: megatrain train configs/llama-125m.yaml cluster.nodes=1 --nproc 8
     """
-    from launcher.ranks.start import Where
+    from launcher.launch.start import LaunchTarget
 
-    where = Where.given(nproc, hosts, hostfile)
+    where = LaunchTarget.from_options(nproc, hosts, hostfile)
     _run_here(file, overrides, resume, dry_run, as_json, finetune=False, where=where)
 
 
@@ -213,9 +213,9 @@ def finetune(
 
     Example: megatrain finetune configs/quickstart-finetune.yaml finetune.base=runs/llama-125m --nproc 8
     """
-    from launcher.ranks.start import Where
+    from launcher.launch.start import LaunchTarget
 
-    where = Where.given(nproc, hosts, hostfile)
+    where = LaunchTarget.from_options(nproc, hosts, hostfile)
     _run_here(file, overrides, resume, dry_run, as_json, finetune=True, where=where)
 
 
@@ -303,8 +303,8 @@ def export(
 
     Example: megatrain export runs/llama-125m exported/llama-125m --dtype float32
     """
-    from megatrain.checkpoint import export as exporting
-    from megatrain.monitor.formatting import gib, quantity
+    from megatrain.base.formatting import gib, quantity
+    from megatrain.huggingface import export as exporting
 
     _existing(path)
     if dtype not in exporting.DTYPES:
@@ -361,12 +361,12 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _load(file: Path, overrides: list[str] | None) -> "Config":
-    from megatrain import config_file
+    from megatrain.config.file import load_config
 
-    return config_file.load(file, overrides or [])
+    return load_config(file, overrides or [])
 
 
-def _plan(file: Path, overrides: list[str] | None, world_size: int | None = None) -> "tuple[Config, PlanReport]":
+def _plan(file: Path, overrides: list[str] | None, world_size: int | None = None) -> "tuple[Config, PlanResult]":
     from launcher.planning.plan import make_plan
 
     config = _load(file, overrides)
@@ -381,21 +381,21 @@ def _run_here(
     as_json: bool,
     *,
     finetune: bool,
-    where: "Where",
+    where: "LaunchTarget",
 ) -> None:
     """Plan, check, write the run's folder, and start its ranks."""
-    from launcher.commands.report import plan_text
+    from launcher.commands.render import plan_text
+    from launcher.launch.start import start
     from launcher.planning.plan import resolve
     from launcher.preflight import checks
     from launcher.preflight.machine import check_machine
-    from launcher.ranks.start import start
-    from launcher.run_files import is_finetune
+    from launcher.runs.prepare import is_finetune
 
     config = _load(file, overrides)
     if is_finetune(config) != finetune:
         verb, section = ("finetune", "a") if is_finetune(config) else ("train", "no")
         raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {verb}`.")
-    config, world_size = where.of(config)
+    config, world_size = where.apply_to(config)
     found = checks.examine(config, world_size=world_size, resume=resume)
     if found.report is not None and where.hosts is None:  # hosts are looked at where they are
         chosen, starting = found.report.chosen, not dry_run
@@ -416,7 +416,7 @@ def _run_here(
 
 def _checkpoints_of(path: Path) -> "tuple[RunDir, Path | None]":
     """The run, or the checkpoint, that a path names. Raises CheckpointError where it can be neither."""
-    from megatrain.run_dir import locate
+    from megatrain.run.directory import locate
 
     if not _existing(path).is_dir():
         raise CheckpointError(f"{path}: is no folder, and so no run and no checkpoint")

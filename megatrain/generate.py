@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_model
 from megatrain.config import Config, FinetuneConfig
 from megatrain.data.text.prompts import PromptEncoder
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
-from megatrain.errors import CheckpointError, ConfigError
 from megatrain.model.transformer import Transformer
-from megatrain.run_dir import locate
+from megatrain.run.directory import locate
 from megatrain.run_inputs import load_run
 
 

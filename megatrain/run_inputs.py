@@ -18,9 +18,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from megatrain import config_file
-from megatrain.base.files import open_regular, parse_json, read_bytes, read_model, reason
+from megatrain.base.errors import CheckpointError, ConfigError, DataError, MegatrainError
+from megatrain.base.files import open_regular, parse_json, read_bytes, read_model, reason, write_json
 from megatrain.config import Config, FinetuneConfig, PretrainConfig, TokenizerSection
+from megatrain.config.file import load_config
 from megatrain.data.folder.files import write_bytes
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
 from megatrain.data.text.tokenizer_files import (
@@ -31,9 +32,8 @@ from megatrain.data.text.tokenizer_files import (
     read_tokenizer,
 )
 from megatrain.data.text.vocabulary import parse_vocabulary
-from megatrain.errors import CheckpointError, ConfigError, DataError, MegatrainError
-from megatrain.model.config_json import CONFIG, CONFIG_LIMIT, GENERATION_CONFIG, is_pretrained, read_pretrained
-from megatrain.run_dir import MANIFEST, RunDir, locate, write_json
+from megatrain.huggingface.config_json import CONFIG, CONFIG_LIMIT, GENERATION_CONFIG, is_pretrained, read_pretrained
+from megatrain.run.directory import MANIFEST, RunDir, locate
 
 _SAMPLE = 1 << 20  # bytes at the start, middle and end of a file of weights
 
@@ -74,7 +74,7 @@ def load_run(run: RunDir, *, warn: Callable[[str], None] | None = None, verify: 
         ConfigError: the configuration is not there, or not one.
         DataError: the copy is not what was copied.
     """
-    config = config_file.load(run.config)
+    config = load_config(run.config)
     if isinstance(config, FinetuneConfig) and (config.model is None or config.finetune.sequence_length is None):
         raise ConfigError(f"{run.config}: is not of a run that was started: model and sequence length are open")
     if own := own_tokenizer(run, verify=verify):

@@ -56,7 +56,7 @@ class Topology:
     def tensor_rank(self, rank: int) -> int:
         return rank % self.tensor_parallel
 
-    def replica_rank(self, rank: int) -> int:
+    def dp_cp_rank(self, rank: int) -> int:
         return rank // self.tensor_parallel
 
     def tensor_groups(self) -> list[list[int]]:
@@ -72,5 +72,5 @@ class Topology:
             for first in range(stride)
         ]
 
-    def replica_groups(self) -> list[list[int]]:
+    def dp_cp_groups(self) -> list[list[int]]:
         return [list(range(first, self.world_size, self.tensor_parallel)) for first in range(self.tensor_parallel)]

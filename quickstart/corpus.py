@@ -24,8 +24,8 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import Any, NamedTuple
 
-from megatrain.errors import DataError
-from megatrain.run_dir import write_atomically, write_json
+from megatrain.base.errors import DataError
+from megatrain.base.files import write_atomically, write_json
 
 VERSION = 1  # of what is written; a corpus of another version is built again
 HELD_OUT = 1 / 16  # of the top-level names

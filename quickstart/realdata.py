@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatrain.base.errors import DataError, MegatrainError, PreflightError
 from megatrain.data.folder.manifest import read_manifest
-from megatrain.errors import DataError, MegatrainError, PreflightError
 from quickstart.shell import BrokenPromiseError, expect, megatrain, say
 
 DATA = Path("data/realdata")

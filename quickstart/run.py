@@ -13,10 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatrain.errors import DataError, ExitCode, MegatrainError
-from megatrain.monitor.formatting import duration
+from megatrain.base.errors import DataError, ExitCode, MegatrainError
+from megatrain.base.formatting import duration
 from megatrain.monitor.metrics import read_metrics
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from quickstart import corpus
 from quickstart.shell import BrokenPromiseError, Outcome, expect, megatrain, say
 

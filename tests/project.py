@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.config import FinetuneConfig
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import CheckpointError, ConfigError
 from megatrain.generate import encode_prompt, generate, sample
 from tests.trained import make_trained_run, tiny_model
 

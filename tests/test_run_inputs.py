@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
-from megatrain import config_file
+from megatrain.base.errors import DataError
+from megatrain.config.file import dump_config, parse_config
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
-from megatrain.errors import DataError
-from megatrain.model.config_json import llama_config
-from megatrain.run_dir import RunDir
+from megatrain.huggingface.config_json import llama_config
+from megatrain.run.directory import RunDir
 from megatrain.run_inputs import (
     fingerprints,
     is_same_base,
@@ -44,7 +44,7 @@ def llama(here):
     write_tokenizer(here / "llama", "<s>", eos_token="<s>")
     (here / "llama/chat_template.jinja").write_text("{{ messages }}")
     (here / "llama/special_tokens_map.json").write_text("{}")
-    content = llama_config(config_file.parse(TINY).model, max_position_embeddings=64)
+    content = llama_config(parse_config(TINY).model, max_position_embeddings=64)
     (here / "llama/config.json").write_text(json.dumps(content))
     (here / "llama/generation_config.json").write_text('{"temperature": 0.6}')
     (here / "llama/README.md").write_text("not a part of it")
@@ -53,14 +53,14 @@ def llama(here):
 
 
 def finetune(base: str = "llama"):
-    return config_file.parse(FINETUNE, overrides=[f"finetune.base={base}", f"tokenizer.path={base}"])
+    return parse_config(FINETUNE, overrides=[f"finetune.base={base}", f"tokenizer.path={base}"])
 
 
 @pytest.fixture
 def tuned(llama):
     run = RunDir("runs/tuned")
     keep_inputs(run, finetune())
-    run.config.write_text(config_file.dump(finetune()), encoding="utf-8")
+    run.config.write_text(dump_config(finetune()), encoding="utf-8")
     return run
 
 
@@ -136,9 +136,9 @@ def test_the_tokenizer_of_prepared_data_where_none_is_named(here):
     write_data(here / "data/train", tokenizer_sha256=write_tokenizer(here / "tok", "<s>"))
     shutil.copy("tok/tokenizer.json", "data/train")
     run = RunDir("runs/tiny")
-    config = config_file.parse(TINY)
+    config = parse_config(TINY)
     keep_inputs(run, config)
-    run.config.write_text(config_file.dump(config), encoding="utf-8")
+    run.config.write_text(dump_config(config), encoding="utf-8")
     assert load_run(run).tokenizer.path == "runs/tiny/tokenizer"
     assert json.loads((run.tokenizer / "tokenizer_config.json").read_text())["eos_token"] == "a", "id 0"
     (here / "data/train/tokenizer.json").write_text("{}")  # not what the manifest says

@@ -18,7 +18,7 @@ def test_the_example_in_the_documentation():
     assert [topology.data_rank(rank) for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert topology.tensor_groups() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert topology.context_groups() == [[0, 2], [1, 3], [4, 6], [5, 7]]
-    assert topology.replica_groups() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert topology.dp_cp_groups() == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert (topology.data_parallel, topology.replicas) == (2, 4)
     assert str(topology) == "tensor 2, context 2, data 2"
     assert str(shape(8, 2, 1)) == "tensor 2, data 4"
@@ -30,7 +30,7 @@ def test_groups_partition_the_ranks(sizes):
     for groups, size in (
         (topology.tensor_groups(), topology.tensor_parallel),
         (topology.context_groups(), topology.context_parallel),
-        (topology.replica_groups(), topology.replicas),
+        (topology.dp_cp_groups(), topology.replicas),
     ):
         assert sorted(rank for group in groups for rank in group) == list(range(topology.world_size))
         assert {len(group) for group in groups} == {size}
@@ -40,8 +40,8 @@ def test_groups_partition_the_ranks(sizes):
 def test_a_rank_stands_in_its_groups_where_its_coordinates_say(sizes):
     topology = shape(*sizes)
     for rank in range(topology.world_size):
-        tensor, context, replica = topology.tensor_rank(rank), topology.context_rank(rank), topology.replica_rank(rank)
-        own = topology.tensor_groups()[replica], topology.replica_groups()[tensor]
+        tensor, context, replica = topology.tensor_rank(rank), topology.context_rank(rank), topology.dp_cp_rank(rank)
+        own = topology.tensor_groups()[replica], topology.dp_cp_groups()[tensor]
         (shared,) = (group for group in topology.context_groups() if rank in group)
         assert (own[0][tensor], own[1][replica], shared[context]) == (rank, rank, rank)
         assert {(topology.data_rank(other), topology.tensor_rank(other)) for other in shared} == {

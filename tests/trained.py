@@ -12,11 +12,11 @@ from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
 from megatrain.config import ModelSection, PretrainConfig
-from megatrain.config_file import dump
+from megatrain.config.file import dump_config
 from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.model.transformer import Transformer
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 VOCABULARY = 384
 SEQUENCE = 16
@@ -65,7 +65,7 @@ def make_trained_run(folder: Path, *, tied: bool = False) -> RunDir:
     config = make_config(str(folder / "tokenizer"), tied=tied)
     run = RunDir(folder / "runs" / "tiny")
     run.path.mkdir(parents=True, exist_ok=True)
-    run.config.write_text(dump(config), encoding="utf-8")
+    run.config.write_text(dump_config(config), encoding="utf-8")
     write_checkpoint(run, 10, config.model)
     return run
 

@@ -77,7 +77,7 @@ class Trainer:
 
     def step(self) -> None:
         for _ in range(self.accumulation):
-            self.engine.accumulate(self.batch, self.tokens)
+            self.engine.forward_backward(self.batch, self.tokens)
             self.engine.step(1e-5)
 
     @property

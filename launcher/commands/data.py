@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launcher.commands.data_stream import stream
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.terminal import printable_json, say
-from megatrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from megatrain.data.folder.manifest import Manifest
@@ -173,10 +173,10 @@ def plan(
     megatrain data plan configs/llama-125m.yaml training.tokens=5e9 --json
     """
     from launcher.preflight.data_plan import plan_data
-    from megatrain import config_file
     from megatrain.config import PretrainConfig
+    from megatrain.config.file import load_config
 
-    config = config_file.load(file, overrides or [])
+    config = load_config(file, overrides or [])
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: a fine-tuning reads prompts and responses, not prepared sources.")
     found = plan_data(config)

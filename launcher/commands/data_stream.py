@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import printable_json, say
-from megatrain.errors import ConfigError
 
 _TEXT_SHOWN = 100  # characters of a line that is not JSON
 
@@ -35,18 +35,18 @@ def stream(
     megatrain data stream run.yaml --start 1000000 --count 512 --json | jq -r .hash | sha256sum
     megatrain data stream run.yaml run.seed=7 --step 1 --ranks 64 --rank 3
     """
-    from megatrain import config_file
+    from megatrain.base.progress import Progress
     from megatrain.checkpoint.progress import saved_progress
     from megatrain.config import PretrainConfig
-    from megatrain.data.checks.audit import audit
-    from megatrain.progress import Progress
-    from megatrain.run_dir import RunDir
+    from megatrain.config.file import load_config
+    from megatrain.data.checks.inspect_samples import audit
+    from megatrain.run.directory import RunDir
 
     if start is not None and step is not None:
         raise ConfigError("--start and --step: give one of them; a step says where it starts.")
     if rank is not None and (ranks is None or rank >= ranks):
         raise ConfigError(f"--rank {rank}: must be below --ranks ({ranks}).")
-    config = config_file.load(file / "config.yaml" if file.is_dir() else file, overrides or [])
+    config = load_config(file / "config.yaml" if file.is_dir() else file, overrides or [])
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: is a fine-tuning run; its examples are in finetune.train.")
     batch = config.training.global_batch_size

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.base.terminal import complain, copyable, say
-from megatrain.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
-    from megatrain.run_dir import RunDir
+    from megatrain.run.directory import RunDir
 
 File = Annotated[Path, typer.Argument(help="the run, as YAML", metavar="FILE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="fields to set, over the file", metavar="[KEY=VALUE]...")]
@@ -43,25 +43,25 @@ def submit(
 
     Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
     """
-    from launcher.commands.report import headline
+    from launcher.commands.render import headline
     from launcher.planning.plan import resolve
     from launcher.preflight import checks
-    from launcher.run_files import prepare_run, run_folder
-    from launcher.slurm import clients, jobs
+    from launcher.runs.prepare import prepare_run, run_folder
+    from launcher.slurm import commands, job
     from launcher.slurm.nodes import cores_per_gpu
     from launcher.slurm.script import render
-    from megatrain import config_file
+    from megatrain.config.file import load_config
 
-    found = checks.examine(config_file.load(file, overrides or []), resume=resume, as_job=True)
+    found = checks.examine(load_config(file, overrides or []), resume=resume, as_job=True)
     script = None
     if found.report:
         resolved, plan = resolve(found.config, found.report.chosen), found.report.chosen
-        answers = not dry_run or clients.answers()
+        answers = not dry_run or commands.answers()
         ask = answers and found.report.hardware.device != "cpu" and resolved.slurm.cpus_per_task is None
         cores = cores_per_gpu(resolved.slurm.partition) if ask else None
         script = render(resolved, run_folder(resolved), plan, profile=profile, cores_per_gpu=cores)
         if answers:
-            found.findings.extend(jobs.findings(script, run_folder(resolved)))
+            found.findings.extend(job.findings(script, run_folder(resolved)))
     if as_json and (dry_run or found.errors):
         say(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
     elif dry_run and script:
@@ -74,9 +74,9 @@ def submit(
         return
     assert script is not None, "there is a plan"
     run = prepare_run(found.config, report.chosen, resume=resume)
-    if moved := jobs.go_back(run, resume):
+    if moved := job.go_back(run, resume):
         complain(moved, "megatrain")
-    handed_in = jobs.submit(script, run, chain=chain)
+    handed_in = job.submit(script, run, chain=chain)
     if as_json:
         say(json.dumps(found.to_json() | {"script": script, "jobs": handed_in}, indent=2))
         return
@@ -97,7 +97,7 @@ def status(
 
     Example: megatrain status runs/llama-125m
     """
-    from launcher.slurm import status as status_of
+    from launcher.runs import status as status_of
 
     if run is not None:
         one = status_of.status(_run(run))
@@ -120,7 +120,7 @@ def logs(
 
     Example: megatrain logs runs/llama-125m -f
     """
-    from launcher.slurm import logs as log_files
+    from launcher.runs import logs as log_files
 
     for text in log_files.read(_run(run), lines=lines, rank=rank, follow=follow):
         say(text, end="", flush=True)
@@ -135,11 +135,11 @@ def stop(
 
     Example: megatrain stop runs/llama-125m
     """
-    from launcher.slurm import jobs
-    from launcher.slurm import status as status_of
+    from launcher.runs import status as status_of
+    from launcher.slurm import job
 
     folder = _run(run)
-    say(jobs.stop(folder, now=now))
+    say(job.stop(folder, now=now))
     deadline = time.monotonic() + timeout
     while timeout and (state := status_of.status(folder).state) in ("running", "pending"):
         if time.monotonic() > deadline:
@@ -155,22 +155,22 @@ def resubmit(run: Run, chain: Chain = 1) -> None:
     Example: megatrain resubmit runs/llama-125m
     """
     from launcher.preflight import checks
-    from launcher.slurm import jobs
-    from megatrain import config_file
+    from launcher.slurm import job
     from megatrain.checkpoint.progress import is_complete
+    from megatrain.config.file import load_config
 
     folder = _run(run)
     if not folder.job_script.is_file():
         raise ConfigError(f"{run}: was never submitted. Use `megatrain submit FILE`, or `megatrain train FILE`.")
     script = folder.job_script.read_text(encoding="utf-8")
-    config = config_file.load(folder.config)
+    config = load_config(folder.config)
     if is_complete(folder, config):
         raise ConfigError(f"{run}: is complete, at step {folder.steps()[-1]:,}. Submit it with more to go on.")
     found = checks.examine(config, as_job=True)
-    found.findings.extend(jobs.findings(script, folder))
+    found.findings.extend(job.findings(script, folder))
     _warn([finding.text for finding in found.warnings])
     found.demand()
-    _said(jobs.submit(script, folder, chain=chain), folder)
+    _said(job.submit(script, folder, chain=chain), folder)
 
 
 def _said(handed_in: list[str], run: "RunDir") -> None:
@@ -186,7 +186,7 @@ def _warn(texts: list[str]) -> None:
 
 
 def _run(path: Path) -> "RunDir":
-    from megatrain.run_dir import RunDir
+    from megatrain.run.directory import RunDir
 
     run = RunDir(path)
     if not run.config.is_file():

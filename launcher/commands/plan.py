@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.commands.report import plan_text
-from launcher.planning import questions
+from launcher.commands.render import plan_text
+from launcher.planning import what_if
 from launcher.planning.hardware import load_hardware
-from launcher.planning.inputs import resolve_inputs
 from launcher.planning.plan import NothingFitsError, make_plan, resolve
+from launcher.planning.resolve import complete_model
 from launcher.planning.sweep import parse_sweep, sweep, sweep_png, sweep_text
+from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import say
 from megatrain.config import Config
-from megatrain.errors import ConfigError
 
 
 def on_gpus(config: Config, gpus: int) -> Config:
@@ -57,16 +57,16 @@ def show_sweep(config: Config, text: str, png: Path | None, as_json: bool) -> No
     if as_json:
         say(json.dumps([row.to_json() for row in rows], indent=2))
         return
-    say(sweep_text(resolve_inputs(config), rows))
+    say(sweep_text(complete_model(config), rows))
     if png is not None:
         say(f"drawn: {png}")
 
 
 def answer(config: Config, *, days: float | None, largest: bool, double: bool) -> None:
     if days is not None:
-        say(questions.gpus_for_days(config, days))
+        say(what_if.gpus_for_days(config, days))
     if largest:
-        say(questions.largest_batch(config))
-        say(questions.largest_model(config))
+        say(what_if.largest_batch(config))
+        say(what_if.largest_model(config))
     if double:
-        say(questions.doubling(config))
+        say(what_if.doubling(config))

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.planning.inputs import run_folder
-from megatrain import config_file
+from launcher.planning.resolve import run_folder
+from megatrain.base.errors import MegatrainError
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
+from megatrain.config.file import load_config
 from megatrain.data.folder.locations import is_remote
-from megatrain.errors import MegatrainError
 from megatrain.run_inputs import base_run
 
 VOCABULARY = 32_768
@@ -19,7 +19,7 @@ _VOCABULARY_SENTENCE = (
 def assume(config: Config, file: Path) -> tuple[Config, list[str]]:
     """A run that can be planned before its data, tokenizer or base are made, and a sentence for each thing assumed.
 
-    What is there and cannot be read is an error all the same; see `inputs.resolve_inputs`.
+    What is there and cannot be read is an error all the same; see `inputs.complete_model`.
 
     Args:
         file: of the configuration; a fine-tuning's base may be the run of another file beside it.
@@ -58,7 +58,7 @@ def _finetune(config: FinetuneConfig, file: Path) -> tuple[Config, list[str]]:
 def _pretraining_runs(folder: Path) -> Iterator[tuple[Path, PretrainConfig]]:
     for path in sorted(folder.glob("*.yaml")):
         try:
-            config = config_file.load(path)
+            config = load_config(path)
         except MegatrainError:
             continue  # another kind of file, or one with mistakes, which it is not asked about
         if isinstance(config, PretrainConfig):

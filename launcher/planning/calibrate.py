@@ -1,5 +1,5 @@
 """A hardware profile from measurements on this machine: curves with two numbers each, fitted to what
-`megatrain.monitor.curves` measured in a process of its own.
+`megatrain.hardware.benchmark` measured in a process of its own.
 
     matmul       rate = R / (1 + s/m)(1 + s/k)(1 + s/n)          R reachable, s the size that alone halves it
     all-reduce   seconds = 2(n-1)·latency + 2(n-1)/n·bytes/bandwidth
@@ -16,9 +16,9 @@ from typing import Any
 
 from launcher.files import python_path
 from launcher.planning.hardware import GIB, Link, load_hardware
+from megatrain.base.errors import ConfigError, PreflightError
+from megatrain.base.files import write_atomically
 from megatrain.base.terminal import copyable
-from megatrain.errors import ConfigError, PreflightError
-from megatrain.run_dir import write_atomically
 
 _TIMEOUT = 900
 _EFFICIENCY = {"cuda": 0.89, "rocm": 0.89, "cpu": 0.5}  # of a training loop; no small measurement shows it
@@ -48,7 +48,7 @@ def calibrate(out: Path, ranks: int | None) -> str:
 
 
 def profile(measured: dict[str, Any]) -> str:
-    """The YAML of a profile, from what `megatrain.monitor.curves` prints."""
+    """The YAML of a profile, from what `megatrain.hardware.benchmark` prints."""
     device = measured["device"]
     bf16, half = fit_matmul(measured["bf16"])
     fp32, _ = fit_matmul(measured["fp32"])
@@ -114,7 +114,7 @@ def _peak(name: str) -> float | None:
 
 
 def _measure(ranks: int | None) -> dict[str, Any]:
-    command = [sys.executable, "-P", "-m", "megatrain.monitor.curves", *([str(ranks)] if ranks else [])]
+    command = [sys.executable, "-P", "-m", "megatrain.hardware.benchmark", *([str(ranks)] if ranks else [])]
     try:
         environment = {**os.environ, "PYTHONPATH": python_path()}
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False, env=environment)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.config import FinetuneConfig
-from megatrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # numpy and tokenizers take a while: only for those who need them
+    from megatrain.data.examples.example_set import ExampleSet
     from megatrain.data.text.inputs import Input
-    from megatrain.finetune.examples import ExampleSet
 
 _CACHED = 4
 _cache: dict[Any, ExampleSet | DataError] = {}
@@ -30,10 +30,10 @@ def example_set(
         DataError: names the field, and file and line of each example that is unusable, up to a limit.
         ConfigError: a sequence has no room for an example.
     """
+    from megatrain.data.examples.chat_template import ChatTemplate
+    from megatrain.data.examples.example_set import read_example_set
     from megatrain.data.text.inputs import find_inputs
     from megatrain.data.text.tokenizer import Tokenizer
-    from megatrain.finetune.chat_template import ChatTemplate
-    from megatrain.finetune.examples import read_example_set
 
     if tokenizer_path is None or config.model is None:
         raise ConfigError("finetune.base: model and tokenizer are not known yet")

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from launcher.files import shipped
 from launcher.planning.processor import rates
+from megatrain.base.errors import ConfigError
 from megatrain.base.files import read_bytes
-from megatrain.config_types import Rate
-from megatrain.errors import ConfigError
+from megatrain.config.types import Rate
 
 PROFILES = "configs/hardware"
 GIB = 2**30

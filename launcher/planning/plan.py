@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 from launcher.planning.cost import StepTime, estimate_step, model_flops_utilization
 from launcher.planning.hardware import GIB, Hardware, load_hardware
-from launcher.planning.inputs import resolve_inputs
 from launcher.planning.layout import ActivationCheckpointing, Layout
 from launcher.planning.legality import Run, problem
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
+from launcher.planning.resolve import complete_model
+from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
-from megatrain.errors import ConfigError, PreflightError
 
 # Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
 # hooks; 2 and 3 pay a hook for each tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
@@ -108,7 +108,7 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanReport:
+class PlanResult:
     chosen: Plan
     candidates: list[Plan]  # best first; the first is the chosen one
     rejected: list[Rejected]
@@ -140,7 +140,7 @@ def nearest_misses(rejected: list[Rejected]) -> list[Rejected]:
     return sorted(rejected, key=lambda miss: miss.overshoot)[:3]
 
 
-def make_plan(config: Config, *, world_size: int | None = None) -> PlanReport:
+def make_plan(config: Config, *, world_size: int | None = None) -> PlanResult:
     """Try every layout that the configuration leaves open.
 
     Args:
@@ -148,14 +148,14 @@ def make_plan(config: Config, *, world_size: int | None = None) -> PlanReport:
 
     Raises:
         NothingFitsError: none is legal and fits; a PreflightError.
-        ConfigError, DataError: the model cannot be completed; see `inputs.resolve_inputs`.
+        ConfigError, DataError: the model cannot be completed; see `inputs.complete_model`.
     """
-    return _Planner(resolve_inputs(config), world_size).report()
+    return _Planner(complete_model(config), world_size).report()
 
 
 def resolve(config: Config, plan: Plan) -> Config:
     """The configuration with every `auto` decided, as the trainer reads it."""
-    config = resolve_inputs(config)
+    config = complete_model(config)
     cluster = config.cluster
     if plan.world_size != cluster.nodes * cluster.gpus_per_node:
         cluster = cluster.model_copy(update={"nodes": 1, "gpus_per_node": plan.world_size})
@@ -180,7 +180,7 @@ def resolve(config: Config, plan: Plan) -> Config:
 
 class _Planner:
     def __init__(self, config: Config, world_size: int | None) -> None:
-        assert config.model is not None, "resolve_inputs completes it"
+        assert config.model is not None, "complete_model completes it"
         self.config = config
         self.model: ModelSection = config.model
         cluster = config.cluster
@@ -198,13 +198,13 @@ class _Planner:
         self.rejected: list[Rejected] = []
         self._check_cluster()
 
-    def report(self) -> PlanReport:
+    def report(self) -> PlanResult:
         plans = [self._evaluate(layout) for layout in self._layouts()]
         candidates = [plan for plan in plans if plan is not None]
         if not candidates:
             raise NothingFitsError(self._nothing_fits(), self.rejected)
         candidates.sort(key=lambda plan: _rank(plan, self.hardware))
-        return PlanReport(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
+        return PlanResult(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
 
     def _check_cluster(self) -> None:
         most = self.hardware.max_ranks_per_node

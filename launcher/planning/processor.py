@@ -17,10 +17,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from launcher.files import python_path
-from megatrain.base.files import parse_json, parse_model, read_model
-from megatrain.config_types import Positive
-from megatrain.errors import MegatrainError, PreflightError
-from megatrain.run_dir import write_json
+from megatrain.base.errors import MegatrainError, PreflightError
+from megatrain.base.files import parse_json, parse_model, read_model, write_json
+from megatrain.config.types import Positive
 
 CACHE_VARIABLE = "MEGATRAIN_CACHE"  # where figures are remembered; default: ~/.cache/megatrain
 _TIMEOUT = 120
@@ -88,7 +87,7 @@ def _torch_version() -> str:
 
 
 def _measure() -> Rates:
-    command = [sys.executable, "-P", "-m", "megatrain.monitor.processor"]
+    command = [sys.executable, "-P", "-m", "megatrain.hardware.processor"]
     problem = "cluster.hardware: this machine's cores cannot be measured"
     fix = "Name a profile with figures of its own (`megatrain plan our-node.yaml --calibrate` writes one)."
     try:

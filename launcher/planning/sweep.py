@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planning.hardware import load_hardware
-from launcher.planning.inputs import resolve_inputs
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.reliability import Reliability, reliability
+from launcher.planning.resolve import complete_model
+from megatrain.base.errors import ConfigError, PreflightError
+from megatrain.base.formatting import duration, quantity
 from megatrain.config import Config
-from megatrain.errors import ConfigError, PreflightError
-from megatrain.monitor.formatting import duration, quantity
 
 MOST_NODES = 100_000
 
@@ -83,14 +83,14 @@ def parse_sweep(text: str) -> list[int]:
 
 def sweep(config: Config, nodes: Iterable[int]) -> list[Row]:
     """Plan the run on each number of nodes; the batch stays what it is."""
-    config = resolve_inputs(config)
+    config = complete_model(config)
     return [plan_on(config, count) for count in nodes]
 
 
 def plan_on(config: Config, nodes: int, gpus_per_node: int | None = None) -> Row:
     """The run on a number of nodes. `config` has its inputs resolved."""
     model = config.model
-    assert model is not None, "resolve_inputs completes it"
+    assert model is not None, "complete_model completes it"
     per_node = gpus_per_node or config.cluster.gpus_per_node
     cluster = config.cluster.model_copy(update={"nodes": nodes, "gpus_per_node": per_node})
     config = config.model_copy(update={"cluster": cluster})

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.planning.inputs import run_folder, tokenizer_path
+from launcher.planning.resolve import run_folder, tokenizer_path
 from launcher.preflight.on_disk import Finding
+from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.config import AUTO, FinetuneConfig
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
-from megatrain.errors import ExitCode, MegatrainError
-from megatrain.model.config_json import is_pretrained
-from megatrain.model.weight_files import weight_files
+from megatrain.huggingface.config_json import is_pretrained
+from megatrain.huggingface.weight_files import weight_files
 from megatrain.run_inputs import base_run, load_run, read_base
 
 _SHOWN = 3  # tokens

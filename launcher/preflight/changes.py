@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from launcher.preflight.on_disk import Finding
 from launcher.run_fields import differences, meaning
-from megatrain import config_file
+from megatrain.base.errors import ExitCode, MegatrainError
+from megatrain.base.formatting import scientific
+from megatrain.base.progress import Progress
 from megatrain.checkpoint.progress import saved_progress
 from megatrain.config import Config
-from megatrain.config_rules import warmup_problem
-from megatrain.errors import ExitCode, MegatrainError
-from megatrain.monitor.formatting import scientific
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.config.file import load_config
+from megatrain.config.rules import warmup_issue
+from megatrain.run.directory import RunDir
 from megatrain.train.schedule import learning_rate
 
 _JUMP = 1.05  # a rate that goes up by more, from one step to the next, is worth a warning
@@ -32,12 +32,12 @@ def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]
         config: resolved.
     """
     progress = progress_at_start(run, resume)
-    if problem := warmup_problem(config, progress):
+    if problem := warmup_issue(config, progress):
         yield Finding("error", f"{problem.field}: {problem.value}: {problem.rule}. {problem.fix}", ExitCode.USAGE)
     if not progress.step or not run.config.is_file():
         return
     try:
-        before = config_file.load(run.config)
+        before = load_config(run.config)
     except MegatrainError:
         return  # said elsewhere
     changed = {name: values for name, values in differences(before, config).items() if meaning(name) == "SAID"}

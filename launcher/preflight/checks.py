@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planning.hardware import GIB
-from launcher.planning.inputs import resolve_inputs, run_folder, tokenizer_path
-from launcher.planning.plan import Plan, PlanReport, make_plan, resolve
+from launcher.planning.plan import Plan, PlanResult, make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
+from launcher.planning.resolve import complete_model, run_folder, tokenizer_path
 from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
-from launcher.run_files import check_resume, check_same_run
+from launcher.runs.prepare import check_resume, check_same_run
+from megatrain.base.errors import DataError, ExitCode, MegatrainError, PreflightError
+from megatrain.base.progress import Progress
 from megatrain.checkpoint.progress import saved_progress
 from megatrain.checkpoint.rewind import leftover_bytes
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
-from megatrain.errors import DataError, ExitCode, MegatrainError, PreflightError
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 
 class PreflightFailedError(PreflightError):
@@ -42,7 +42,7 @@ class Preflight:
     """All that was found about one run. `report` is None where no layout is legal and fits."""
 
     config: Config
-    report: PlanReport | None
+    report: PlanResult | None
     findings: list[Finding]
 
     @property
@@ -57,7 +57,7 @@ class Preflight:
     def notes(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.level == "note"]
 
-    def demand(self) -> PlanReport:
+    def demand(self) -> PlanResult:
         """The plan; raises PreflightFailedError, with every error, when there is one."""
         if self.errors:
             raise PreflightFailedError(self.errors)
@@ -79,10 +79,10 @@ def examine(config: Config, *, world_size: int | None = None, resume: str = "aut
 
     Args:
         world_size: ranks, on one machine; default: the cluster's.
-        as_job: it will be a Slurm job; see also `clients.test_only`.
+        as_job: it will be a Slurm job; see also `commands.test_only`.
     """
     findings: list[Finding] = []
-    report: PlanReport | None = None
+    report: PlanResult | None = None
     try:
         report = make_plan(config, world_size=world_size)
     except MegatrainError as error:
@@ -102,7 +102,7 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
     findings += _caught(lambda: check_resume(run, resume))
     resolved = config
     try:
-        resolved = resolve(config, plan) if plan else resolve_inputs(config)
+        resolved = resolve(config, plan) if plan else complete_model(config)
     except MegatrainError as error:
         findings.append(_from(error))
     if plan:

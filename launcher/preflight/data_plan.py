@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from megatrain.base.errors import DataError
+from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
-from megatrain.errors import DataError
-from megatrain.progress import Progress
 
 WORTHWHILE_EPOCHS = 4.0  # reading data more often than this pays less and less (arXiv 2305.16264)
 

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from typing import Literal
 
 from launcher.planning.examples import example_set
-from launcher.planning.inputs import base_positions, run_folder, tokenizer_path
+from launcher.planning.resolve import base_positions, run_folder, tokenizer_path
 from launcher.preflight.on_disk import Finding
 from launcher.preflight.same_data import check_same_files
+from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.checkpoint.progress import saved_progress
 from megatrain.config import AUTO, FinetuneConfig
+from megatrain.data.examples.chat_template import ChatTemplate
+from megatrain.data.examples.example_set import MANY_EPOCHS, ExampleSet, check_rows
 from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import DataError, ExitCode, MegatrainError
-from megatrain.finetune.chat_template import ChatTemplate
-from megatrain.finetune.examples import MANY_EPOCHS, ExampleSet, check_rows
 
 _Part = Literal["train", "validation"]
 _PARTS: tuple[_Part, ...] = ("train", "validation")

@@ -18,7 +18,7 @@ _LEAST_ADDRESSES = 2 * GIB  # importing torch alone maps more than one
 _TIMEOUT_SECONDS = 120.0
 _ASK_TORCH = """
 import json, torch
-from megatrain.device import why_no_cuda
+from megatrain.hardware.device import why_no_cuda
 why = why_no_cuda()
 gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if why is None else []
 nccl = ".".join(map(str, torch.cuda.nccl.version())) if gpus else None

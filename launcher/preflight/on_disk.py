@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.planning.examples import example_set
-from launcher.planning.inputs import tokenizer_path
+from launcher.planning.resolve import tokenizer_path
+from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.state import read_state
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
-from megatrain.errors import DataError, ExitCode, MegatrainError
-from megatrain.run_dir import RunDir, parse_resume
+from megatrain.run.directory import RunDir, parse_resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, An
 
 
 def _example_differences(config: FinetuneConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
-    from megatrain.finetune.position import check_same_examples, identity  # numpy takes a while
+    from megatrain.data.examples.identity import check_same_examples, identity  # numpy takes a while
 
     try:
         check_same_examples(loader, identity(example_set(config, tokenizer_path(config)).rows, config.run.seed))

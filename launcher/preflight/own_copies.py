@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.preflight.on_disk import Finding
+from megatrain.base.errors import MegatrainError
 from megatrain.config import Config, FinetuneConfig
 from megatrain.data.text.tokenizer_files import tokenizer_file, tokenizer_sha256
-from megatrain.errors import MegatrainError
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from megatrain.run_inputs import kept_tokenizer_sha256, own_tokenizer
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.preflight.on_disk import Finding
+from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular
-from megatrain.errors import DataError
 
 _CHUNK = 1 << 20
 

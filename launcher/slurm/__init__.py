@@ -1,1 +1,1 @@
-"""A run as a Slurm job, from submit to its last word."""
+"""A run as a Slurm job, from submission to its final state."""

@@ -16,19 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from launcher.slurm import clients
-from launcher.slurm.claim import claimed, close
-from launcher.slurm.job_file import read_job, update_job
+from launcher.runs.claim import claimed, close
+from launcher.slurm import commands
+from launcher.slurm.job_record import read_job, update_job
 from launcher.slurm.verdict import node_is_to_blame, verdict
-from megatrain import config_file
+from megatrain.base.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.base.files import reason
 from megatrain.base.terminal import accept_any_text, complain, copyable, say
 from megatrain.checkpoint.progress import is_complete
-from megatrain.errors import ExitCode, MegatrainError, PreflightError
-from megatrain.run.attempts import Attempt, ended, fruitless, read_attempts, unreliable_nodes
+from megatrain.config.file import load_config
+from megatrain.run.attempts import Attempt, attempts_without_progress, ended, read_attempts, unreliable_nodes
 from megatrain.run.claim import VARIABLE, Claim, superseded
+from megatrain.run.directory import RunDir
 from megatrain.run.outcomes import Outcome, read_outcome
-from megatrain.run_dir import RunDir
 
 _COMPLETING_SECONDS = 60.0  # how long the job before this one may take to end
 _AWAY_SECONDS, _ASK_AGAIN_SECONDS = 1800.0, 5.0  # how long a controller that is away is waited for, and how often asked
@@ -53,17 +53,17 @@ def begin(run: RunDir, job: str) -> int:
     if read_job(run).stop:
         say(f"megatrain: {run} was stopped; `megatrain resubmit {copyable(run)}` goes on", file=sys.stderr)
         return ExitCode.STOPPED
-    config = config_file.load(run.config)
+    config = load_config(run.config)
     if is_complete(run, config):
         say(f"megatrain: {run} is complete; there is nothing left to do", file=sys.stderr)
         return ExitCode.DONE
     _wait_for_predecessor(run, job)
-    nodes = clients.hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
+    nodes = commands.hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
     book = read_job(run)
 
     def admit(attempts: list[Attempt]) -> None:
         """Slurm starts a job again after a node failure, and the next of a chain, whatever became of the one before."""
-        in_vain = fruitless(attempts, book.submitted)
+        in_vain = attempts_without_progress(attempts, book.submitted)
         if in_vain > config.slurm.restarts_without_progress:
             raise _HopelessError(
                 f"{run}: given up: {in_vain} starts in a row without a new checkpoint. "
@@ -81,7 +81,7 @@ def begin(run: RunDir, job: str) -> int:
         raise
     except _UnreliableNodesError as error:
         say(f"megatrain: {error}", file=sys.stderr, flush=True)
-        clients.requeue(job, exclude=error.excluded)
+        commands.requeue(job, exclude=error.excluded)
         return ExitCode.STOPPED
     return ExitCode.DONE
 
@@ -99,17 +99,17 @@ def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
     said = outcome.exit_code if outcome else code
     close(run, claim, said, outcome=outcome, blamed=blamed)
     attempts[claim.attempt] = ended(run, attempts[claim.attempt], exit_code=said, failed_nodes=blamed)
-    config, book = config_file.load(run.config), read_job(run)
+    config, book = load_config(run.config), read_job(run)
     complete = is_complete(run, config)
     ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, book, complete=complete)
     others = [other for other in book.jobs if other != job]
     if not ending.requeue:
         advice = f" When that is mended: megatrain resubmit {copyable(run)}" if ending.given_up else ""
         say(f"megatrain: {ending.words()}{advice}", flush=True)
-        clients.cancel(state.id for state in clients.active(clients.ask(others), others))
+        commands.cancel(state.id for state in commands.active(commands.ask(others), others))
         return ending.exit_code
-    states = _patiently(lambda: clients.job_states([job, *others]))
-    if later := clients.active(states, others):  # a chain: the next job goes on
+    states = _patiently(lambda: commands.job_states([job, *others]))
+    if later := commands.active(states, others):  # a chain: the next job goes on
         say(f"megatrain: {ending.words(f'job {later[0].id} goes on')}", flush=True)
         return ending.exit_code
     if job in states and states[job].state.startswith("CANCELLED"):
@@ -118,7 +118,7 @@ def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
     excluded = unreliable_nodes(attempts, book.submitted)
     without = f", without {', '.join(excluded)}" if excluded else ""
     say(f"megatrain: {ending.words()}{without}", flush=True)
-    _patiently(lambda: clients.requeue(job, exclude=excluded))
+    _patiently(lambda: commands.requeue(job, exclude=excluded))
     return ending.exit_code
 
 
@@ -140,7 +140,7 @@ def _wait_for_predecessor(run: RunDir, job: str) -> None:
     deadline = time.monotonic() + _COMPLETING_SECONDS
     while time.monotonic() < deadline:
         others = [other for other in read_job(run).jobs if other != job]
-        if not any(state.state == "COMPLETING" for state in clients.active(clients.ask(others), others)):
+        if not any(state.state == "COMPLETING" for state in commands.active(commands.ask(others), others)):
             return
         time.sleep(1.0)
 
@@ -155,7 +155,7 @@ def _patiently(ask: Callable[[], _T]) -> _T:
     while True:
         try:
             return ask()
-        except clients.NoAnswerError as error:
+        except commands.NoAnswerError as error:
             if time.monotonic() > deadline:
                 raise
             if not said:

@@ -2,8 +2,8 @@
 
 import re
 
-from launcher.slurm import clients
-from megatrain.errors import PreflightError
+from launcher.slurm import commands
+from megatrain.base.errors import PreflightError
 
 _FIELD = re.compile(r"(\w+)=(\S*)")
 _GPUS = re.compile(r"gpu(?::[^:,()]+)?:([0-9]+)")
@@ -16,7 +16,7 @@ def cores_per_gpu(partition: str | None) -> int | None:
     main thread, autograd, NCCL, the reading threads and the compiler together.
     """
     try:
-        lines = clients.client("scontrol", "--oneliner", "show", "nodes").splitlines()
+        lines = commands.run_slurm("scontrol", "--oneliner", "show", "nodes").splitlines()
     except PreflightError:
         return None
     shares = []

@@ -13,12 +13,12 @@ from typing import NamedTuple
 from launcher.files import shipped, source_root
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan
-from launcher.run_files import is_finetune
+from launcher.runs.prepare import is_finetune
 from megatrain.base.credentials import credentials_in, is_secret_name
+from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import copyable
 from megatrain.config import Config
-from megatrain.errors import ConfigError
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 TEMPLATE = "slurm/train.sbatch"
 PROFILES = "slurm/profiles"

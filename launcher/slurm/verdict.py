@@ -3,10 +3,10 @@
 import re
 from typing import NamedTuple
 
-from launcher.slurm.job_file import JobFile
+from launcher.slurm.job_record import JobRecord
+from megatrain.base.errors import ExitCode
 from megatrain.config import Config
-from megatrain.errors import ExitCode
-from megatrain.run.attempts import Attempt, fruitless
+from megatrain.run.attempts import Attempt, attempts_without_progress
 from megatrain.run.outcomes import Outcome
 
 _MISTAKES = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # another start would repeat them
@@ -39,7 +39,7 @@ def verdict(
     attempt: Attempt,
     outcome: Outcome | None,
     code: int,
-    book: JobFile,
+    book: JobRecord,
     *,
     complete: bool,
 ) -> Verdict:
@@ -60,7 +60,7 @@ def verdict(
     failed = outcome.exit_code if outcome and outcome.exit_code != ExitCode.STOPPED else int(ExitCode.CRASH)
     if not stopped and (failed in _MISTAKES or (outcome is not None and not outcome.retryable)):
         return Verdict(False, failed, f"not queued again, for it would fail again: {why}")
-    in_vain, allowed = fruitless(attempts, book.submitted), config.slurm.restarts_without_progress
+    in_vain, allowed = attempts_without_progress(attempts, book.submitted), config.slurm.restarts_without_progress
     exit_code = int(ExitCode.STOPPED) if stopped else failed
     if in_vain > allowed:
         said = f"given up: {in_vain} starts in a row without a new checkpoint. The last: {why}."

@@ -5,13 +5,14 @@ message that names the file, whatever is wrong with it.
 import json
 import os
 import stat
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from megatrain.errors import MegatrainError
+from megatrain.base.errors import MegatrainError
 
 JSON_LIMIT = 64 << 20  # bytes of a JSON file, unless its reader knows better
 VALUES_LIMIT = 1_000_000  # of a JSON file: two bytes become a hundred in memory, and a thousand where they are wrong
@@ -149,3 +150,24 @@ def _refuse_constant(name: str) -> None:
 def _short(value: Any) -> str:
     text = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a crash, sees the old file or the whole new one. An OSError names `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        with suppress(OSError):  # on a full disk, its half would only take room
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=False) + "\n")

@@ -1,1 +1,1 @@
-"""Checkpoints that any layout reads: boxes of globally named tensors, committed by a manifest of hashes."""
+"""Checkpoints that any layout reads: chunks of globally named tensors, committed by a manifest of hashes."""

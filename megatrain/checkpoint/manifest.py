@@ -14,10 +14,10 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from megatrain.base.files import open_regular, parse_model, read_json, reason
+from megatrain.base.errors import CheckpointError
+from megatrain.base.files import open_regular, parse_model, read_json, reason, write_json
 from megatrain.checkpoint.state import STATE
-from megatrain.errors import CheckpointError
-from megatrain.run_dir import MANIFEST, RunDir, locate, parse_step, write_json
+from megatrain.run.directory import MANIFEST, RunDir, locate, parse_step
 
 FORMAT = 1
 METADATA = ".metadata"

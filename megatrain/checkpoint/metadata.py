@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from megatrain.base.errors import CheckpointError
 from megatrain.base.files import read_bytes, reason
 from megatrain.base.garbage import no_collection
 from megatrain.checkpoint.manifest import METADATA
 from megatrain.checkpoint.state import read_state
-from megatrain.errors import CheckpointError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LIMIT_BESIDE_DATA = 1 << 20  # bytes of .metadata beyond those of the data: a chunk's entry is smaller than the chunk

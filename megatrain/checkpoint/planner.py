@@ -36,10 +36,10 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem, WriteIt
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatrain.base.errors import CheckpointError
 from megatrain.base.garbage import no_collection
 from megatrain.checkpoint.metadata import covers_exactly
 from megatrain.checkpoint.metadata_writer import PlannedChunks, RankChunks, WrittenChunks
-from megatrain.errors import CheckpointError
 
 
 class _Group(NamedTuple):

@@ -3,11 +3,11 @@
 from itertools import pairwise
 from typing import Any
 
+from megatrain.base.errors import CheckpointError
+from megatrain.base.progress import Progress
 from megatrain.checkpoint.state import STATE, read_counts
 from megatrain.config import Config
-from megatrain.errors import CheckpointError
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 
 def progress_of(state: Any, where: object) -> Progress:

@@ -9,10 +9,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.planner import TensorPlanner
 from megatrain.checkpoint.state import read_state
 from megatrain.checkpoint.storage import SafeReader, cause_of
-from megatrain.errors import CheckpointError
 from megatrain.model.transformer import Transformer
 
 

@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatrain.base.errors import CheckpointError
 from megatrain.base.files import reason
 from megatrain.base.terminal import copyable
 from megatrain.checkpoint.manifest import has_all_files
-from megatrain.errors import CheckpointError
 from megatrain.monitor.metrics import keep_until, last_step
 from megatrain.run.attempts import read_attempts
-from megatrain.run_dir import MANIFEST, RunDir, parse_resume
+from megatrain.run.directory import MANIFEST, RunDir, parse_resume
 
 TEMPORARY = ".tmp-"  # a checkpoint that is being written
 DELETED = ".replaced-"  # one that is being deleted

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from megatrain.base.errors import CheckpointError
 from megatrain.base.files import read_model
 from megatrain.config import AUTO, ModelSection
-from megatrain.errors import CheckpointError
 
 STATE = "state.json"
 STATE_FORMAT = 1
@@ -20,7 +20,7 @@ _Batch = Annotated[list[_Number], Field(min_length=3, max_length=3)]
 
 class LoaderState(BaseModel):
     """Where the data stands, and the name of all that decides which samples came before. Each loader has further fields
-    of its own (data/ordering/position.py, data/loading/sequential.py, finetune/loader.py)."""
+    of its own (data/ordering/position.py, data/loading/sequential.py, data/examples/loader.py)."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 

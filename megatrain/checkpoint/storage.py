@@ -34,13 +34,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.futures import Future
 
+from megatrain.base.errors import CheckpointError
 from megatrain.base.files import open_regular, reason
 from megatrain.checkpoint.manifest import FileRecord
 from megatrain.checkpoint.metadata import METADATA, Place, StoredTensor, read_stored_tensors
 from megatrain.checkpoint.metadata_writer import WrittenChunks, write_metadata
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.saved_tensor import read_saved_tensor
-from megatrain.errors import CheckpointError
 
 
 class HashingWriter(FileSystemWriter):

@@ -21,15 +21,15 @@ from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain import __version__
-from megatrain.base.files import reason
+from megatrain.base.errors import CheckpointError, MegatrainError
+from megatrain.base.files import reason, write_json
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, verify, write_manifest
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.rewind import SetAside
 from megatrain.checkpoint.state import STATE
 from megatrain.checkpoint.storage import HashingWriter, SafeReader, cause_of
-from megatrain.errors import CheckpointError, MegatrainError
-from megatrain.run_dir import RunDir, parse_step, write_json
+from megatrain.run.directory import RunDir, parse_step
 
 _T = TypeVar("_T")
 

@@ -1,1 +1,1 @@
-"""Fine-tuning from a pretraining checkpoint. `python -m megatrain.finetune RUN` is one rank of such a run."""
+"""Fine-tuning a trained model. `python -m megatrain.finetune RUN` is one rank of it."""

@@ -3,18 +3,18 @@
 from contextlib import closing
 from pathlib import Path
 
+from megatrain.base.errors import ConfigError
 from megatrain.config import FinetuneConfig
-from megatrain.errors import ConfigError
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from megatrain.run_inputs import load_run
-from megatrain.train import process
+from megatrain.train import rank
 
 
 def finetune(run_dir: RunDir, resume: str) -> None:
+    from megatrain.data.examples.chat_template import ChatTemplate
+    from megatrain.data.examples.example_set import ExampleSet, read_example_set
+    from megatrain.data.examples.loader import ExampleEvaluation, ExampleLoader
     from megatrain.data.text.tokenizer import Tokenizer
-    from megatrain.finetune.chat_template import ChatTemplate
-    from megatrain.finetune.examples import ExampleSet, read_example_set
-    from megatrain.finetune.loader import ExampleEvaluation, ExampleLoader
     from megatrain.parallel.mesh import Mesh
     from megatrain.train.build import build
     from megatrain.train.loop import run_validation, train
@@ -74,4 +74,4 @@ def finetune(run_dir: RunDir, resume: str) -> None:
 
 
 if __name__ == "__main__":
-    process.main("megatrain.finetune", __doc__, finetune)
+    rank.main("megatrain.finetune", __doc__, finetune)

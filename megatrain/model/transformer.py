@@ -16,7 +16,7 @@ from megatrain.kernels.attention import attention
 from megatrain.kernels.rms_norm import rms_norm
 from megatrain.kernels.rotary import apply_rotary, rotary_table
 from megatrain.kernels.swiglu import swiglu
-from megatrain.model.heads import LanguageModelHead
+from megatrain.model.lm_head import LMHead
 
 
 class RMSNorm(nn.Module):
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class Heads(nn.Module):
+class AttentionCore(nn.Module):
     """Attention between positions, once every position has its query, key and value; a boundary to hang things on."""
 
     def forward(self, q_BSHK: Tensor, k_BSHK: Tensor, v_BSHK: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -45,12 +45,12 @@ class Attention(nn.Module):
         self.query = nn.Linear(config.hidden_size, query_width, bias=False)
         self.key = nn.Linear(config.hidden_size, key_value_width, bias=False)
         self.value = nn.Linear(config.hidden_size, key_value_width, bias=False)
-        self.heads = Heads()
+        self.core = AttentionCore()
         self.output = nn.Linear(query_width, config.hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
         q, k, v = (linear(x_BSD).unflatten(-1, (-1, self.head_size)) for linear in (self.query, self.key, self.value))
-        y_BSHK = self.heads(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, cu_seqlens)
+        y_BSHK = self.core(apply_rotary(q, *rotary), apply_rotary(k, *rotary), v, cu_seqlens)
         out: Tensor = self.output(y_BSHK.flatten(-2))
         return out
 
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = LanguageModelHead(config)
+        self.head = LMHead(config)
         if config.tie_word_embeddings:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
 

@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics on disk, TensorBoard, lines on the console, and where it ran."""
+"""What a run reports of itself: metrics on disk, TensorBoard, lines on the console, and where it ran."""

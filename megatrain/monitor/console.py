@@ -15,12 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 import megatrain
+from megatrain.base.formatting import duration, gib, percent, quantity, scientific
+from megatrain.base.progress import Progress
 from megatrain.base.terminal import copyable, printable
 from megatrain.config import Config, PretrainConfig
-from megatrain.monitor.formatting import duration, gib, percent, quantity, scientific
 from megatrain.monitor.metrics import StepMetrics
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
 
 _WAIT_WORTH_A_WARNING = 0.10  # of a step

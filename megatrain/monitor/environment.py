@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import megatrain
-from megatrain.device import device_type
+from megatrain.hardware.device import device_type
 
 _PACKAGES = (
     "torch",

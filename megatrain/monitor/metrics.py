@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from megatrain.base.files import open_regular, parse_json, reason
-from megatrain.errors import DataError, PreflightError
-from megatrain.run_dir import RunDir, write_atomically
+from megatrain.base.errors import DataError, PreflightError
+from megatrain.base.files import open_regular, parse_json, reason, write_atomically
+from megatrain.run.directory import RunDir
 
 _LONGEST_LINE = 1 << 16  # bytes; ours have 300
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 from torch.utils.tensorboard import SummaryWriter
 
+from megatrain.base.errors import PreflightError
 from megatrain.base.files import reason
-from megatrain.errors import PreflightError
 from megatrain.monitor.metrics import StepMetrics
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 _FLUSH_SECONDS = 10  # what a kill can lose
 _QUEUE = 1_000  # events; a writer thread empties it, so a slow disk does not stop the loop

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatrain.device import device_type
+from megatrain.hardware.device import device_type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TypeVar
 
-from megatrain.errors import ExitCode, MegatrainError
+from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.run.claim import own_claim, superseded
+from megatrain.run.directory import RunDir
 from megatrain.run.heartbeat import write_heartbeat
 from megatrain.run.outcomes import record_outcome
-from megatrain.run_dir import RunDir
 
 _T = TypeVar("_T")
 

@@ -4,11 +4,12 @@
     copy     (bwd all-reduce)   reduce   (fwd all-reduce)       whole on every rank
     gather   (bwd scatter)      scatter  (fwd reduce-scatter)   split along the sequence (dimension 1)
 
-    swap                        swap                        split along the sequence outside, along the heads inside
+    all_to_all                  all_to_all                      split along the sequence outside, along the heads inside
 
 The second pair is sequence parallelism (arXiv 2205.05198, section 4.2.2): the same bytes, but the norms and residuals
-between the regions are neither computed nor kept by more than one rank. `swap` is its own conjugate: the all-to-all of
-context parallelism (arXiv 2309.14509). Functional collectives keep the graph whole under torch.compile.
+between the regions are neither computed nor kept by more than one rank. `all_to_all` is its own conjugate: context
+parallelism in the manner of DeepSpeed-Ulysses (arXiv 2309.14509). Functional collectives keep the
+graph whole under torch.compile.
 """
 
 from typing import Any
@@ -41,7 +42,7 @@ def scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return out
 
 
-def swap(x: Tensor, group: dist.ProcessGroup, *, split: int, join: int) -> Tensor:
+def all_to_all(x: Tensor, group: dist.ProcessGroup, *, split: int, join: int) -> Tensor:
     """Split along one dimension and joined along another: all-to-all. `group`'s size divides dimension `split`."""
     out: Tensor = _Swap.apply(x, group, split, join)
     return out

@@ -3,7 +3,7 @@
 All but attention works on positions one by one. Around attention two all-to-alls turn a part of the sequence of all
 heads into the whole sequence of a part of the heads, and back:
 
-    [B, S/c, H, K] ── swap ──► [B, S, H/c, K] ── attention ──► [B, S, H/c, K] ── swap ──► [B, S/c, H, K]
+    [B, S/c, H, K] ── all_to_all ──► [B, S, H/c, K] ── attention ──► [B, S, H/c, K] ── all_to_all ──► [B, S/c, H, K]
 
 Every rank then attends over whole sequences, so that causality costs all of them the same, and masks stay as they are.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatrain.model.transformer import Heads
+from megatrain.model.transformer import AttentionCore
 from megatrain.parallel import collectives
 from megatrain.parallel.collectives import SEQUENCE
 
@@ -26,7 +26,7 @@ def apply_context_parallel(model: nn.Module, group: dist.ProcessGroup) -> None:
     if dist.get_world_size(group) == 1:
         return
     for module in model.modules():
-        if isinstance(module, Heads):
+        if isinstance(module, AttentionCore):
             module.register_forward_pre_hook(lambda _, inputs: _enter(inputs, group))
             module.register_forward_hook(lambda _, inputs, output: _leave(output, group))
 
@@ -42,9 +42,9 @@ def _enter(inputs: tuple[Any, ...], group: dist.ProcessGroup) -> tuple[Any, ...]
     queries_keys_values, rest = inputs[:3], inputs[3:]
     pieces = [x.chunk(ranks, HEADS) for x in queries_keys_values]
     joined = torch.cat([piece[rank] for rank in range(ranks) for piece in pieces], HEADS)
-    whole = collectives.swap(joined, group, split=HEADS, join=SEQUENCE)
+    whole = collectives.all_to_all(joined, group, split=HEADS, join=SEQUENCE)
     return *whole.split([x.shape[HEADS] // ranks for x in queries_keys_values], HEADS), *rest
 
 
 def _leave(output: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return collectives.swap(output, group, split=SEQUENCE, join=HEADS)
+    return collectives.all_to_all(output, group, split=SEQUENCE, join=HEADS)

@@ -20,7 +20,7 @@ class Mesh:
     Attributes:
         tensor_group: ranks that hold the other slices of this rank's weights.
         context_group: ranks that see the other parts of this rank's sequences.
-        replica_group: ranks that hold the same slices and see other samples, or other parts of them.
+        dp_cp_group: ranks that hold the same slices and see other samples, or other parts of them.
         control_group: all ranks, over gloo: flags, file hashes and other small facts, on no GPU stream.
     """
 
@@ -34,8 +34,8 @@ class Mesh:
         self.context_rank = topology.context_rank(self.rank)
         self.data_rank = topology.data_rank(self.rank)
         alone = _new_group([self.rank], timeout)  # stands for every group of one rank
-        kinds = (topology.tensor_groups(), topology.context_groups(), topology.replica_groups())
-        self.tensor_group, self.context_group, self.replica_group = (
+        kinds = (topology.tensor_groups(), topology.context_groups(), topology.dp_cp_groups())
+        self.tensor_group, self.context_group, self.dp_cp_group = (
             alone if len(groups[0]) == 1 else _new_group(next(ranks for ranks in groups if self.rank in ranks), timeout)
             for groups in kinds
         )
@@ -75,10 +75,10 @@ class Mesh:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return self.replica_group
+        return self.dp_cp_group
 
     def get_data_parallel_rank(self) -> int:
-        return self.topology.replica_rank(self.rank)
+        return self.topology.dp_cp_rank(self.rank)
 
     def get_data_parallel_world_size(self) -> int:
         return self.replicas

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, RootModel
 
+from megatrain.base.errors import PreflightError
 from megatrain.base.files import read_model
-from megatrain.errors import PreflightError
+from megatrain.run.directory import RunDir
 from megatrain.run.record import Code, Count, JobId, Name, Record, Seconds, Text, write_record
-from megatrain.run_dir import RunDir
 
 _SPARE_BYTES = 1 << 14
 
@@ -101,7 +101,7 @@ def newest_step(run: RunDir) -> int:
     return max(run.steps(), default=0)
 
 
-def fruitless(attempts: list[Attempt], since: float = 0.0) -> int:
+def attempts_without_progress(attempts: list[Attempt], since: float = 0.0) -> int:
     """How many of the last attempts in a row ended without a new checkpoint."""
     count = 0
     for attempt in reversed([attempt for attempt in attempts if attempt.started >= since]):

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
-from megatrain.errors import CheckpointError, MegatrainError, PreflightError
+from megatrain.base.errors import CheckpointError, MegatrainError, PreflightError
 from megatrain.run.attempts import Attempt, ended, give_room, read_attempts, write_attempts
+from megatrain.run.directory import RunDir
 from megatrain.run.lock import locked
-from megatrain.run_dir import RunDir
 
 VARIABLE = "MEGATRAIN_ATTEMPT"  # in a rank's environment: its claim
 

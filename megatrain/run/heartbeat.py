@@ -5,11 +5,11 @@ import time
 
 from pydantic import Field
 
+from megatrain.base.errors import PreflightError
 from megatrain.base.files import read_model
-from megatrain.errors import PreflightError
 from megatrain.run.claim import Claim, own_claim
+from megatrain.run.directory import RunDir
 from megatrain.run.record import Count, Name, Record, Seconds, Text, write_record
-from megatrain.run_dir import RunDir
 
 FRESH_SECONDS = 60.0
 WATCH_SECONDS = 15.0  # three heartbeats

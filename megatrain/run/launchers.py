@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatrain.run.attempts import Attempt
+from megatrain.run.directory import RunDir
 from megatrain.run.lock import launcher_file
-from megatrain.run_dir import RunDir
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from megatrain.base.errors import PreflightError
 from megatrain.base.files import reason
-from megatrain.errors import PreflightError
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 WAIT_SECONDS = 60.0
 _LAUNCHER_SECONDS = 5.0  # for the launcher before this one, which has said its last word, to be gone

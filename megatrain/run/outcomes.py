@@ -15,12 +15,12 @@ from typing import Any
 
 from pydantic import Field
 
+from megatrain.base.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.base.files import read_model
-from megatrain.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.run.attempts import give_room, read_attempts
 from megatrain.run.claim import Claim, own_claim, superseded
+from megatrain.run.directory import RunDir
 from megatrain.run.record import Code, Name, Record, Seconds, Text, write_record
-from megatrain.run_dir import RunDir
 
 _LIMIT = 1 << 20  # bytes of an outcome's file
 

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from megatrain.base.files import reason
+from megatrain.base.errors import PreflightError
+from megatrain.base.files import reason, write_json
 from megatrain.base.terminal import printable
-from megatrain.errors import PreflightError
-from megatrain.run_dir import write_json
 
 _TEXT_CHARACTERS = 2000
 

@@ -2,17 +2,17 @@
 
 from contextlib import closing
 
+from megatrain.base.errors import ConfigError
 from megatrain.config import PretrainConfig
-from megatrain.errors import ConfigError
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from megatrain.run_inputs import load_run
-from megatrain.train import process
+from megatrain.train import rank
 
 
 def pretrain(run_dir: RunDir, resume: str) -> None:
-    from megatrain.data.loading.choice import training_loader
+    from megatrain.data.loading.build_loader import build_loader
     from megatrain.data.loading.evaluation import EvaluationLoader
-    from megatrain.device import device_type
+    from megatrain.hardware.device import device_type
     from megatrain.parallel.mesh import Mesh
     from megatrain.train.build import build
     from megatrain.train.loop import Loader, train
@@ -25,7 +25,7 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
     data = config.data
 
     def make_loader(mesh: Mesh) -> Loader:
-        return training_loader(
+        return build_loader(
             config, data_rank=mesh.data_rank, data_size=mesh.data_parallel, pin_memory=device_type() == "cuda"
         )
 
@@ -53,4 +53,4 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
 
 
 if __name__ == "__main__":
-    process.main("megatrain.train", __doc__, pretrain)
+    rank.main("megatrain.train", __doc__, pretrain)

@@ -9,26 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from megatrain.base.files import write_json
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config
 from megatrain.data.loading.batch import Batch
+from megatrain.hardware.health import check_health
 from megatrain.monitor.console import Console
 from megatrain.monitor.environment import environment
-from megatrain.monitor.health import check_health
 from megatrain.monitor.watchdog import Watchdog
+from megatrain.optim.build import build_optimizer
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.run.claim import current
-from megatrain.run_dir import RunDir, write_json
+from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
-from megatrain.train import process
+from megatrain.train import rank
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.determinism import make_deterministic
 from megatrain.train.engine import Engine, bucket_elements, compute_dtype, partitioner, read_ds_config
 from megatrain.train.finite import FiniteGuard
-from megatrain.train.loop import Loader, Parts
-from megatrain.train.optimizer import build_optimizer
+from megatrain.train.loop import Loader, TrainingComponents
 from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
 from megatrain.train.weights import initialize_weights
@@ -44,7 +45,7 @@ def build(
     make_loader: Callable[[Mesh], Loader],
     make_validation: Callable[[Mesh], Iterable[Batch]] | None,
     initial_weights: Path | None = None,
-) -> tuple[Parts, Position]:
+) -> tuple[TrainingComponents, Position]:
     """Build everything that a run needs, restored to where it starts.
 
     Args:
@@ -53,9 +54,9 @@ def build(
             run without checkpoints of its own starts from.
     """
     stop = StopRequest()  # first: a signal during a long start must not be lost
-    watchdog = Watchdog(run, rank=process.rank(), hang_seconds=config.monitor.hang_seconds)
+    watchdog = Watchdog(run, rank=rank.rank(), hang_seconds=config.monitor.hang_seconds)
     timeout = timedelta(seconds=config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
-    device, store = process.join(timeout.total_seconds())
+    device, store = rank.join(timeout.total_seconds())
     stop.share(store)
     if config.training.deterministic:
         make_deterministic()
@@ -69,7 +70,7 @@ def build(
     mesh = Mesh(topology, timeout=timeout)
     console = Console(config, run, rank=mesh.rank, world_size=mesh.world_size)
     console.header(_read_plan(run), goes_on=bool(run.steps()))
-    hosts = process.hosts(mesh.control_group)
+    hosts = rank.hosts(mesh.control_group)
     if mesh.is_main:
         write_json(run.environment, environment(hosts))
     if config.monitor.health_check:
@@ -113,7 +114,7 @@ def build(
     watchdog.beat("first step", position.step)
     report = Reporter(config, run, mesh, console, start=position.progress)
     checkpointer.saved = report.saved
-    parts = Parts(
+    parts = TrainingComponents(
         config=config,
         engine=engine,
         loader=loader,

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatrain.base.errors import CheckpointError
+from megatrain.base.progress import Progress
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import read_manifest
-from megatrain.checkpoint.pretrained import PretrainedReader
 from megatrain.checkpoint.progress import progress_of
 from megatrain.checkpoint.state import STATE, STATE_FORMAT, read_state
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import Config, ModelSection
-from megatrain.errors import CheckpointError
-from megatrain.model.config_json import is_pretrained
-from megatrain.progress import Progress
-from megatrain.run_dir import locate, parse_resume, parse_step
+from megatrain.huggingface.config_json import is_pretrained
+from megatrain.huggingface.reader import PretrainedReader
+from megatrain.run.directory import locate, parse_resume, parse_step
 from megatrain.train.engine import Engine
 
 
@@ -64,7 +64,7 @@ class Checkpointer:
             "model": self._config.model.model_dump(mode="json"),
             "seed": self._config.run.seed,
         }
-        folder = self._store.save(step, self._engine.state(for_saving=True), state)
+        folder = self._store.save(step, self._engine.sharded_state(for_saving=True), state)
         if self.saved is not None:
             size = sum(record.bytes for record in read_manifest(folder).files.values())
             self.saved(step, folder, time.monotonic() - began, size)
@@ -94,8 +94,8 @@ class Checkpointer:
             raise CheckpointError(f"{folder}/{STATE}: holds no position in the data at this step; no run can go on")
         progress = progress_of(state.facts(), folder / STATE)
         self._check_model(folder, state.model)
-        self._store.load(folder, self._engine.state())
-        self._engine.loaded(optimizer_step=state.step)
+        self._store.load(folder, self._engine.sharded_state())
+        self._engine.after_load(optimizer_step=state.step)
         self._store.set_aside(after=state.step)
         return Position(progress, state.loader_state(), folder)
 
@@ -112,8 +112,8 @@ class Checkpointer:
         if is_pretrained(base):
             assert self._config.model is not None, "a resolved configuration"
             reader = PretrainedReader(base, self._config.model)
-            self._store.load(base, self._engine.state(weights_only=True), reader)
-            self._engine.loaded(optimizer_step=0)
+            self._store.load(base, self._engine.sharded_state(weights_only=True), reader)
+            self._engine.after_load(optimizer_step=0)
             return base
         run, checkpoint = locate(base)
         if checkpoint is None:
@@ -124,8 +124,8 @@ class Checkpointer:
         else:
             folder = self._verified(checkpoint)
         self._check_model(folder, read_state(folder).model)
-        self._store.load(folder, self._engine.state(weights_only=True))
-        self._engine.loaded(optimizer_step=0)
+        self._store.load(folder, self._engine.sharded_state(weights_only=True))
+        self._engine.after_load(optimizer_step=0)
         return folder
 
     def _choose(self, wanted: str) -> Path | None:

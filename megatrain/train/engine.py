@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatrain.device import VARIABLE as DEVICE_VARIABLE
-from megatrain.device import device_type
+from megatrain.hardware.device import VARIABLE as DEVICE_VARIABLE
+from megatrain.hardware.device import device_type
 
 if device_type() == "cpu":
     os.environ.setdefault(DEVICE_VARIABLE, "cpu")  # read when deepspeed is imported
@@ -23,7 +23,8 @@ import deepspeed
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import set_z3_leaf_modules
 
-from megatrain.checkpoint import fragments
+from megatrain.checkpoint import deepspeed_state
+from megatrain.checkpoint.deepspeed_state import Fragment
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch
 from megatrain.model.transformer import Block
 from megatrain.parallel import collectives
@@ -75,7 +76,7 @@ class Engine:
                 model=model, optimizer=optimizer, config=dict(ds_config), mpu=mesh, dist_init_required=False
             )
         self.device: torch.device = self._engine.device
-        fragments.create_optimizer_state(self._engine)
+        deepspeed_state.create_optimizer_state(self._engine)
         self._norm = torch.zeros((), device=self.device)  # of the last gradients, without ZeRO
         self._run_ahead = RunAhead(self.device)
         self._on_host = self.device.type == "cpu"
@@ -84,7 +85,7 @@ class Engine:
         inner.found_inf = self._held_back  # fused AdamW leaves weights and state as they are while it is 1
         inner.register_step_pre_hook(self._hold_back)
 
-    def accumulate(self, batch: Batch, target_tokens: int) -> Tensor:
+    def forward_backward(self, batch: Batch, target_tokens: int) -> Tensor:
         """Forward and backward of one micro-batch; returns its summed loss (fp32, detached).
 
         Args:
@@ -143,18 +144,18 @@ class Engine:
         targets = (part.labels != IGNORE_INDEX).sum()
         return torch.stack((loss.double(), targets.to(loss.device).double()))
 
-    def state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, fragments.Fragment]:
+    def sharded_state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, Fragment]:
         """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
-        return fragments.fragments(self._engine, for_saving=for_saving, weights_only=weights_only)
+        return deepspeed_state.fragments(self._engine, for_saving=for_saving, weights_only=weights_only)
 
     def not_finite(self) -> list[str]:
         """Names of the tensors of `state` that hold a NaN or an infinity on this rank. Waits for the device."""
-        return fragments.not_finite(fragments.fragments(self._engine, for_saving=True))
+        return deepspeed_state.not_finite(deepspeed_state.fragments(self._engine, for_saving=True))
 
-    def loaded(self, optimizer_step: int) -> None:
+    def after_load(self, optimizer_step: int) -> None:
         """Call after the tensors of `state` were written."""
-        fragments.set_optimizer_step(self._engine, optimizer_step)
-        fragments.refresh_model_weights(self._engine)
+        deepspeed_state.set_optimizer_step(self._engine, optimizer_step)
+        deepspeed_state.refresh_model_weights(self._engine)
 
     def _part(self, batch: Batch) -> Batch:
         """What this rank sees of a batch. Which document a position is in, all ranks of a sequence need to know."""
@@ -201,7 +202,7 @@ def partitioner(mesh: Mesh, ds_config: Mapping[str, Any], device: torch.device |
         return lambda parameter: None
     deepspeed.init_distributed(dist_init_required=False)
     init = deepspeed.zero.Init(
-        data_parallel_group=mesh.replica_group,
+        data_parallel_group=mesh.dp_cp_group,
         config_dict_or_path=dict(ds_config),
         mpu=mesh,
     )

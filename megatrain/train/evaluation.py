@@ -26,6 +26,6 @@ def evaluate(engine: Engine, batches: Iterable[Batch]) -> Evaluation:
     for batch in batches:
         totals += engine.evaluate(batch)
     own_loss = totals[0].item()
-    dist.all_reduce(totals, group=engine.mesh.replica_group)
+    dist.all_reduce(totals, group=engine.mesh.dp_cp_group)
     loss, tokens = totals.tolist()
     return Evaluation(loss / max(tokens, 1.0), int(tokens), own_loss)

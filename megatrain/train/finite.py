@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatrain.base.errors import NonFiniteError
+from megatrain.base.progress import Progress
 from megatrain.config import Config, PretrainConfig
-from megatrain.errors import NonFiniteError
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 _SHOWN = 8  # ranks or tensors that a message names
 

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 import torch
 
+from megatrain.base.errors import Stopped
+from megatrain.base.progress import Progress
 from megatrain.config import Config
 from megatrain.data.loading.batch import Batch
 from megatrain.data.loading.loader import StepBatches
-from megatrain.errors import Stopped
 from megatrain.monitor.watchdog import Watchdog
-from megatrain.progress import Progress
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
@@ -35,7 +35,7 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class TrainingComponents:
     """What a run is made of, once built."""
 
     config: Config
@@ -55,7 +55,7 @@ class Parts:
         self.watchdog.close()
 
 
-def train(parts: Parts, start: Position) -> None:
+def train(parts: TrainingComponents, start: Position) -> None:
     """Train from `start` to the end of the run.
 
     Raises:
@@ -73,7 +73,7 @@ def train(parts: Parts, start: Position) -> None:
         rate = learning_rate(progress, config)
         loss = torch.zeros((), device=engine.device)
         for batch in batches.micro_batches:
-            loss += engine.accumulate(batch, targets)
+            loss += engine.forward_backward(batch, targets)
             norm = engine.step(rate)
         progress = progress.after_step(batch_size)
         step = progress.step
@@ -103,7 +103,7 @@ def train(parts: Parts, start: Position) -> None:
                 report.ended(step, folder)
 
 
-def run_validation(parts: Parts, progress: Progress) -> None:
+def run_validation(parts: TrainingComponents, progress: Progress) -> None:
     if parts.validation is None:
         return
     parts.guard.demand(progress)
@@ -113,7 +113,7 @@ def run_validation(parts: Parts, progress: Progress) -> None:
     parts.report.validation(progress.step, found.loss, found.tokens)
 
 
-def save(parts: Parts, progress: Progress) -> Path:
+def save(parts: TrainingComponents, progress: Progress) -> Path:
     """The checkpoint's folder. What is not finite is not saved: it could take the place of one that is."""
     parts.watchdog.beat("saving a checkpoint")
     parts.guard.demand(progress)

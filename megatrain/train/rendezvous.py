@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatrain.errors import PreflightError, RendezvousError
+from megatrain.base.errors import PreflightError, RendezvousError
 
 _LOOPBACK = {"127.0.0.1": socket.AF_INET, "localhost": socket.AF_INET, "::1": socket.AF_INET6}
 STORE_VARIABLE = "MEGATRAIN_STORE"  # from the launcher, where all ranks are on one machine

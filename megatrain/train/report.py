@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatrain.base.errors import PreflightError
+from megatrain.base.progress import Progress
 from megatrain.config import Config
-from megatrain.errors import PreflightError
 from megatrain.monitor.console import Console
 from megatrain.monitor.metrics import MetricsLog, StepMetrics
 from megatrain.monitor.tensorboard import TensorBoard
 from megatrain.monitor.throughput import Throughput, memory_bytes, memory_reserved_bytes, reset_peak_memory
 from megatrain.parallel.mesh import Mesh
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 
 class Reporter:
@@ -79,7 +79,7 @@ class Reporter:
         if not self.due(progress.step):
             return
         loss = torch.stack(self._losses).mean()
-        dist.all_reduce(loss, group=self._mesh.replica_group)
+        dist.all_reduce(loss, group=self._mesh.dp_cp_group)
         self._losses.clear()
         value = loss.item()  # waits for the device
         rates = self._throughput.report()

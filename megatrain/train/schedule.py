@@ -2,8 +2,8 @@
 
 import math
 
+from megatrain.base.progress import Progress
 from megatrain.config import Config
-from megatrain.progress import Progress
 
 
 def learning_rate(progress: Progress, config: Config) -> float:

@@ -5,7 +5,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from megatrain.errors import MegatrainError
+from megatrain.base.errors import MegatrainError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCONT)  # CONT announces Slurm's preemption
 _KEY = "stop"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from megatrain.checkpoint.fragments import WEIGHT
+from megatrain.checkpoint.deepspeed_state import WEIGHT
 from megatrain.config import ModelSection
 from megatrain.model.initialization import write_initial_weight
 from megatrain.train.engine import Engine
@@ -18,8 +18,8 @@ def initialize_weights(
     Args:
         beat: called with each weight that is about to be drawn.
     """
-    for key, fragment in engine.state(weights_only=True).items():
+    for key, fragment in engine.sharded_state(weights_only=True).items():
         name = key.removeprefix(f"{WEIGHT}.")
         beat(f"drawing {name}")
         write_initial_weight(name, fragment.shape, fragment.parts(), model, seed)
-    engine.loaded(optimizer_step=0)
+    engine.after_load(optimizer_step=0)

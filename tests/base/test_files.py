@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from megatrain.base import files
-from megatrain.errors import CheckpointError, DataError
+from megatrain.base.errors import CheckpointError, DataError
 
 
 def test_a_named_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from megatrain.monitor.metrics import StepMetrics
 from megatrain.monitor.tensorboard import TensorBoard
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 pytestmark = pytest.mark.browser
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 CONTENTS = {
     "__0_0.distcp": b"first shard" * 50,

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
-from megatrain.run_dir import MANIFEST, parse_step
+from megatrain.run.directory import MANIFEST, parse_step
 
 
 class Calls:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.manifest import (
     find_checkpoint,
     has_all_files,
@@ -17,8 +18,7 @@ from megatrain.checkpoint.manifest import (
     verify,
 )
 from megatrain.checkpoint.rewind import set_aside
-from megatrain.errors import CheckpointError
-from megatrain.run_dir import MANIFEST, RunDir, locate
+from megatrain.run.directory import MANIFEST, RunDir, locate
 
 FILES = ["__0_0.distcp", "__1_0.distcp", ".metadata", "state.json"]
 

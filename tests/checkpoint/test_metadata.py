@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.metadata import covers_exactly, read_stored_tensors
-from megatrain.errors import CheckpointError
 from tests.checkpoint.hostile import change_metadata, save, touches
 
 NAME = "weight.a"

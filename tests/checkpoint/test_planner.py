@@ -10,12 +10,12 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Sav
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatrain.checkpoint.fragments import Fragment
+from megatrain.base.errors import CheckpointError
+from megatrain.checkpoint.deepspeed_state import Fragment
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.storage import HashingWriter
-from megatrain.errors import CheckpointError
-from megatrain.model.huggingface import shapes
+from megatrain.huggingface.names import shapes
 from tests.checkpoint.many_ranks import Ranks, model, parts_of, pickled_bytes, write
 
 pytestmark = pytest.mark.filterwarnings(

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from megatrain.base.errors import CheckpointError
+from megatrain.base.progress import Progress
 from megatrain.checkpoint.progress import progress_of, saved_progress
-from megatrain.errors import CheckpointError
-from megatrain.progress import Progress
-from megatrain.run_dir import MANIFEST, RunDir
+from megatrain.run.directory import MANIFEST, RunDir
 
 
 def test_of_a_checkpoint_without_batch_sizes() -> None:

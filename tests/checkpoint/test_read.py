@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from megatrain.checkpoint.export import export
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.read import read_model
-from megatrain.errors import CheckpointError
 from megatrain.generate import generate
+from megatrain.huggingface.export import export
 from tests.checkpoint.hostile import change_metadata, sign, touches
 from tests.trained import make_trained_run
 

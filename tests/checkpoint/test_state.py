@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.state import read_state
-from megatrain.errors import CheckpointError
 from tests.trained import section
 
 LOADER = {

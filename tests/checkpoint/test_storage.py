@@ -14,13 +14,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint import storage
 from megatrain.checkpoint.manifest import FileRecord
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.saved_tensor import read_saved_tensor
 from megatrain.checkpoint.storage import HashingWriter, SafeReader
-from megatrain.errors import CheckpointError
 from tests.checkpoint.hostile import Calls, change_metadata, touches
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*intent is to save in a single process")

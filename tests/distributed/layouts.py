@@ -137,9 +137,9 @@ class Run:
         for step in range(first, last):
             loss = torch.zeros(())
             for batch in self.micro_batches(step):
-                loss += self.engine.accumulate(batch, targets)
+                loss += self.engine.forward_backward(batch, targets)
                 norm = self.engine.step(rate_at(step))
-            dist.all_reduce(loss, group=self.mesh.replica_group)
+            dist.all_reduce(loss, group=self.mesh.dp_cp_group)
             measured.append((loss.item() / targets, norm))
         return measured
 

@@ -214,7 +214,7 @@ def measure(case: Case) -> Measured:
         tokens = case.config.training.global_batch_size * case.sequence_length
         for _ in range(STEPS):
             for _ in range(case.layout.gradient_accumulation_steps):
-                engine.accumulate(batch, tokens)
+                engine.forward_backward(batch, tokens)
                 marks["backward"] = live.peak()
                 engine.step(1e-4)
                 marks["step"] = live.peak()

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from launcher.preflight import checks
-from launcher.run_files import is_finetune, prepare_run
-from megatrain import config_file
+from launcher.runs.prepare import is_finetune, prepare_run
+from megatrain.config.file import parse_config
 from megatrain.data.preparation.prepare import PrepareOptions, prepare
 from megatrain.data.text.tokenizer import train_tokenizer
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.distributed.ranks import RankPool, free_port
 
 BLOCK_TOKENS = 240
@@ -47,7 +47,7 @@ def one_start(project: str, run: str, kind: str, port: int) -> None:
 
 def start(ranks: RankPool, text: str, *overrides: str) -> RunDir:
     """`megatrain train` or `finetune` in the working folder, to its end; raises what a rank raised."""
-    found = checks.examine(config_file.parse(text, overrides=overrides))
+    found = checks.examine(parse_config(text, overrides=overrides))
     report = found.demand()
     run = prepare_run(found.config, report.chosen)
     kind = "finetune" if is_finetune(found.config) else "pretrain"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.status import status
-from megatrain import config_file
+from launcher.runs.status import status
 from megatrain.checkpoint.manifest import verify
 from megatrain.checkpoint.progress import is_complete, saved_progress
 from megatrain.checkpoint.state import read_state
+from megatrain.config.file import load_config
 from megatrain.monitor.metrics import read_metrics
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.distributed.ranks import RankPool
 from tests.distributed.runs import start
 
@@ -66,7 +66,7 @@ def test_a_run_given_in_tokens_reads_them_whatever_its_batches(
     for batch, end in zip(batches, ends, strict=True):
         given = [f"run.name={name}", f"training.tokens={end * LENGTH}", f"training.global_batch_size={batch}"]
         run = start(ranks, text, *given, *(["finetune.base=runs/base"] if kind == "finetune" else []))
-        assert is_complete(run, config_file.load(run.config))
+        assert is_complete(run, load_config(run.config))
         one = status(run)
         assert (one.state, one.step, one.total_steps) == ("finished", run.steps()[-1], run.steps()[-1])
     assert [row[1] for row in rows_of(run)] == samples
@@ -74,7 +74,7 @@ def test_a_run_given_in_tokens_reads_them_whatever_its_batches(
     assert (
         saved_progress(run).samples == samples[-1] == read_state(run.step(len(samples))).facts()["loader"]["position"]
     )
-    assert rows_of(run)[-1][2] == pytest.approx(0.1 * config_file.load(run.config).optimizer.learning_rate)
+    assert rows_of(run)[-1][2] == pytest.approx(0.1 * load_config(run.config).optimizer.learning_rate)
 
 
 def test_a_checkpoint_of_before_batch_sizes_were_recorded_goes_on(ranks: RankPool, here: Path) -> None:

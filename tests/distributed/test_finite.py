@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatrain.errors import NonFiniteError
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.base.errors import NonFiniteError
+from megatrain.base.progress import Progress
+from megatrain.run.directory import RunDir
 from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout, Run, config_of, rate_at
 from tests.distributed.ranks import RankPool
 
@@ -23,7 +23,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
     """Weights, moments and the optimizer's count of updates."""
     optimizer = run.engine._engine.optimizer
     steps = [state["step"] for state in getattr(optimizer, "optimizer", optimizer).state.values()]
-    tensors = {name: piece._flat.clone() for name, piece in run.engine.state().items()}
+    tensors = {name: piece._flat.clone() for name, piece in run.engine.sharded_state().items()}
     return tensors | {"steps": torch.as_tensor(steps)}
 
 
@@ -33,7 +33,7 @@ def one_step(run: Run, step: int, *, added_loss: float = 0.0, targets: float = G
     if dist.get_rank() == dist.get_world_size() - 1:
         engine._forward = lambda part: forward(part) + added_loss
     for batch in run.micro_batches(step):
-        engine.accumulate(batch, targets)
+        engine.forward_backward(batch, targets)
         norm = engine.step(rate_at(step))
     engine._forward = forward
     return norm
@@ -75,7 +75,7 @@ def what_the_guard_says(layout: Layout, folder: str, case: str) -> str:
             guard.validation(progress, math.nan, math.nan if mine else 2.0)
         elif case == "weights":
             if mine:
-                run.engine.state()["weight.norm.weight"]._flat[-1] = math.nan
+                run.engine.sharded_state()["weight.norm.weight"]._flat[-1] = math.nan
             guard.saving(progress, run.engine.not_finite())
         else:  # as on a GPU: norms are looked at when the host waits anyway
             for loss, norm in ((2.0, 1.0), (math.nan if mine else 2.0, math.inf), (2.0, 1.0), (math.inf, math.nan)):

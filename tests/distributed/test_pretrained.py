@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatrain.checkpoint.export import export
-from megatrain.checkpoint.pretrained import PretrainedReader
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.read import read_tensors
-from megatrain.errors import CheckpointError
-from megatrain.model.config_json import read_pretrained
-from megatrain.model.huggingface import from_huggingface
-from megatrain.run_dir import RunDir
+from megatrain.huggingface.config_json import read_pretrained
+from megatrain.huggingface.export import export
+from megatrain.huggingface.names import from_huggingface
+from megatrain.huggingface.reader import PretrainedReader
+from megatrain.run.directory import RunDir
 from tests.distributed.layouts import Layout, Run, config_of, documents, global_batch, model_section
 from tests.distributed.ranks import RankPool
 
@@ -51,7 +51,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded(layout: Layout, base: str, folder: str) -> float:
+def loaded_loss(layout: Layout, base: str, folder: str) -> float:
     """Start from a model folder; the summed loss of a batch, and a checkpoint of what was loaded."""
     from megatrain.checkpoint.store import CheckpointStore
     from megatrain.train.checkpointing import Checkpointer
@@ -62,13 +62,13 @@ def loaded(layout: Layout, base: str, folder: str) -> float:
     assert checkpointer.load_weights(Path(base)) == Path(base)
     checkpointer.save(0, {})
     loss = sum(run.engine.evaluate(batch)[0] for batch in run.micro_batches(0))
-    torch.distributed.all_reduce(loss, group=run.mesh.replica_group)
+    torch.distributed.all_reduce(loss, group=run.mesh.dp_cp_group)
     return float(loss)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_any_layout_reads_its_slices(ranks: RankPool, theirs: Path, tmp_path: Path, layout: Layout) -> None:
-    losses = ranks.run(layout.world_size, loaded, layout, str(theirs), str(tmp_path))
+    losses = ranks.run(layout.world_size, loaded_loss, layout, str(theirs), str(tmp_path))
     assert len(set(losses)) == 1
 
     files: dict[str, torch.Tensor] = {}
@@ -94,11 +94,11 @@ def test_any_layout_reads_its_slices(ranks: RankPool, theirs: Path, tmp_path: Pa
 
 def test_what_is_exported_is_read_again(ranks: RankPool, theirs: Path, tmp_path: Path) -> None:
     """From their format into a checkpoint and back: the same bits."""
-    from megatrain.config_file import dump
+    from megatrain.config.file import dump_config
 
     run = RunDir(tmp_path / "run")
-    ranks.run(2, loaded, Layout(1, 1, 2), str(theirs), str(run.path))
-    run.config.write_text(dump(config_of(Layout(1, 1, 2))), encoding="utf-8")
+    ranks.run(2, loaded_loss, Layout(1, 1, 2), str(theirs), str(run.path))
+    run.config.write_text(dump_config(config_of(Layout(1, 1, 2))), encoding="utf-8")
     folder = export(run.step(0), tmp_path / "out", dtype="float32").folder
     mine = load_file(folder / "model.safetensors")
     for file in theirs.glob("*.safetensors"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatrain.checkpoint.read import read_tensors
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.distributed.layouts import Layout, Run
 from tests.distributed.ranks import RankPool
 
@@ -42,15 +42,15 @@ def store_of(run: Run, folder: str):
 def save_and_go_on(layout: Layout, folder: str) -> list[tuple[float, float]]:
     run = Run(layout)
     run.train(0, SAVED_AT)
-    store_of(run, folder).save(SAVED_AT, run.engine.state(for_saving=True), {"step": SAVED_AT})
+    store_of(run, folder).save(SAVED_AT, run.engine.sharded_state(for_saving=True), {"step": SAVED_AT})
     return run.train(SAVED_AT, UNTIL)
 
 
 def load_and_go_on(layout: Layout, folder: str, again: str) -> list[tuple[float, float]]:
     run = Run(layout)
-    store_of(run, folder).load(RunDir(folder).step(SAVED_AT), run.engine.state())
-    run.engine.loaded(optimizer_step=SAVED_AT)
-    store_of(run, again).save(SAVED_AT, run.engine.state(for_saving=True), {"step": SAVED_AT})
+    store_of(run, folder).load(RunDir(folder).step(SAVED_AT), run.engine.sharded_state())
+    run.engine.after_load(optimizer_step=SAVED_AT)
+    store_of(run, again).save(SAVED_AT, run.engine.sharded_state(for_saving=True), {"step": SAVED_AT})
     return run.train(SAVED_AT, UNTIL)
 
 

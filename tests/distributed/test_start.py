@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from launcher.preflight import checks
-from launcher.run_files import is_finetune, prepare_run
-from megatrain import config_file
-from megatrain.checkpoint.export import export
-from megatrain.errors import MegatrainError
-from megatrain.run_dir import RunDir
+from launcher.runs.prepare import is_finetune, prepare_run
+from megatrain.base.errors import MegatrainError
+from megatrain.config.file import load_config, parse_config
+from megatrain.huggingface.export import export
+from megatrain.run.directory import RunDir
 from tests.distributed.ranks import RankPool, free_port
 from tests.distributed.runs import one_start
 
@@ -86,7 +86,7 @@ def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str
     """The folder of the first run that passes the preflight, its ranks, and its configuration's module."""
     for given in overrides:
         try:
-            found = checks.examine(config_file.parse(text, overrides=given))
+            found = checks.examine(parse_config(text, overrides=given))
             report = found.demand()
             run = prepare_run(found.config, report.chosen)
         except MegatrainError:
@@ -98,7 +98,7 @@ def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str
 def start(ranks: RankPool, found: tuple[RunDir, int, str]) -> list[float]:
     """Train it to its end; the losses it reported."""
     run, world_size, kind = found
-    config = config_file.load(run.config)
+    config = load_config(run.config)
     ranks.run(world_size, one_start, str(Path.cwd()), str(run), kind, free_port())
     assert run.steps()[-1] == config.total_steps
     return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines() if '"loss"' in line]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.manifest import (
     FileRecord,
     list_checkpoints,
@@ -15,8 +16,7 @@ from megatrain.checkpoint.manifest import (
     write_manifest,
 )
 from megatrain.checkpoint.read import read_tensors
-from megatrain.errors import CheckpointError
-from megatrain.run_dir import MANIFEST, RunDir
+from megatrain.run.directory import MANIFEST, RunDir
 from tests.distributed.layouts import Layout, Run, config_of
 from tests.distributed.ranks import RankPool
 

@@ -12,7 +12,7 @@ import torch
 
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import read_state
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.project import make_project, megatrain, metrics, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]

@@ -80,7 +80,7 @@ def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
         loss = 0.0
         for rows in torch.arange(GLOBAL_BATCH).split(layout.micro_batch):
             batch = Batch(ids[rows], labels[rows], positions[rows], cu_seqlens_of(layouts.documents()[rows]))
-            loss += engine.accumulate(batch, labels.numel()).item()
+            loss += engine.forward_backward(batch, labels.numel()).item()
             norm = engine.step(layouts.rate_at(step))
         measured.append((loss / labels.numel(), norm))
     return measured

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from megatrain import config_file
 from megatrain.config import Config
+from megatrain.config.file import parse_config
 from megatrain.data.folder.files import FileRecord
 from megatrain.data.folder.index import BlockRecord, Index
 from megatrain.data.folder.manifest import Manifest, Recipe, SourceList
-from megatrain.run_dir import MANIFEST, RunDir
+from megatrain.run.directory import MANIFEST, RunDir
 
 TINY = """
 run: {name: tiny}
@@ -28,7 +28,7 @@ cluster: {hardware: cpu, nodes: 1, gpus_per_node: 2}
 @pytest.fixture
 def tiny() -> Callable[..., Config]:
     """tiny("a.b=1", …): the small run with overrides."""
-    return lambda *overrides: config_file.parse(TINY, name="tiny.yaml", overrides=overrides)
+    return lambda *overrides: parse_config(TINY, name="tiny.yaml", overrides=overrides)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from megatrain.errors import CheckpointError
+from megatrain.base.errors import CheckpointError
 from tests.checkpoint.hostile import change_metadata, sign
 from tests.trained import make_trained_run
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from megatrain import config_file
+from megatrain.base.errors import ExitCode
 from megatrain.base.terminal import has_control_characters
-from megatrain.errors import ExitCode
+from megatrain.config.file import parse_config
 from tests.launcher.conftest import TINY, write_data
 from tests.trained import make_trained_run
 
@@ -148,7 +148,7 @@ def test_every_mistake_of_a_file_is_told_at_once(folder):
 
 
 def test_a_defect_keeps_its_traceback_and_is_1(folder):
-    code = "import launcher.commands.report as r; del r.plan_text; from launcher.cli import main; main()"
+    code = "import launcher.commands.render as r; del r.plan_text; from launcher.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "plan", "tiny.yaml"],
         cwd=folder,
@@ -170,7 +170,7 @@ def test_plan_json(folder):
 
 def test_config_show_is_read_back_equal(folder):
     shown = command("config", "show", "tiny.yaml", "training.steps=7", cwd=folder).stdout
-    assert config_file.parse(shown) == config_file.parse(TINY, overrides=["training.steps=7"])
+    assert parse_config(shown) == parse_config(TINY, overrides=["training.steps=7"])
 
 
 def test_config_schema_describes_every_section():

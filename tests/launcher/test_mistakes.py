@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from launcher.planning.plan import make_plan
 from launcher.preflight import checks
-from megatrain import config_file
+from megatrain.base.errors import MegatrainError
 from megatrain.config import FinetuneConfig, PretrainConfig
-from megatrain.errors import MegatrainError
+from megatrain.config.file import parse_config
 from tests.launcher.conftest import write_data
 from tests.launcher.mutations import REAL_MISTAKES, RIGHT, mutated_texts, mutated_trees
 
@@ -31,7 +31,7 @@ PLACED = re.compile(r"^run\.yaml:\d+: |^command line: ")
 def complaints(text, overrides=()):
     """What is said about a file, from reading it to preflight; nothing when it may start."""
     try:
-        config = config_file.parse(text, name="run.yaml", overrides=overrides)
+        config = parse_config(text, name="run.yaml", overrides=overrides)
         findings = checks.check(config, make_plan(config).chosen)
     except MegatrainError as error:
         return str(error).splitlines()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig, TrainingSection
 from megatrain.monitor.console import Console
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.errors import DataError, PreflightError
+from megatrain.base.errors import DataError, PreflightError
 from megatrain.monitor.metrics import MetricsLog, read_metrics
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 ISSUE_FIELDS = {
     "step", "loss", "grad_norm", "learning_rate", "tokens", "step_seconds", "tokens_per_second", "mfu",
@@ -105,7 +105,7 @@ def test_every_line_outlives_a_process_that_is_killed(run):
     script = (
         "import os, signal, sys\n"
         "from megatrain.monitor.metrics import MetricsLog\n"
-        "from megatrain.run_dir import RunDir\n"
+        "from megatrain.run.directory import RunDir\n"
         "log = MetricsLog(RunDir(sys.argv[1]), resume_step=0)\n"
         "for step in range(1, 4): log.write_validation(step, 1.0)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatrain.errors import PreflightError
+from megatrain.base.errors import PreflightError
 from megatrain.monitor import tensorboard
 from megatrain.monitor.tensorboard import TensorBoard
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 
 @pytest.fixture

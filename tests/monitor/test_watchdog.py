@@ -14,7 +14,7 @@ PRELUDE = """
 import ctypes, signal, os, sys, threading, time
 from megatrain.monitor import watchdog
 from megatrain.monitor.watchdog import Watchdog
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 watchdog.GRACE_SECONDS = 0.2
 run = RunDir(sys.argv[1])
 dog = Watchdog(run, rank=0, hang_seconds=0.6)

@@ -54,5 +54,5 @@ def test_a_mesh_answers_as_deepspeed_asks(one_rank) -> None:
     assert mesh.is_main
     assert (mesh.get_model_parallel_rank(), mesh.get_model_parallel_world_size()) == (0, 1)
     assert (mesh.get_data_parallel_rank(), mesh.get_data_parallel_world_size()) == (0, 1)
-    assert mesh.get_data_parallel_group() is mesh.replica_group
+    assert mesh.get_data_parallel_group() is mesh.dp_cp_group
     assert mesh.get_model_parallel_group() is mesh.get_tensor_model_parallel_group() is mesh.tensor_group

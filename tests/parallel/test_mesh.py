@@ -23,9 +23,9 @@ def test_a_rank_asks_for_its_own_groups_only(tensor, context, sizes) -> None:
         assert all(777 in ranks for ranks in asked)
         assert dist.get_process_group_ranks(mesh.tensor_group) in topology.tensor_groups()
         assert dist.get_process_group_ranks(mesh.context_group) in topology.context_groups()
-        assert dist.get_process_group_ranks(mesh.replica_group) in topology.replica_groups()
+        assert dist.get_process_group_ranks(mesh.dp_cp_group) in topology.dp_cp_groups()
         assert dist.get_rank(mesh.tensor_group) == mesh.tensor_rank
-        assert dist.get_rank(mesh.replica_group) == mesh.get_data_parallel_rank()
+        assert dist.get_rank(mesh.dp_cp_group) == mesh.get_data_parallel_rank()
 
 
 def test_collectives_give_up_when_they_are_told_to_and_the_control_group_waits(one_rank) -> None:
@@ -35,7 +35,7 @@ def test_collectives_give_up_when_they_are_told_to_and_the_control_group_waits(o
     def timeout(group: dist.ProcessGroup) -> timedelta:
         return group._get_backend(torch.device("cpu")).options._timeout
 
-    assert timeout(mesh.tensor_group) == timeout(mesh.replica_group) == timedelta(seconds=660)
+    assert timeout(mesh.tensor_group) == timeout(mesh.dp_cp_group) == timedelta(seconds=660)
     assert timeout(mesh.control_group) == timedelta(days=1)
 
 
@@ -44,5 +44,5 @@ def test_no_two_groups_of_a_kind_are_one_split_of_the_world(world_size) -> None:
     """NCCL tells the groups of a split apart by a number that torch makes of their ranks."""
     for size in (1, 2, 4, 8):
         topology = Topology(world_size=world_size, tensor_parallel=size)
-        for groups in (topology.tensor_groups(), topology.replica_groups()):
+        for groups in (topology.tensor_groups(), topology.dp_cp_groups()):
             assert len({_process_group_color(ranks) for ranks in groups}) == len(groups)

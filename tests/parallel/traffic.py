@@ -42,7 +42,7 @@ class Traffic(TorchDispatchMode):
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()
-        self._groups = {mesh.tensor_group.group_name: "tensor", mesh.replica_group.group_name: "replica"}
+        self._groups = {mesh.tensor_group.group_name: "tensor", mesh.dp_cp_group.group_name: "replica"}
         self._sizes = {"tensor": mesh.tensor_parallel, "replica": mesh.replicas}
         self.sent: Counter[tuple[str, str, str]] = Counter()
         self.calls: Counter[tuple[str, str, str]] = Counter()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from megatrain.run.attempts import Attempt
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 
 @pytest.fixture

@@ -5,8 +5,15 @@ import os
 
 import pytest
 
-from megatrain.errors import PreflightError
-from megatrain.run.attempts import ended, fruitless, newest_step, read_attempts, unreliable_nodes, write_attempts
+from megatrain.base.errors import PreflightError
+from megatrain.run.attempts import (
+    attempts_without_progress,
+    ended,
+    newest_step,
+    read_attempts,
+    unreliable_nodes,
+    write_attempts,
+)
 from tests.run.conftest import an_attempt
 
 OLD = {"job": "7", "host": "n1", "pid": 12, "nodes": ["n1"], "ranks": 2, "started": 1.5, "start_step": 3}
@@ -28,7 +35,7 @@ def test_a_history_of_an_earlier_version_is_read(run):
 def test_fields_of_a_newer_version_neither_erase_the_history_nor_are_lost(run):
     newer = OLD | {"ended": 2.0, "end_step": 3, "color": {"deep": [1]}}
     run.attempts.write_text(json.dumps([newer] * 3), encoding="utf-8")
-    assert fruitless(read_attempts(run)) == 3
+    assert attempts_without_progress(read_attempts(run)) == 3
     write_attempts(run, [ended(run, attempt) for attempt in read_attempts(run)])
     assert [one["color"] for one in json.loads(run.attempts.read_text())] == [{"deep": [1]}] * 3
 
@@ -89,12 +96,12 @@ def test_a_folder_that_cannot_be_written_is_one_message(run, monkeypatch):
 
 
 def test_starts_in_vain_are_counted_from_the_end(run):
-    assert fruitless([]) == 0
-    assert fruitless([an_attempt(0, 5), an_attempt(5, 5), an_attempt(5, 5)]) == 2
-    assert fruitless([an_attempt(5, 5), an_attempt(5, 9)]) == 0
-    assert fruitless([an_attempt(5, 5, started=1.0), an_attempt(5, 5, started=3.0)], since=2.0) == 1
+    assert attempts_without_progress([]) == 0
+    assert attempts_without_progress([an_attempt(0, 5), an_attempt(5, 5), an_attempt(5, 5)]) == 2
+    assert attempts_without_progress([an_attempt(5, 5), an_attempt(5, 9)]) == 0
+    assert attempts_without_progress([an_attempt(5, 5, started=1.0), an_attempt(5, 5, started=3.0)], since=2.0) == 1
     running = an_attempt(5, None, ended=None)
-    assert fruitless([an_attempt(5, 5), running]) == 1, "the one that runs has not failed yet"
+    assert attempts_without_progress([an_attempt(5, 5), running]) == 1, "the one that runs has not failed yet"
 
 
 def test_a_node_is_unreliable_from_its_second_failure(run):

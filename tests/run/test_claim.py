@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from megatrain.errors import CheckpointError, PreflightError
+from megatrain.base.errors import CheckpointError, PreflightError
 from megatrain.run.attempts import read_attempts, write_attempts
 from megatrain.run.claim import VARIABLE, Claim, close_attempt, current, superseded
 from tests.run.conftest import an_attempt

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from megatrain.run.attempts import Attempt
+from megatrain.run.directory import RunDir
 from megatrain.run.launchers import identity, is_elsewhere, lives, not_to_be_signalled
-from megatrain.run_dir import RunDir
 from tests.run.conftest import an_attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = (
-    "import sys\nfrom megatrain.run.lock import launcher_lock\nfrom megatrain.run_dir import RunDir\n"
+    "import sys\nfrom megatrain.run.lock import launcher_lock\nfrom megatrain.run.directory import RunDir\n"
     "with launcher_lock(RunDir(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
 )
 

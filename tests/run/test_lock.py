@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from megatrain.errors import PreflightError
+from megatrain.base.errors import PreflightError
 from megatrain.run import lock
 from megatrain.run.lock import LockHeldError, launcher_lock, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
-    "import sys\nfrom megatrain.run.lock import locked\nfrom megatrain.run_dir import RunDir\n"
+    "import sys\nfrom megatrain.run.lock import locked\nfrom megatrain.run.directory import RunDir\n"
     "with locked(RunDir(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
 )
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatrain.errors import PreflightError
+from megatrain.base.errors import PreflightError
 from megatrain.run.attempts import write_attempts
 from megatrain.run.claim import VARIABLE, Claim
 from megatrain.run.outcomes import Outcome, last_error, read_outcome, record_outcome

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from launcher.planning.plan import make_plan, resolve
-from launcher.run_files import prepare_run
-from launcher.slurm import jobs
+from launcher.runs.prepare import prepare_run
+from launcher.slurm import job
 from launcher.slurm.script import render
-from megatrain import config_file
-from megatrain.run_dir import RunDir
+from megatrain.config.file import parse_config
+from megatrain.run.directory import RunDir
 
 BED = Path(__file__).parent / "bed" / "cluster.sh"
 _SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -112,7 +112,7 @@ import json, os, pathlib, signal, sys, time
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.run.claim import own_claim
 from megatrain.run.outcomes import record_outcome
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 
 run, rank = RunDir(sys.argv[1]), int(os.environ["SLURM_PROCID"])
 start = own_claim().attempt
@@ -182,12 +182,12 @@ def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def make(code: str, *overrides: str, profile: str | None = None, chain: int = 1) -> Submitted:
         (tmp_path / "stand_in.py").write_text(STAND_IN + code, encoding="utf-8")
-        config = config_file.parse(CONFIG, overrides=overrides)
+        config = parse_config(CONFIG, overrides=overrides)
         chosen = make_plan(config).chosen
         run = prepare_run(config, chosen)
         script = render(resolve(config, chosen), run, chosen, profile=profile)
         script = script.replace("-m megatrain.train", str(tmp_path / "stand_in.py"))
-        first, *_ = jobs.submit(script, run, chain=chain)
+        first, *_ = job.submit(script, run, chain=chain)
         return Submitted(first, run, script)
 
     yield make

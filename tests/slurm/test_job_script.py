@@ -4,11 +4,12 @@ import subprocess
 
 import pytest
 
-from launcher.slurm import clients, jobs
-from launcher.slurm.job_file import read_job
-from launcher.slurm.status import status
-from megatrain.errors import PreflightError
+from launcher.runs.status import status
+from launcher.slurm import commands
+from launcher.slurm.job_record import read_job
+from megatrain.base.errors import PreflightError
 from megatrain.run.attempts import read_attempts
+from tests.project import ROOT
 from tests.slurm.conftest import wait_until
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED")
@@ -47,7 +48,7 @@ def test_preempted_by_a_higher_partition_it_saves_and_goes_on_after(cluster, sub
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
     options = ["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
-    higher = clients.client("sbatch", "--parsable", *options).strip()
+    higher = commands.run_slurm("sbatch", "--parsable", *options).strip()
     cluster.wait_for(higher, "RUNNING", "COMPLETED", seconds=60)
     assert cluster.wait_for(job.id, *ENDED)["JobState"] == "COMPLETED", job.log
     assert [attempt.exit_code for attempt in read_attempts(job.run)] == [75, 0]
@@ -101,12 +102,12 @@ def test_stop_saves_and_does_not_come_back_until_it_is_handed_in_again(cluster, 
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
     assert status(job.run).state == "running"
-    assert "it saves and stops" in jobs.stop(job.run, now=False)
+    assert "it saves and stops" in job.stop(job.run, now=False)
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
     assert job.run.steps() == [1]
     assert status(job.run).state == "stopped"
-    (again,) = jobs.submit(job.script, job.run)
+    (again,) = job.submit(job.script, job.run)
     assert cluster.wait_for(again, *ENDED)["JobState"] == "COMPLETED"
     assert job.run.steps() == [1, 2]
 
@@ -124,15 +125,15 @@ def test_a_cancelled_job_is_not_queued_again(cluster, submit):
 def test_a_second_submission_of_a_run_is_refused(cluster, submit):
     job = submit("hang()", "cluster.nodes=1")
     job.started(ranks=2)
-    assert "job " + job.id in (jobs.busy_with(job.run) or "")
-    (found,) = jobs.findings(job.script, job.run)
+    assert "job " + job.id in (job.busy_with(job.run) or "")
+    (found,) = job.findings(job.script, job.run)
     assert found.text.startswith(f"{job.run}: job {job.id} (RUNNING) has it already")
-    second = clients.submit(job.script, job.run)  # past the check, as when two people submit in one moment
+    second = commands.submit(job.script, job.run)  # past the check, as when two people submit in one moment
     cluster.wait_for(second, "FAILED", seconds=60)
     assert cluster.job(second)["ExitCode"] == "3:0"
     assert f"is being trained by job {job.id}" in (job.run.logs / f"slurm-{second}.log").read_text()
     assert cluster.job(job.id)["JobState"] == "RUNNING"
-    jobs.stop(job.run, now=True)
+    job.stop(job.run, now=True)
     cluster.wait_for(job.id, "CANCELLED")
     assert status(job.run).state in ("stopped", "finished")
 
@@ -155,11 +156,10 @@ def test_ranks_in_a_container(cluster, submit, tmp_path):
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\necho "apptainer $*"\nshift 7\nexec "$@"\n', encoding="utf-8")
     stand_in.chmod(0o755)
-    python = clients.shutil.which("python3")
+    python = commands.shutil.which("python3")
     profile = tmp_path / "site.sh"
-    shipped = (jobs.__file__).replace("launcher/slurm/jobs.py", "slurm/profiles/apptainer.sh")
-    with open(shipped, encoding="utf-8") as file:
-        text = file.read().replace("RANK_PYTHON=python3", "RANK_PYTHON=$PYTHON")
+    shipped = ROOT / "slurm/profiles/apptainer.sh"
+    text = shipped.read_text(encoding="utf-8").replace("RANK_PYTHON=python3", "RANK_PYTHON=$PYTHON")
     profile.write_text(f"export PATH={stand_in.parent}:$PATH IMAGE=image.sif\n{text}", encoding="utf-8")
     job = submit("save(1)", profile=str(profile))
     assert cluster.wait_for(job.id, *ENDED)["JobState"] == "COMPLETED", job.log
@@ -170,7 +170,7 @@ def test_ranks_in_a_container(cluster, submit, tmp_path):
 def test_what_can_never_start_is_refused_before_it_is_queued(cluster, submit):
     job = submit("save(1)")
     cluster.wait_for(job.id, *ENDED)
-    assert "to start at" in clients.test_only(job.script)
+    assert "to start at" in commands.test_only(job.script)
     for impossible in ("--partition=nowhere", "--nodes=4"):
         with pytest.raises(PreflightError, match=r"^sbatch: "):
-            clients.test_only(job.script.replace("--nodes=2", impossible))
+            commands.test_only(job.script.replace("--nodes=2", impossible))

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from launcher.slurm import clients, jobs
-from megatrain.errors import PreflightError
+from launcher.slurm import commands
+from megatrain.base.errors import PreflightError
 from megatrain.run.attempts import Attempt, read_attempts, write_attempts
 from tests.slurm.conftest import wait_until
 
@@ -17,12 +17,12 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 
 
 def nodes_of(cluster, job) -> list[str]:
-    return clients.hostnames(cluster.job(job.id)["NodeList"])
+    return commands.hostnames(cluster.job(job.id)["NodeList"])
 
 
 def could_start(job) -> bool:
     with suppress(PreflightError):  # nodes report to a new controller one by one
-        return bool(clients.test_only(job.script))
+        return bool(commands.test_only(job.script))
     return False
 
 
@@ -40,7 +40,7 @@ def test_a_crashed_node_costs_a_restart_on_the_others(cluster, submit):
         assert first not in lost.failed_nodes
     finally:
         cluster.operate("boot", second)
-        wait_until(lambda: not clients.nodes_down([second]), 60)
+        wait_until(lambda: not commands.nodes_down([second]), 60)
 
 
 def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
@@ -54,7 +54,7 @@ def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
         assert frozen not in nodes_of(cluster, job)
     finally:
         cluster.operate("thaw", frozen)
-        wait_until(lambda: not clients.nodes_down([frozen]), 60)
+        wait_until(lambda: not commands.nodes_down([frozen]), 60)
 
 
 def test_a_node_that_failed_twice_is_left_out(cluster, submit):
@@ -99,18 +99,18 @@ def test_a_job_that_ends_while_the_controller_is_away_is_queued_again_when_it_is
 def test_a_controller_that_restarts_loses_no_job_and_a_full_queue_is_refused(cluster, submit):
     job = submit("hang()", "training.steps=2")
     job.started()
-    known = len(clients.client("squeue", "-h", "--states=all").splitlines())
+    known = len(commands.run_slurm("squeue", "-h", "--states=all").splitlines())
     cluster.operate("down")
     cluster.operate("up", f"MaxJobCount={known}")
     try:
         assert cluster.job(job.id)["JobState"] == "RUNNING"
-        found = [finding.text for finding in jobs.findings(job.script, job.run)]
+        found = [finding.text for finding in job.findings(job.script, job.run)]
         assert "sbatch: allocation failure: Resource temporarily unavailable" in found
     finally:
         cluster.operate("down")
         cluster.operate("up")
     wait_until(lambda: could_start(job), 30)
-    jobs.stop(job.run, now=False)
+    job.stop(job.run, now=False)
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
     assert job.run.steps() == [1]

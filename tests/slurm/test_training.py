@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatrain.run.attempts import read_attempts
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.project import make_project, megatrain, metrics
 from tests.slurm.conftest import wait_until
 

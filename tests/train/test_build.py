@@ -15,8 +15,8 @@ from tests.train.large import RANKS, llama_70b
 
 @pytest.mark.parametrize(("tensor_parallel", "zero_stage"), [(1, 3), (8, 3), (8, 1)])
 def test_a_rank_of_70b_makes_what_it_owns_and_one_parameter_beside_it(rank_of, tensor_parallel, zero_stage) -> None:
+    from megatrain.optim.build import build_optimizer
     from megatrain.train.engine import compute_dtype, partitioner
-    from megatrain.train.optimizer import build_optimizer
 
     rank_of(RANKS)
     config = llama_70b(tensor_parallel=tensor_parallel, zero_stage=zero_stage)

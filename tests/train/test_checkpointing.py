@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import verify
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.store import CheckpointStore
-from megatrain.errors import CheckpointError, ConfigError
 from megatrain.monitor.metrics import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts, write_attempts
-from megatrain.run_dir import MANIFEST, RunDir
+from megatrain.run.directory import MANIFEST, RunDir
 from megatrain.train.checkpointing import Checkpointer
 from tests.checkpoint.hostile import change_metadata, sign, touches
 from tests.trained import make_config
@@ -34,7 +34,7 @@ class Engine:
     def state(self, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in self.tensors.items() if not weights_only or name.startswith("weight")}
 
-    def loaded(self, *, optimizer_step: int) -> None:
+    def after_load(self, *, optimizer_step: int) -> None:
         pass
 
 

@@ -17,7 +17,7 @@ class UniformEngine:
     device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        self.mesh = SimpleNamespace(replica_group=dist.group.WORLD)
+        self.mesh = SimpleNamespace(dp_cp_group=dist.group.WORLD)
 
     def evaluate(self, batch: Batch) -> torch.Tensor:
         targets = (batch.labels != IGNORE_INDEX).sum().double()

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from megatrain.errors import MegatrainError, PreflightError
+from megatrain.base.errors import MegatrainError, PreflightError
 from megatrain.train.rendezvous import agree, open_store
 
 SECONDS = timedelta(seconds=20)

@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from megatrain.base.progress import Progress
 from megatrain.monitor.metrics import read_metrics
 from megatrain.parallel.mesh import Mesh
-from megatrain.progress import Progress
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
 from megatrain.train import report
 from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout, config_of

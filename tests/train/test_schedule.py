@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig
-from megatrain.progress import Progress
 from megatrain.train.schedule import learning_rate
 
 PEAK = 2e-3

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from megatrain.errors import MegatrainError
+from megatrain.base.errors import MegatrainError
 from megatrain.train import signals
 
 # A lone rank; what it is sent, it sends itself, and it ends a step where "?" stands.
 PROGRAM = """
 import signal, sys
 import torch.distributed as dist
-from megatrain.train import process
+from megatrain.train import rank
 from megatrain.train.signals import StopRequest
 
 def work():
@@ -27,7 +27,7 @@ def work():
             signal.raise_signal(getattr(signal, word))  # to this very thread: os.kill may choose another
     print("end", flush=True)
 
-process.run(work)
+rank.run(work)
 """
 
 

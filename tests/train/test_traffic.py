@@ -60,7 +60,7 @@ def a_step(layout: Layout, precision: str, monkeypatch) -> tuple[Traffic, int]:
 
     def step() -> torch.Tensor:
         for _ in range(MICRO_BATCHES):
-            engine.accumulate(batch, LENGTH)
+            engine.forward_backward(batch, LENGTH)
             norm = engine.step(1e-4)
         return norm
 
@@ -133,7 +133,7 @@ def test_a_rank_of_70b_on_1024_waits_for_nothing_and_sends_what_is_planned(rank_
         DeepSpeedBF16Config(enabled=True),
         mpu=mesh,
         clip_grad=1.0,
-        dp_process_group=mesh.replica_group,
+        dp_process_group=mesh.dp_cp_group,
         grad_acc_dtype=torch.float32,
     )
     tokens = torch.zeros(1, 8192, dtype=torch.int64, device="meta")

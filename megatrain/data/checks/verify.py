@@ -9,12 +9,12 @@ from typing import BinaryIO, TextIO
 
 import numpy as np
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular, reason
 from megatrain.data.folder.files import FileRecord, sha256_file
 from megatrain.data.folder.index import HASH_BYTES, TOKENS_MEMBER, Index, member_name, read_index
 from megatrain.data.folder.manifest import SOURCES, TOKENIZER, read_manifest
 from megatrain.data.preparation.progress import ProgressLine
-from megatrain.errors import DataError
 
 _CHUNK_BYTES = 1 << 22
 _END_BYTES = 4

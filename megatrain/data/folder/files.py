@@ -12,8 +12,8 @@ from typing import IO, Annotated
 
 from pydantic import ConfigDict, Field
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular
-from megatrain.errors import DataError
 
 TEMPORARY = ".tmp"  # suffix of a file that is being written
 _CHUNK_BYTES = 1 << 20

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.data.folder.locations import join, read_file
 from megatrain.data.folder.manifest import INDEX, Manifest
 from megatrain.data.folder.npy import parse_npy
-from megatrain.errors import DataError
 
 HASH_BYTES = 16
 _END_BYTES = 4  # of a document end

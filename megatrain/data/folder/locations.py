@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from megatrain.base.errors import DataError, PreflightError
 from megatrain.base.files import read_bytes, reason
-from megatrain.errors import DataError, PreflightError
 
 
 def is_remote(path: str | Path) -> bool:

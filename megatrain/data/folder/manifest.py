@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import parse_json, parse_model
 from megatrain.data.folder.files import Count, FileRecord, Sha256
 from megatrain.data.folder.locations import join, location, read_file
-from megatrain.errors import DataError
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

@@ -18,12 +18,12 @@ import numpy as np
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.config import ReadingSection
 from megatrain.data.folder.files import TEMPORARY, FileRecord, sha256_file
 from megatrain.data.folder.locations import join, not_installed
 from megatrain.data.folder.manifest import MANIFEST
 from megatrain.data.folder.storage import FileState, LocalStorage, OpenFile, Range, ReadError, Storage
-from megatrain.errors import DataError
 
 _BACKOFF_SECONDS = 0.25  # before the second try; twice as long before each further one
 _MOST_JOINED = 8 << 20  # bytes of neighbouring ranges that are asked for as one

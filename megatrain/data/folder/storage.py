@@ -19,9 +19,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import reason
 from megatrain.data.folder.files import FileRecord, sha256_file
-from megatrain.errors import DataError
 
 SHOWN_SHARDS = 3  # of those that are amiss
 CHECK_SECONDS = 1.0  # between two looks at a shard that is being read

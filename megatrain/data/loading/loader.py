@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import ConfigError
 from megatrain.config import DataSection
 from megatrain.data.loading.batch import Batch, assemble_rows
 from megatrain.data.loading.evaluation import EvaluationLoader
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.loading.stream import SampleStream
 from megatrain.data.ordering.position import changes_since
-from megatrain.errors import ConfigError
 
 __all__ = ["EvaluationLoader", "StepBatches", "TrainLoader", "rank_offsets"]
 

@@ -22,6 +22,7 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from megatrain.base.errors import DataError, MegatrainError
 from megatrain.base.files import open_regular, parse_json
 from megatrain.config import DataSection, Source
 from megatrain.data.folder.locations import is_remote, location, not_installed
@@ -33,7 +34,6 @@ from megatrain.data.ordering.mixture import Mixture, quotas
 from megatrain.data.ordering.permutation import key
 from megatrain.data.text.rows import MAXIMUM_BYTES
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
-from megatrain.errors import DataError, MegatrainError
 
 _MIXING = 101  # what the key is for; see order.py
 

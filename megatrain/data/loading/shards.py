@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.base.terminal import copyable
 from megatrain.config import ReadingSection
 from megatrain.data.folder.index import ENDS_MEMBER, TOKENS_MEMBER, block_hash, member_name, read_index
@@ -29,7 +30,6 @@ from megatrain.data.folder.storage import (
     descriptor_budget,
 )
 from megatrain.data.loading.batch import Rows
-from megatrain.errors import DataError
 
 _CACHED_ENDS = 8192  # blocks whose document ends are kept
 _END_DTYPE = np.dtype("<u4")

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.config import ReadingSection, Source
 from megatrain.data.folder.storage import descriptor_budget
 from megatrain.data.loading.batch import Row, Rows
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.ordering.permutation import each
 from megatrain.data.ordering.shuffle import SourceSize
-from megatrain.errors import DataError
 
 Int64 = NDArray[np.int64]
 

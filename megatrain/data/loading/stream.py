@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.config import DataSection
 from megatrain.data.loading.batch import Rows
 from megatrain.data.loading.shards import BlockError
@@ -14,7 +15,6 @@ from megatrain.data.loading.transform import Transform
 from megatrain.data.ordering.curriculum import curriculum
 from megatrain.data.ordering.order import Order, Quarantined, Samples, ShuffleRule
 from megatrain.data.ordering.position import identity
-from megatrain.errors import DataError
 
 Int64 = NDArray[np.int64]
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.config import TransformSection
 from megatrain.data.loading.batch import Rows
-from megatrain.errors import DataError
 
 _AT_ONCE = 16  # samples a worker gets in one go
 

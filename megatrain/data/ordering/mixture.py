@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.data.ordering.permutation import each, explicit_permutation, key
-from megatrain.errors import DataError
 
 MIX_BLOCK = 4096
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import parse_model
 from megatrain.config import DataSection
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS
 from megatrain.data.ordering.curriculum import CurriculumStage, curriculum
 from megatrain.data.ordering.order import ORDER_VERSION
-from megatrain.errors import DataError
 
 _MOST = 10**15  # samples
 _Number = Annotated[int, Field(ge=0, le=_MOST)]

@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError, PreflightError
 from megatrain.data.preparation.workers import map_batches
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
-from megatrain.errors import DataError, PreflightError
 
 Tag = TypeVar("Tag")
 Content = str | NDArray[np.int64]  # a text, or tokens that somebody else has made

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 import megatrain
+from megatrain.base.errors import ConfigError
 from megatrain.data.folder.files import make_folder, sole_writer
 from megatrain.data.folder.manifest import (
     MOST_BLOCK_TOKENS,
@@ -35,7 +36,6 @@ from megatrain.data.text.documents import Document, describe, read_documents
 from megatrain.data.text.inputs import Input, find_inputs, records
 from megatrain.data.text.rows import MAXIMUM_BYTES
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import ConfigError
 
 BLOCK_TOKENS = 1 << 18
 SHARD_BYTES = 1 << 28

@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.data.folder.files import write_bytes
 from megatrain.data.preparation.workers import map_batches
-from megatrain.errors import ConfigError, PreflightError
 
 REASONS = ("too_short", "too_long", "repetitive", "other_language", "duplicate", "near_duplicate")
 KEPT = len(REASONS)

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
-from megatrain.errors import DataError
+from megatrain.base.errors import DataError
 
 _BATCHES_AHEAD = 2  # for each worker
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import read_model
 from megatrain.data.folder.files import TEMPORARY, FileRecord, HashingWriter, atomic_file, write_bytes
 from megatrain.data.folder.index import ENDS_MEMBER, TOKENS_MEMBER, BlockRecord, Index, block_hash, member_name
@@ -28,7 +29,6 @@ from megatrain.data.folder.manifest import (
     shard_name,
 )
 from megatrain.data.preparation.blocks import END_DTYPE, Block, Resume, Tokens, block_maker
-from megatrain.errors import DataError
 
 _RECIPE = ".recipe.json"
 _RECEIPT_BYTES = 1 << 30

@@ -12,8 +12,8 @@ from typing import IO, Any, BinaryIO
 
 from backports import zstd
 
+from megatrain.base.errors import DataError, PreflightError
 from megatrain.base.files import open_regular, reason, recognise
-from megatrain.errors import DataError, PreflightError
 
 _BUFFER_BYTES = 1 << 20
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import reason
 from megatrain.data.text.compression import open_data
 from megatrain.data.text.hub import HubDataset
@@ -18,7 +19,6 @@ from megatrain.data.text.kinds import Kind, advice, kind_of
 from megatrain.data.text.megatron import read_megatron
 from megatrain.data.text.rows import MAXIMUM_BYTES, read_rows, too_long
 from megatrain.data.text.tables import NoColumnError
-from megatrain.errors import DataError
 
 NULL_TEXT = "null_text"  # what rows without a text are counted as
 _SHOWN_FILES = 3

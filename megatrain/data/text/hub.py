@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.text.tables import NoColumnError
-from megatrain.errors import ConfigError, DataError
 
 HUB = "hub:"
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, Field
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular, read_model, reason
 from megatrain.data.folder.files import FileRecord, sha256_file
 from megatrain.data.text.hub import HUB, HubDataset
-from megatrain.errors import DataError
 
 INDEX_ENDING = ".idx"  # of Megatron's tokens, which lie in NAME.bin beside it
 _SAVED = ("state.json", "dataset_info.json")  # in a folder that `datasets.save_to_disk` wrote

@@ -5,9 +5,9 @@ import re
 from enum import StrEnum
 from pathlib import Path
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import recognise
 from megatrain.data.text.compression import open_data, split_compression
-from megatrain.errors import DataError
 
 
 class Kind(StrEnum):

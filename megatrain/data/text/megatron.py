@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular, read_bytes
-from megatrain.errors import DataError
 
 _INDEX_BYTES = 1 << 36  # at most: five billion sequences
 _MOST_TOKENS = 1 << 28  # of a document: 2 GiB of int64

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import recognise
 from megatrain.data.text.compression import open_data
 from megatrain.data.text.hub import HubDataset, read_hub
 from megatrain.data.text.kinds import Kind, kind_of
 from megatrain.data.text.tables import read_table
-from megatrain.errors import DataError
 
 MAXIMUM_BYTES = 32 << 20  # of a line or document: `tokenizers` takes a hundred times as much memory
 _BOM = b"\xef\xbb\xbf"

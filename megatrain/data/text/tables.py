@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular, recognise
 from megatrain.data.text.kinds import Kind
-from megatrain.errors import DataError
 
 _ROWS_AT_ONCE = 256
 

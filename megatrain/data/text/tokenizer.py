@@ -12,11 +12,11 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.files import parse_json, read_bytes, read_json, recognise
 from megatrain.data.folder.files import make_folder, write_bytes
 from megatrain.data.text.documents import read_documents
 from megatrain.data.text.inputs import find_inputs
-from megatrain.errors import ConfigError, DataError
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"

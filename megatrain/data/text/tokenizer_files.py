@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import parse_json, read_bytes
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.vocabulary import parse_vocabulary
-from megatrain.errors import DataError
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CLASS = "PreTrainedTokenizerFast"  # of transformers: whatever tokenizer.json says

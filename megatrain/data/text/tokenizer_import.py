@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Model
 
+from megatrain.base.errors import ConfigError, DataError, MegatrainError, PreflightError
 from megatrain.base.files import parse_json, parse_model, read_bytes, recognise
 from megatrain.data.text.tokenizer import EOS, PAD, SPLIT, Tokenizer, write_tokenizer
-from megatrain.errors import ConfigError, DataError, MegatrainError, PreflightError
 
 _O200K = "|".join(
     [

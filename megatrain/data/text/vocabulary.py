@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from megatrain.base.errors import DataError
 from megatrain.base.files import parse_json, parse_model
-from megatrain.errors import DataError
 
 _Id = Annotated[int, Field(ge=0, lt=1 << 31)]
 

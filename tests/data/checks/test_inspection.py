@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.checks.inspection import inspect_data
 from megatrain.data.text.documents import read_documents
-from megatrain.errors import DataError
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.checks.verify import find_damage
 from megatrain.data.folder.index import read_index
 from megatrain.data.folder.manifest import read_manifest
-from megatrain.errors import DataError
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import zipfile
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.checks.inspection import inspect_data
 from megatrain.data.checks.verify import find_damage
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
-from megatrain.errors import DataError
 
 HUGE = 10**15
 

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.folder.files import sha256_file
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
-from megatrain.errors import DataError
 
 
 def test_it_reads_back_what_prepare_wrote(prepared, tokenizer, corpus):

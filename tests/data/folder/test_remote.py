@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
+from megatrain.base.errors import DataError, PreflightError
 from megatrain.config import ReadingSection, Source
 from megatrain.data.loading.shards import PreparedData
-from megatrain.errors import DataError, PreflightError
 from tests.data.file_server import FileServer
 
 pytest.importorskip("aiohttp")

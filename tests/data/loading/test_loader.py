@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.config import QuarantinedBlock, ShuffleSection, Source, StageSection
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.text.tokenizer import train_tokenizer
-from megatrain.errors import ConfigError, DataError
 
 
 def global_batch(loaders: list[TrainLoader]) -> torch.Tensor:

@@ -9,9 +9,9 @@ import pytest
 import torch
 import webdataset
 
+from megatrain.base.errors import DataError, PreflightError
 from megatrain.config import DataSection, Source
 from megatrain.data.loading.sequential import SequentialLoader, pack
-from megatrain.errors import DataError, PreflightError
 from tests.data.file_server import FileServer
 
 SHARDS = 6

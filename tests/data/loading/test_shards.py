@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.config import ReadingSection
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.text.documents import read_documents
-from megatrain.errors import DataError
 
 
 @pytest.fixture

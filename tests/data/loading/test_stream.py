@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from megatrain.base.errors import DataError
 from megatrain.config import QuarantinedBlock, ReadingSection, Source, StageSection
 from megatrain.data.loading.shards import PreparedData
-from megatrain.errors import DataError
 
 
 def damage(folder, block, *, at=5):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from megatrain.base.errors import DataError
 from megatrain.config import TransformSection
-from megatrain.errors import DataError
 
 HERE = "tests.data.loading.test_transform"
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.ordering.mixture import MIX_BLOCK, Mixture, quotas
 from megatrain.data.ordering.permutation import key
-from megatrain.errors import DataError
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.7, 0.3], [1, 1, 1], [0.9, 0.09, 0.01], [5] * 13])

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.config import DataSection
 from megatrain.data.ordering.position import changes_since, identity
-from megatrain.errors import DataError
 
 POSITION = 5000
 STAGES = [

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.config import Source
 from megatrain.data.checks.inspection import inspect_data
 from megatrain.data.folder.manifest import read_manifest
@@ -12,7 +13,6 @@ from megatrain.data.loading.batch import IGNORE_INDEX, assemble
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.loading.sources import OpenSources
 from megatrain.data.text.documents import read_documents
-from megatrain.errors import DataError
 
 LENGTH = 32
 

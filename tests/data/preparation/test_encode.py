@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.preparation import encode
 from megatrain.data.preparation.encode import Encoder, GigatokenEncoder, encode_documents
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.errors import DataError
 
 TEXTS = ["the first", "", "second, 123 and ümläute 🙂", "<|endoftext|> spelt out"]
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import webdataset
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.folder.files import sole_writer
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.preparation.prepare import PrepareOptions, prepare
 from megatrain.data.preparation.selection import SelectionPolicy
 from megatrain.data.text.documents import read_documents
-from megatrain.errors import ConfigError, DataError
 
 
 class KilledError(BaseException):

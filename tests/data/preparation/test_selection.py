@@ -4,10 +4,10 @@ import random
 import numpy as np
 import pytest
 
+from megatrain.base.errors import ConfigError
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.preparation.selection import SelectionPolicy, forget, repetition, select
-from megatrain.errors import ConfigError
 
 WORDS = [f"word{number}" for number in range(500)]
 

@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 from backports import zstd
 
+from megatrain.base.errors import DataError
 from megatrain.data.text.documents import describe, read_documents
 from megatrain.data.text.inputs import find_inputs, records
-from megatrain.errors import DataError
 
 TEXTS = ["first", "zweiter: äöü", "third\nwith a line end"]
 LINES = "".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(TEXTS)).encode()

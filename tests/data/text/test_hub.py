@@ -1,10 +1,10 @@
 import datasets
 import pytest
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.text.documents import read_documents
 from megatrain.data.text.hub import HubDataset
 from megatrain.data.text.inputs import find_inputs, records
-from megatrain.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import struct
 import numpy as np
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.text.megatron import read_megatron
-from megatrain.errors import DataError
 
 CODES = {np.uint8: 1, np.int16: 3, np.int32: 4, np.int64: 5, np.uint16: 8}
 

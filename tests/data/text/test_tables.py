@@ -3,10 +3,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.text.documents import read_documents
 from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.rows import read_rows
-from megatrain.errors import DataError
 
 TEXTS = ["first", "zweiter", "third"]
 ROWS = {"id": [1, 2, 3], "text": TEXTS, "messages": [[{"role": "user", "content": text}] for text in TEXTS]}

@@ -6,8 +6,8 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.text.tokenizer import EOS, PAD, Tokenizer, train_tokenizer
-from megatrain.errors import ConfigError, DataError
 
 ODD = "tabs\tand  spaces, 12345 digits, ümläute, 漢字, 🙂\r\n\n  end "
 

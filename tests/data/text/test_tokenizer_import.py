@@ -8,10 +8,10 @@ from pydoc_data import topics
 
 import pytest
 
+from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.data.text.tokenizer_import import import_tokenizer
-from megatrain.errors import ConfigError, DataError
 
 sentencepiece = pytest.importorskip("sentencepiece")
 tiktoken = pytest.importorskip("tiktoken")

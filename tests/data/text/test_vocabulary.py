@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from megatrain.base.errors import DataError
 from megatrain.data.text.vocabulary import parse_vocabulary
-from megatrain.errors import DataError
 
 
 @pytest.mark.parametrize("part", [b'"model": {"vocab": [%s0]}', b'"model": {"vocab": {"a": 1}}, "added_tokens": [%s0]'])

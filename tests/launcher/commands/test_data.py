@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.commands.data import app
-from megatrain.errors import ConfigError, DataError
+from megatrain.base.errors import ConfigError, DataError
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.commands.data import app
-from megatrain.config_file import load
+from megatrain.base.errors import ConfigError
+from megatrain.config.file import load_config
 from megatrain.data.loading.loader import TrainLoader
-from megatrain.errors import ConfigError
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.launcher.conftest import saved
 from tests.project import make_project, megatrain
 
@@ -50,7 +50,7 @@ def samples(*arguments):
 
 
 def test_it_is_what_the_loader_reads():
-    config = load(Path("run.yaml"))
+    config = load_config(Path("run.yaml"))
     loader = TrainLoader(config.data, global_batch_size=24, micro_batch_size=24, data_rank=0, data_size=1, seed=1337)
     expected = np.concatenate([loader.next().micro_batches[0].input_ids.numpy() for _ in range(3)])
     loader.close()

@@ -4,12 +4,12 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.slurm import clients, jobs
-from megatrain import config_file
+from launcher.slurm import commands, job
+from megatrain.base.errors import CheckpointError, PreflightError
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
-from megatrain.errors import CheckpointError, PreflightError
+from megatrain.config.file import load_config
 from megatrain.run.attempts import newest_step
-from megatrain.run_dir import RunDir
+from megatrain.run.directory import RunDir
 from tests.launcher.conftest import TINY, write_data
 
 
@@ -18,12 +18,12 @@ def run(here, monkeypatch) -> RunDir:
     """Checkpoints of steps 5 and 10 of the run in tiny.yaml, and a Slurm that takes every job."""
     write_data(here / "data/train")
     (here / "tiny.yaml").write_text(TINY, encoding="utf-8")
-    monkeypatch.setattr(clients, "answers", lambda: True)
-    monkeypatch.setattr(clients, "test_only", lambda script: None)
-    monkeypatch.setattr(clients, "ask", lambda jobs: {})
-    monkeypatch.setattr(jobs.clients, "submit", lambda script, run, after: "7")
+    monkeypatch.setattr(commands, "answers", lambda: True)
+    monkeypatch.setattr(commands, "test_only", lambda script: None)
+    monkeypatch.setattr(commands, "ask", lambda jobs: {})
+    monkeypatch.setattr(job.commands, "submit", lambda script, run, after: "7")
     run = RunDir("runs/tiny")
-    model = config_file.load(here / "tiny.yaml").model
+    model = load_config(here / "tiny.yaml").model
     for step in (5, 10):
         folder = run.step(step)
         folder.mkdir(parents=True)
@@ -50,7 +50,7 @@ def test_what_lies_after_the_step_is_set_aside(run) -> None:
     assert "set aside: step 10, now in runs/tiny/checkpoints/abandoned-after-00000005-" in result.stderr
     assert run.steps() == [5]
     assert newest_step(run) == 5
-    assert jobs.go_back(run, "auto") is None
+    assert job.go_back(run, "auto") is None
 
 
 def test_never_sets_aside_all(run) -> None:

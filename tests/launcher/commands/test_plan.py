@@ -8,8 +8,8 @@ import pytest
 from launcher.commands.plan import show_plan
 from launcher.planning.assumed import assume
 from launcher.planning.hardware import load_hardware
-from megatrain import config_file
-from megatrain.errors import ExitCode
+from megatrain.base.errors import ExitCode
+from megatrain.config.file import load_config
 from tests.launcher.conftest import TINY
 from tests.launcher.test_cli import command
 
@@ -47,7 +47,7 @@ def test_a_plan_shows_its_parts_and_its_reasons(folder):
 def test_every_shipped_configuration_is_planned_before_its_data_is_made(name, monkeypatch, capsys, tmp_path):
     file = Path("configs").absolute() / name
     monkeypatch.chdir(tmp_path)
-    config, assumed = assume(config_file.load(file), file)
+    config, assumed = assume(load_config(file), file)
     show_plan(config, True, assumed)
     document = json.loads(capsys.readouterr().out)
     assert document["chosen"]["step_seconds"] > 0

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.planning import calibrate
 from launcher.planning.hardware import load_hardware
-from megatrain.errors import ConfigError
+from megatrain.base.errors import ConfigError
 
 MEASURED = {
     "device": "cpu",

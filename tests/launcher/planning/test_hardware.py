@@ -3,7 +3,7 @@
 import pytest
 
 from launcher.planning.hardware import GIB, known_profiles, load_hardware
-from megatrain.errors import ConfigError
+from megatrain.base.errors import ConfigError
 
 SHIPPED = {"a100-40gb", "a100-80gb", "b200", "cpu", "h100-96gb-500w", "h100-sxm", "h200", "l40s", "mi300x"}
 

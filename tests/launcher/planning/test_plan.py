@@ -5,8 +5,8 @@ import pytest
 from launcher.files import shipped
 from launcher.planning.memory import USABLE
 from launcher.planning.plan import make_plan, resolve
-from megatrain import config_file
-from megatrain.errors import ConfigError, DataError, PreflightError
+from megatrain.base.errors import ConfigError, DataError, PreflightError
+from megatrain.config.file import dump_config, load_config, parse_config
 
 LLAMA_8B = (
     "cluster.hardware=h100-sxm",
@@ -172,8 +172,8 @@ def test_more_ranks_a_node_than_the_hardware_has(tiny):
 def test_resolve_leaves_no_auto(tiny, here):
     config = tiny()
     resolved = resolve(config, make_plan(config).chosen)
-    assert "auto" not in config_file.dump(resolved)
-    assert config_file.parse(config_file.dump(resolved)) == resolved
+    assert "auto" not in dump_config(resolved)
+    assert parse_config(dump_config(resolved)) == resolved
 
 
 def test_resolve_follows_the_number_of_ranks_that_was_planned(tiny):
@@ -186,14 +186,14 @@ def test_resolve_follows_the_number_of_ranks_that_was_planned(tiny):
 
 @pytest.mark.parametrize("name", ["llama-125m", "llama-1b", "llama-7b"])
 def test_the_example_runs_plan_well(name):
-    config = config_file.load(shipped(f"configs/{name}.yaml"), ["model.vocab_size=32000"])
+    config = load_config(shipped(f"configs/{name}.yaml"), ["model.vocab_size=32000"])
     chosen = make_plan(config).chosen
     assert (chosen.zero_stage, chosen.tensor_parallel) == (1, 1)
     assert 0.2 < chosen.mfu < 0.6
 
 
 def test_the_long_example_shares_its_sequences():
-    chosen = make_plan(config_file.load(shipped("configs/llama-8b-long.yaml"), ["model.vocab_size=128256"])).chosen
+    chosen = make_plan(load_config(shipped("configs/llama-8b-long.yaml"), ["model.vocab_size=128256"])).chosen
     assert chosen.context_parallel > 1
     assert chosen.mfu > 0.25
 

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.planning import processor
 from launcher.planning.plan import make_plan, resolve
-from launcher.run_files import prepare_run
+from launcher.runs.prepare import prepare_run
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from launcher.planning import processor
 from launcher.planning.hardware import load_hardware
 from launcher.planning.precision import fastest
-from megatrain.errors import PreflightError
+from megatrain.base.errors import PreflightError
 
 SLOW_BF16 = {"bf16": 75e9, "fp32": 115e9}  # a Xeon without AMX
 

@@ -5,7 +5,7 @@ import pytest
 from launcher.commands.plan import on_gpus
 from launcher.planning.hardware import load_hardware
 from launcher.planning.sweep import parse_sweep, plan_on, sweep, sweep_png, sweep_text
-from megatrain.errors import ConfigError, PreflightError
+from megatrain.base.errors import ConfigError, PreflightError
 
 GPUS = ("cluster.hardware=h100-sxm", "cluster.gpus_per_node=8", "training.global_batch_size=64")
 

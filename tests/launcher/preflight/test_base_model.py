@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launcher.planning.inputs import resolve_inputs
+from launcher.planning.resolve import complete_model
 from launcher.preflight.base_model import check_base
 from launcher.preflight.own_copies import check_own_copies
-from megatrain import config_file
-from megatrain.errors import ExitCode
-from megatrain.model.config_json import llama_config
-from megatrain.model.huggingface import shapes, their_name
-from megatrain.run_dir import RunDir
+from megatrain.base.errors import ExitCode
+from megatrain.config.file import dump_config, parse_config
+from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.names import shapes, their_name
+from megatrain.run.directory import RunDir
 from megatrain.run_inputs import keep_inputs
 from tests.launcher.conftest import write_tokenizer
 
@@ -41,7 +41,7 @@ def llama(here, model):
 
 
 def findings(*overrides: str):
-    return list(check_base(resolve_inputs(config_file.parse(FINETUNE, overrides=overrides))))
+    return list(check_base(complete_model(parse_config(FINETUNE, overrides=overrides))))
 
 
 def test_a_base_that_will_do(llama):
@@ -88,7 +88,7 @@ def test_of_a_run_its_own_copy_is_what_counts(llama, here, tiny, model):
     base = RunDir("runs/base")
     config = tiny("tokenizer.path=llama", "run.name=base").model_copy(update={"model": model})
     keep_inputs(base, config)
-    base.config.write_text(config_file.dump(config), encoding="utf-8")
+    base.config.write_text(dump_config(config), encoding="utf-8")
     base.step(1).mkdir(parents=True)
     (base.step(1) / "MANIFEST.json").touch()
     write_tokenizer(llama, "</s>", "<s>")  # another one at the path that the base names

@@ -4,7 +4,7 @@ import pytest
 
 from launcher.planning.plan import make_plan, resolve
 from launcher.preflight.changes import check_changes
-from launcher.run_files import prepare_run
+from launcher.runs.prepare import prepare_run
 from tests.launcher.conftest import saved
 
 

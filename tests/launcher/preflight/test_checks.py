@@ -11,14 +11,14 @@ from launcher.planning.plan import make_plan, resolve
 from launcher.planning.reliability import CHECKPOINT_BYTES
 from launcher.preflight.checks import check, demand, examine, jobs_needed, slurm_seconds
 from launcher.preflight.on_disk import check_files
-from launcher.run_files import prepare_run, run_folder
-from megatrain import config_file
+from launcher.runs.prepare import prepare_run, run_folder
+from megatrain.base.errors import ExitCode, PreflightError
 from megatrain.checkpoint.manifest import FileRecord as CheckpointFile
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
+from megatrain.config.file import parse_config
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
-from megatrain.errors import ExitCode, PreflightError
-from megatrain.model.config_json import llama_config
+from megatrain.huggingface.config_json import llama_config
 from tests import tokenizer_kinds
 from tests.launcher.conftest import write_data, write_tokenizer
 
@@ -135,7 +135,7 @@ def test_fine_tuning(tiny, here):
     tokenizer_kinds.write_tokenizer(here / "tokenizer", "byte_level")
     base = prepare_run(tiny("tokenizer.path=tokenizer"), make_plan(tiny()).chosen)
     shutil.rmtree(here / "tokenizer")  # the run has its own
-    config = config_file.parse(
+    config = parse_config(
         "{run: {name: t}, finetune: {base: runs/tiny, train: [a.jsonl], validation: [b.jsonl]},"
         " training: {steps: 5, global_batch_size: 4}}"
     )

@@ -7,8 +7,8 @@ from launcher.commands.data import app
 from launcher.planning.plan import make_plan
 from launcher.preflight.checks import check
 from launcher.preflight.data_plan import plan_data
+from megatrain.base.errors import DataError, ExitCode
 from megatrain.data.ordering.mixture import quotas
-from megatrain.errors import DataError, ExitCode
 from tests.launcher.conftest import TINY, write_data
 
 

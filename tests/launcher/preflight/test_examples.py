@@ -5,18 +5,18 @@ import json
 import pytest
 
 from launcher.planning.examples import example_set
-from launcher.planning.inputs import resolve_inputs, tokenizer_path
 from launcher.planning.plan import make_plan
+from launcher.planning.resolve import complete_model, tokenizer_path
 from launcher.preflight.checks import check
-from launcher.run_files import prepare_run
-from megatrain import config_file
+from launcher.runs.prepare import prepare_run
+from megatrain.base.errors import DataError, ExitCode
+from megatrain.base.files import write_json
 from megatrain.checkpoint.manifest import FileRecord as CheckpointFile
 from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
-from megatrain.errors import DataError, ExitCode
-from megatrain.finetune.packing import pack
-from megatrain.finetune.position import check_same_examples, identity
-from megatrain.run_dir import write_json
+from megatrain.config.file import parse_config
+from megatrain.data.examples.identity import check_same_examples, identity
+from megatrain.data.examples.packing import pack
 from tests.tokenizer_kinds import write_tokenizer
 
 FINETUNE = """
@@ -35,7 +35,7 @@ def finetune(tiny, here):
     (base.step(10) / "MANIFEST.json").touch()
     pairs = [{"prompt": f"who {number}", "response": " me"} for number in range(40)]
     (here / "a.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return lambda *overrides: config_file.parse(FINETUNE, overrides=list(overrides))
+    return lambda *overrides: parse_config(FINETUNE, overrides=list(overrides))
 
 
 def findings(config, **arguments):
@@ -47,14 +47,14 @@ def test_examples_that_may_be_learnt_from(finetune) -> None:
 
 
 def test_epochs_become_tokens_of_packed_rows(finetune) -> None:
-    by_epochs = resolve_inputs(finetune("training.steps=null", "training.epochs=2.5"))
+    by_epochs = complete_model(finetune("training.steps=null", "training.epochs=2.5"))
     rows = -(-40 // 9)
     assert by_epochs.training.epochs is None
     assert by_epochs.training.tokens is not None
     assert by_epochs.training.tokens % 64 == 0
     assert by_epochs.training.tokens // 64 == pytest.approx(2.5 * rows, abs=3)
     assert by_epochs.total_steps == -(-by_epochs.training.tokens // 64 // 4)
-    larger = resolve_inputs(finetune("training.steps=null", "training.epochs=2.5", "training.global_batch_size=8"))
+    larger = complete_model(finetune("training.steps=null", "training.epochs=2.5", "training.global_batch_size=8"))
     assert larger.training.tokens == by_epochs.training.tokens
 
 
@@ -97,7 +97,7 @@ def test_sequences_longer_than_the_bases(finetune, tiny) -> None:
 
 
 def test_examples_that_changed_since_the_checkpoint(finetune, here) -> None:
-    config = resolve_inputs(finetune())
+    config = complete_model(finetune())
     run = prepare_run(config, make_plan(config).chosen)
     run.step(1).mkdir(parents=True)
     assert config.model is not None

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from launcher.planning.plan import make_plan
-from launcher.run_files import prepare_run
+from launcher.runs.prepare import prepare_run
 from launcher.slurm import attempt as attempt_of
 from launcher.slurm.attempt import end
-from launcher.slurm.clients import JobState, NoAnswerError
-from launcher.slurm.job_file import JobFile, read_job, update_job
-from megatrain.errors import PreflightError
+from launcher.slurm.commands import JobState, NoAnswerError
+from launcher.slurm.job_record import JobRecord, read_job, update_job
+from megatrain.base.errors import PreflightError
 from megatrain.run.attempts import Attempt, read_attempts, write_attempts
 from megatrain.run.claim import Claim
 from megatrain.run.outcomes import record_outcome
@@ -99,9 +99,9 @@ def test_a_controller_that_is_away_is_asked_again(monkeypatch, capsys):
 
 
 def test_the_book_of_jobs(run):
-    assert read_job(run) == JobFile()
+    assert read_job(run) == JobRecord()
     update_job(run, jobs=["1", "2"])
-    assert update_job(run, stop=True) == JobFile(jobs=["1", "2"], stop=True) == read_job(run)
+    assert update_job(run, stop=True) == JobRecord(jobs=["1", "2"], stop=True) == read_job(run)
     run.job.write_text(json.dumps({"jobs": ["1"], "newer": 5}), encoding="utf-8")
     assert update_job(run, stop=True).fields() == {"jobs": ["1"], "submitted": 0.0, "stop": True, "newer": 5}
 

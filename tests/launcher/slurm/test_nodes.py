@@ -3,7 +3,7 @@
 import pytest
 
 from launcher.slurm import nodes
-from megatrain.errors import PreflightError
+from megatrain.base.errors import PreflightError
 
 LINES = """\
 NodeName=login Arch=x86_64 CPUAlloc=0 CPUTot=64 Gres=(null) Partitions=all

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from launcher.planning.plan import make_plan, resolve
-from launcher.run_files import run_folder
+from launcher.runs.prepare import run_folder
 from launcher.slurm import script as job_script
-from megatrain import config_file
-from megatrain.errors import ConfigError
-from megatrain.run_dir import RunDir
+from megatrain.base.errors import ConfigError
+from megatrain.config.file import dump_config, parse_config
+from megatrain.run.directory import RunDir
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def test_fine_tuning_starts_its_own_module(render, here, tiny):
     assert "-m megatrain.train " in render()
     base = RunDir("runs/base")
     base.path.mkdir(parents=True)
-    base.config.write_text(config_file.dump(tiny("tokenizer.path=t")), encoding="utf-8")
-    config = config_file.parse(
+    base.config.write_text(dump_config(tiny("tokenizer.path=t")), encoding="utf-8")
+    config = parse_config(
         "{run: {name: tuned}, finetune: {base: runs/base, train: [a]}, training: {steps: 5, global_batch_size: 4}}"
     )
     chosen = make_plan(config).chosen

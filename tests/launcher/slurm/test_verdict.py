@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.slurm.job_file import JobFile
+from launcher.slurm.job_record import JobRecord
 from launcher.slurm.verdict import node_is_to_blame, verdict
 from megatrain.run.attempts import Attempt
 from megatrain.run.outcomes import Outcome
@@ -22,18 +22,18 @@ def an_attempt(start=0, end=0, **fields):
 @pytest.mark.parametrize(
     ("history", "outcome", "code", "book", "requeue", "exit_code", "words"),
     [
-        ([(0, 20)], None, 0, JobFile(), False, 0, "finished: step 20, after 1 starts"),
-        ([(0, 5)], SAVED, 0, JobFile(), True, 75, "saved step 5; queued again"),
-        ([(0, 5)], SAVED, 0, JobFile(stop=True), False, 75, "stopped at step 5, as asked"),
-        ([(0, 0)], SAVED, 0, JobFile(), True, 75, "no new checkpoint (1 of 4 starts); queued again"),
-        ([(0, 5)], CRASH, 1, JobFile(), True, 1, "saved step 5; queued again after: ValueError: odd"),
-        ([(0, 5)], None, 137, JobFile(), True, 1, "the ranks ended with 137, and recorded no error"),
-        ([(0, 0)], DATA, 4, JobFile(), False, 4, "for it would fail again: data/train: is gone"),
-        ([(0, 5)], FINAL, 1, JobFile(), False, 1, "for it would fail again: the loss is NaN"),
-        ([(5, 5)] * 4, CRASH, 1, JobFile(), False, 1, "given up: 4 starts in a row without a new checkpoint"),
-        ([(5, 5)] * 4, SAVED, 0, JobFile(), False, 75, "given up: 4 starts in a row"),
-        ([(5, 5)] * 3 + [(5, 6)], CRASH, 1, JobFile(), True, 1, "saved step 6; queued again"),
-        ([(5, 5)] * 4, CRASH, 1, JobFile(submitted=15.0), True, 1, "queued again"),
+        ([(0, 20)], None, 0, JobRecord(), False, 0, "finished: step 20, after 1 starts"),
+        ([(0, 5)], SAVED, 0, JobRecord(), True, 75, "saved step 5; queued again"),
+        ([(0, 5)], SAVED, 0, JobRecord(stop=True), False, 75, "stopped at step 5, as asked"),
+        ([(0, 0)], SAVED, 0, JobRecord(), True, 75, "no new checkpoint (1 of 4 starts); queued again"),
+        ([(0, 5)], CRASH, 1, JobRecord(), True, 1, "saved step 5; queued again after: ValueError: odd"),
+        ([(0, 5)], None, 137, JobRecord(), True, 1, "the ranks ended with 137, and recorded no error"),
+        ([(0, 0)], DATA, 4, JobRecord(), False, 4, "for it would fail again: data/train: is gone"),
+        ([(0, 5)], FINAL, 1, JobRecord(), False, 1, "for it would fail again: the loss is NaN"),
+        ([(5, 5)] * 4, CRASH, 1, JobRecord(), False, 1, "given up: 4 starts in a row without a new checkpoint"),
+        ([(5, 5)] * 4, SAVED, 0, JobRecord(), False, 75, "given up: 4 starts in a row"),
+        ([(5, 5)] * 3 + [(5, 6)], CRASH, 1, JobRecord(), True, 1, "saved step 6; queued again"),
+        ([(5, 5)] * 4, CRASH, 1, JobRecord(submitted=15.0), True, 1, "queued again"),
     ],
 )
 def test_the_verdict(tiny, history, outcome, code, book, requeue, exit_code, words):
@@ -44,7 +44,7 @@ def test_the_verdict(tiny, history, outcome, code, book, requeue, exit_code, wor
 
 
 def test_the_text_of_an_error_is_told_as_it_is(tiny):
-    said = verdict(tiny(), [an_attempt(0, 5)], an_attempt(0, 5), WORDY, 1, JobFile(), complete=False)
+    said = verdict(tiny(), [an_attempt(0, 5)], an_attempt(0, 5), WORDY, 1, JobRecord(), complete=False)
     assert said.words() == f"saved step 5; queued again after: {WORDY.error}"
     assert said.words("job 8 goes on") == f"saved step 5; job 8 goes on after: {WORDY.error}"
 

@@ -1,0 +1,97 @@
+"""Plans and findings as text for a terminal."""
+
+from collections import Counter
+
+from launcher.planning.examples import example_set
+from launcher.planning.hardware import GIB
+from launcher.planning.plan import Plan, PlanResult
+from launcher.planning.reliability import reliability
+from launcher.planning.resolve import run_folder, tokenizer_path
+from megatrain.base.errors import MegatrainError
+from megatrain.base.formatting import duration, gib, quantity
+from megatrain.checkpoint.progress import saved_progress
+from megatrain.config import Config, FinetuneConfig
+
+SHOWN_CANDIDATES = 5
+
+
+def headline(config: Config, plan: Plan) -> str:
+    """Two lines: what runs, and what is planned of it. `config` is resolved."""
+    model, cluster = config.model, config.cluster
+    assert model is not None, "resolved"
+    unit = "tokens (padding counted)" if isinstance(config, FinetuneConfig) else "tokens"
+    compiled = "compile, " if config.parallel.compile else ""
+    progress = saved_progress(run_folder(config))
+    steps, each = config.steps_left(progress), config.tokens_per_step
+    length = f"{quantity(steps * each)} {unit} = {steps:,} steps of {each:,}"
+    if progress.step:
+        length += f" to go from step {progress.step:,}"
+    return (
+        f"run {config.run.name} · {cluster.nodes} × {cluster.gpus_per_node} {cluster.hardware} · {plan.layout} · "
+        f"{compiled}{config.training.precision}\n"
+        f"{quantity(model.parameters)} parameters · {length} · planned {gib(plan.memory.total)} a rank · "
+        f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * steps)}"
+    )
+
+
+def plan_text(config: Config, report: PlanResult) -> str:
+    """The chosen plan by its parts, the runners-up, and why the others cannot be."""
+    chosen = report.chosen
+    memory = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.to_json().items() if name != "total"}
+    other = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.other_to_json().items()}
+    seconds = {name: f"{value * 1e3:.1f}" for name, value in chosen.time.to_json().items() if name != "total"}
+    assert config.model is not None, "resolved"
+    safety = reliability(config.model, config.cluster, config.cluster.nodes)
+    capacity = report.hardware.memory_bytes / GIB
+    lines = [
+        headline(config, chosen),
+        *_examples(config),
+        "",
+        f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB a rank, at the peak ({chosen.memory.peak}): "
+        f"{_parts(memory)} ({_parts(other)})",
+        f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
+        f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s a rank, MFU {chosen.mfu:.1%} "
+        "(6·N + 6·L·H·S a token, over the dense bf16 peak)",
+        f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
+        f"{safety.lost:.1%} of the time",
+        "",
+        f"{len(report.candidates)} layouts fit; the best:",
+    ]
+    lines += [_candidate(plan) for plan in report.candidates[:SHOWN_CANDIDATES]]
+    if report.rejected:
+        lines += ["", f"{len(report.rejected)} do not:", *_reasons(report)]
+    return "\n".join(lines)
+
+
+def _examples(config: Config) -> list[str]:
+    """What a fine-tuning reads; nothing where that is not there yet, or is not usable: the checks say why."""
+    if not isinstance(config, FinetuneConfig):
+        return []
+    try:
+        found = example_set(config, tokenizer_path(config))
+    except MegatrainError:
+        return []
+    return [found.describe(config, saved_progress(run_folder(config)))]
+
+
+def _candidate(plan: Plan) -> str:
+    return (
+        f"  {plan.memory.total / GIB:6.1f} GiB {plan.step_seconds * 1e3:9.1f} ms "
+        f"{plan.tokens_per_second_per_gpu:10,.0f} tok/s  {plan.layout}"
+    )
+
+
+def _reasons(report: PlanResult) -> list[str]:
+    memory = [rejected for rejected in report.rejected if rejected.overshoot < float("inf")]
+    others = Counter(rejected.reason for rejected in report.rejected if rejected.overshoot == float("inf"))
+    lines = [f"  {reason}" for reason in others]
+    if memory:
+        nearest = min(memory, key=lambda rejected: rejected.overshoot)
+        lines.append(
+            f"  {len(memory)} need more memory than there is; the nearest {nearest.reason.removeprefix('needs ')}"
+        )
+    return lines
+
+
+def _parts(values: dict[str, str]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())

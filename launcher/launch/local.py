@@ -1,0 +1,221 @@
+"""The ranks of a run on this machine, as plain processes: started together, signalled together, ended together.
+
+On a terminal rank 0 is given one as well, so that its progress bar lives; its log is kept all the same.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from launcher.launch.environment import NodeRanks, alone, rank_command, rank_environment
+from launcher.launch.output import OutputTee
+from megatrain.base.errors import ExitCode, PreflightError
+from megatrain.base.files import reason
+from megatrain.base.terminal import complain, say
+from megatrain.run.claim import Claim
+from megatrain.run.directory import RunDir
+from megatrain.run.outcomes import record_outcome
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+GRACE_SECONDS = 10.0  # between asking the survivors of a dead rank to end, and ending them
+SHOWN_LINES = 20  # of a dead rank's log
+_POLL_SECONDS = 0.05
+# every rank finds the same mistake, and rank 0 says it
+_EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)
+_HELD = (signal.SIGINT, signal.SIGUSR2)  # of FORWARDED; SIGTERM ends the survivors of a failed rank at once
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_ranks(
+    run: RunDir,
+    ranks: int,
+    *,
+    module: str = "megatrain.train",
+    resume: str = "auto",
+    device: str = "cuda",
+    place: NodeRanks | None = None,
+    claim: Claim | None = None,
+    started: Callable[["RankGroup"], None] | None = None,
+) -> int:
+    """Run `python -m MODULE RUN --resume X` on `ranks` processes; return the exit code of the whole.
+
+    Rank 0 writes to this terminal and to RUN/logs/rank-0.log, the others to theirs. SIGINT, SIGTERM and SIGUSR2 are
+    passed on once, and the ranks save and stop; a second SIGINT ends them at once. The code is 0 when all ranks ended
+    well, 75 when all saved and stopped, and otherwise that of the first rank that failed (1 when a signal killed it).
+    Call from the main thread. No rank outlives the call, or this process.
+
+    Args:
+        place: among several machines; default: these are all ranks.
+        claim: of this start on the run, for the ranks to know.
+        started: called with the group once the ranks run.
+    """
+    group = RankGroup(run, ranks, place or alone(ranks), claim)
+    with forwarding(group.forward):
+        return group.go(rank_command(sys.executable, module, run, resume), device, started)
+
+
+class RankGroup:
+    def __init__(self, run: RunDir, count: int, place: NodeRanks, claim: Claim | None) -> None:
+        self.count = count
+        self.place = place
+        self.run = run
+        self.claim = claim
+        self.logs = [run.logs / f"rank-{place.first_rank + index}.log" for index in range(count)]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.interrupts = 0
+
+    def go(self, command: list[str], device: str, started: Callable[["RankGroup"], None] | None = None) -> int:
+        """Start all, wait for all, and return the exit code of the whole."""
+        try:
+            self.logs[0].parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PreflightError(f"{self.logs[0].parent}: cannot be made: {reason(error)}") from None
+        voice = OutputTee(self.logs[0]) if self.place.first_rank == 0 else None
+        failed = None
+        try:
+            for index in range(self.count):
+                environment = rank_environment(index, self.count, self.place, device, self.claim)
+                self.processes.append(self._start(command, index, environment, voice))
+            if self.place.listener is not None:
+                self.place.listener.close()  # rank 0 has it
+            if voice is not None:
+                voice.begin(self.processes[0])
+            if started is not None:
+                started(self)
+            failed = self._first_failure()
+            if failed is not None:
+                self._record(failed)
+                self._end_survivors(self.processes[failed].returncode)
+        finally:
+            self.kill()  # and whatever a rank started and left in its group
+            if voice is not None:
+                voice.end()
+        return self._verdict(failed)
+
+    def forward(self, number: int) -> None:
+        self.interrupts += number == signal.SIGINT
+        self._end(signal.SIGKILL if self.interrupts > 1 else number)
+
+    def kill(self) -> None:
+        """End every rank at once, and wait until they are gone."""
+        self._end(signal.SIGKILL)
+
+    def _start(
+        self, command: list[str], index: int, environment: dict[str, str], voice: "OutputTee | None"
+    ) -> subprocess.Popen[bytes]:
+        listener = self.place.listener if index == 0 else None
+        with _appended(self.logs[index]) as log:
+            out, err = voice.ends() if voice is not None and index == 0 else (log.fileno(), log.fileno())
+            return subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=() if listener is None else (listener.fileno(),),
+                start_new_session=True,
+                preexec_fn=_prepare_rank,
+            )
+
+    def _first_failure(self) -> int | None:
+        """Wait until all ranks ended (None), or the first one failed."""
+        while True:
+            codes = [process.poll() for process in self.processes]
+            for rank, code in enumerate(codes):
+                if code not in (None, ExitCode.DONE, ExitCode.STOPPED):
+                    return rank
+            if None not in codes:
+                return None
+            time.sleep(_POLL_SECONDS)
+
+    def _record(self, failed: int) -> None:
+        """Leave the outcome of a rank that could not say how it ended, such as one that was killed."""
+        code = self.processes[failed].returncode
+        if self.claim is not None and self.interrupts < 2:
+            rank, error = self.place.first_rank + failed, f"the rank {_how(code)}"
+            record_outcome(self.run, code if code > 0 else ExitCode.CRASH, error, rank=rank, claim=self.claim)
+
+    def _end_survivors(self, code: int) -> None:
+        if code in _EXPLAINED:
+            self._wait_until_all_ended(GRACE_SECONDS)  # rank 0 may not have come to say it yet
+        self._end(signal.SIGTERM)
+        self._wait_until_all_ended(GRACE_SECONDS)
+        self._end(signal.SIGKILL)
+
+    def _wait_until_all_ended(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
+            time.sleep(_POLL_SECONDS)
+
+    def _end(self, number: int) -> None:
+        """Signal every rank. SIGKILL goes to whole process groups, and waits until they are gone."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGKILL:
+                    os.killpg(process.pid, number)
+                elif process.poll() is None:
+                    os.kill(process.pid, number)
+        if number == signal.SIGKILL:
+            for process in self.processes:
+                process.wait()
+
+    def _verdict(self, failed: int | None) -> int:
+        codes = [process.returncode for process in self.processes]
+        if failed is None:
+            return ExitCode.STOPPED if ExitCode.STOPPED in codes else ExitCode.DONE
+        if self.interrupts > 1:
+            return 128 + signal.SIGINT
+        code = codes[failed]
+        if code in _EXPLAINED and codes[0] == code:
+            return code
+        rank = self.place.first_rank + failed
+        with contextlib.suppress(OSError):  # a terminal that has gone, or a log of ours on a full disk
+            complain(f"rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}")
+            if rank != 0:
+                for line in _tail(self.logs[failed]):
+                    say(f"  {line}", file=sys.stderr, flush=True)
+        return code if code > 0 else ExitCode.CRASH
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+
+
+@contextlib.contextmanager
+def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
+    """Pass FORWARDED on to `forward` for as long as the block runs."""
+    before = {number: signal.signal(number, lambda n, _: forward(n)) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prepare_rank() -> None:
+    """In the child, before exec. The kernel kills it when the launcher dies by a signal that cannot be caught. What
+    asks it to save and stop waits until it can (train/signals.py): while it imports torch, that would just end it.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+
+
+def _appended(log: Path) -> BinaryIO:
+    try:
+        return open(log, "ab")
+    except OSError as error:
+        raise PreflightError(f"{log}: cannot be written: {reason(error)}") from None
+
+
+def _tail(log: Path) -> list[str]:
+    size = log.stat().st_size
+    with open(log, "rb") as file:
+        file.seek(max(0, size - 16384))
+        return file.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]

@@ -1,0 +1,274 @@
+"""What a rank owns of the weights and of the optimizer's state, as boxes of globally named tensors.
+
+DeepSpeed keeps fp32 weights and moments in flat partitions whose layout depends on the ZeRO stage; each function that
+reads one of them stands in `_owned_*` below and nowhere else. A `Fragment` presents such a piece to torch's distributed
+checkpoint as chunks of the whole, unsharded tensor, so that a checkpoint knows nothing of the layout that wrote it.
+
+Keys: "weight.<parameter>" (fp32), and for every state of the optimizer that has the weight's shape, such as Adam's two
+moments, "<state>.<parameter>".
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+
+from megatrain.checkpoint.chunks import Box, boxes
+from megatrain.parallel.tensor_parallel import Shard, shard_of
+
+BOX_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of fp32: a reader holds one box at a time
+WEIGHT = "weight"
+
+
+class Fragment(torch.Tensor):
+    """A flat piece of one (possibly tensor-parallel) tensor, seen as boxes of the whole tensor."""
+
+    _flat: Tensor
+    _boxes: dict[torch.Size, tuple[torch.Size, Tensor]]
+
+    @staticmethod
+    def __new__(cls, flat: Tensor, local_shape: torch.Size, start: int, shard: Shard | None) -> "Fragment":
+        """
+        Args:
+            flat: one-dimensional; shares memory with DeepSpeed's partition, so that loading writes in place.
+            local_shape: of this rank's slice of the parameter.
+            start: where `flat` begins in the slice's row-major order.
+            shard: which slice it is; None where the slice is the whole.
+        """
+        whole, shift = list(local_shape), [0] * len(local_shape)
+        if shard is not None:
+            shift[shard.dim] = shard.index * local_shape[shard.dim]
+            whole[shard.dim] *= shard.count
+        self = torch.Tensor._make_wrapper_subclass(cls, torch.Size(whole), dtype=flat.dtype, device=flat.device)
+        self._flat = flat
+        self._boxes = {
+            torch.Size(o + s for o, s in zip(box.offsets, shift, strict=True)): (
+                torch.Size(box.sizes),
+                _view(flat, box, start),
+            )
+            for box in boxes(local_shape, start, flat.numel(), limit=BOX_ELEMENTS)
+        }
+        return self
+
+    def parts(self) -> Iterator[tuple[torch.Size, Tensor]]:
+        """(where it begins in the whole tensor, a view of DeepSpeed's memory) of each box."""
+        return ((offset, view) for offset, (_, view) in self._boxes.items())
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise RuntimeError(f"a Fragment is only saved and loaded; {func} is not for it")
+
+    def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self._flat)
+        return [
+            WriteItem(
+                index=MetadataIndex(name, offset),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(offset, size),
+                    properties=properties,
+                    size=self.shape,
+                ),
+            )
+            for offset, (size, _view_of_flat) in self._boxes.items()
+        ]
+
+    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        return [ChunkStorageMetadata(offset, size) for offset, (size, _) in self._boxes.items()]
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+        assert index.offset is not None
+        return self._boxes[index.offset][1]
+
+
+def _view(flat: Tensor, box: Box, start: int) -> Tensor:
+    return flat.narrow(0, box.flat_start - start, box.numel).view(box.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owned:
+    """What this rank owns of one parameter: a flat range from `start` on."""
+
+    name: str
+    parameter: nn.Parameter
+    shape: torch.Size  # of this rank's tensor-parallel slice
+    start: int
+    tensors: dict[str, Tensor]  # by kind: the fp32 weight and the optimizer's state, each flat
+
+
+def fragments(engine: DeepSpeedEngine, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, Fragment]:
+    """Everything that this rank must save, or be given, by global name.
+
+    Args:
+        weights_only: leave the optimizer's state out.
+        for_saving: leave out what a lower tensor-parallel rank saves already.
+    """
+    found = {}
+    for owned in _owned(engine):
+        shard = shard_of(owned.parameter)
+        if for_saving and shard is None and engine.mpu.get_model_parallel_rank() != 0:
+            continue
+        for kind, flat in owned.tensors.items():
+            if flat.numel() and (kind == WEIGHT or not weights_only):
+                found[f"{kind}.{owned.name}"] = Fragment(flat, owned.shape, owned.start, shard)
+    return found
+
+
+def create_optimizer_state(engine: DeepSpeedEngine) -> None:
+    """Make the state that an optimizer would make in its first step, without a step: zero gradients at rate zero.
+
+    DeepSpeed takes such a step itself for some stages and not for others; after this all count from zero.
+    """
+    optimizer = _torch_optimizer(engine)
+    stage3 = isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3)  # its groups are empty between steps
+    masters = (
+        engine.optimizer.fp32_partitioned_groups_flat
+        if stage3
+        else [p for group in optimizer.param_groups for p in group["params"]]
+    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    kept = [p.grad for p in masters]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in masters:
+        p.grad = torch.zeros_like(p)
+    if stage3:
+        for sub_group in range(len(masters)):
+            engine.optimizer._optimizer_step(sub_group)
+    else:
+        optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for p, gradient in zip(masters, kept, strict=True):
+        p.grad = gradient
+    set_optimizer_step(engine, 0)
+
+
+def set_optimizer_step(engine: DeepSpeedEngine, step: int) -> None:
+    """The number of updates taken, which Adam's bias correction depends on."""
+    for state in _torch_optimizer(engine).state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"].fill_(float(step))
+        elif "step" in state:
+            state["step"] = step
+
+
+def refresh_model_weights(engine: DeepSpeedEngine) -> None:
+    """After fp32 weights were written: bring the weights that the model computes with up to date."""
+    optimizer = engine.optimizer
+    if isinstance(optimizer, BF16_Optimizer | DeepSpeedZeroOptimizer):
+        optimizer.update_lp_params()
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        _refresh_stage3(optimizer)
+    elif isinstance(optimizer, FP16_UnfusedOptimizer):
+        for low, high in _unfused_pairs(optimizer):
+            low.data.copy_(high.data)
+
+
+def _torch_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
+    optimizer = engine.optimizer
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _owned(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+    readers: dict[type, Callable[[DeepSpeedEngine], Iterator[_Owned]]] = {
+        DeepSpeedZeroOptimizer_Stage3: _owned_stage3,
+        DeepSpeedZeroOptimizer: _owned_flat,
+        BF16_Optimizer: _owned_flat,
+        FP16_UnfusedOptimizer: _owned_unfused,
+        torch.optim.Optimizer: _owned_plain,
+    }
+    for kind, reader in readers.items():
+        if isinstance(engine.optimizer, kind):
+            return reader(engine)
+    raise TypeError(f"no reader for the state of {type(engine.optimizer).__name__}")
+
+
+def _trained(engine: DeepSpeedEngine) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+
+
+def _with_state(weight: Tensor, state: dict[str, Any], start: int, numel: int) -> dict[str, Tensor]:
+    """The weight and every state of its shape, each narrowed to one parameter's range of the flat partition."""
+    alike = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == weight.shape}
+    return {kind: flat.detach().view(-1).narrow(0, start, numel) for kind, flat in {WEIGHT: weight, **alike}.items()}
+
+
+def _owned_plain(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+    """fp32 without ZeRO: the parameters are the weights."""
+    for name, p in _trained(engine):
+        yield _Owned(name, p, p.shape, 0, _with_state(p, engine.optimizer.state[p], 0, p.numel()))
+
+
+def _unfused_pairs(optimizer: FP16_UnfusedOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
+    for low_group, high_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        yield from zip(low_group, high_group, strict=True)
+
+
+def _owned_unfused(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+    """bf16 without ZeRO: an fp32 copy of each parameter."""
+    masters = {id(low): high for low, high in _unfused_pairs(engine.optimizer)}
+    for name, p in _trained(engine):
+        master = masters[id(p)]
+        state = engine.optimizer.optimizer.state[master]
+        yield _Owned(name, p, p.shape, 0, _with_state(master, state, 0, p.numel()))
+
+
+def _owned_flat(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+    """ZeRO 1 and 2: a rank owns a range of each group of parameters laid end to end."""
+    optimizer = engine.optimizer
+    bf16 = isinstance(optimizer, BF16_Optimizer)
+    partitions = optimizer.fp32_groups_flat_partition if bf16 else optimizer.single_partition_of_fp32_groups
+    for name, p in _trained(engine):
+        mapping = getattr(p, "_hp_mapping", None)
+        if mapping is None:  # nothing of it lies in this rank's partition
+            continue
+        partition = partitions[mapping.param_group_index]
+        address = mapping.hp_fragment_address
+        tensors = _with_state(partition, optimizer.optimizer.state[partition], address.start, address.numel)
+        yield _Owned(name, p, p.shape, mapping.lp_fragment_address.start, tensors)
+
+
+def _owned_stage3(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+    """ZeRO 3: a rank owns an equal part of every parameter; the last parts are padded."""
+    optimizer = engine.optimizer
+    rank = torch.distributed.get_rank(optimizer.dp_process_group)
+    for name, p in _trained(engine):
+        ds: Any = p  # carries what DeepSpeed notes of a partitioned parameter
+        group, offset, length = optimizer.grad_position[optimizer.get_param_id(p)]
+        partition = optimizer.fp32_partitioned_groups_flat[group]
+        start = min(rank * ds.ds_tensor.ds_numel, ds.ds_numel)
+        numel = min(length, ds.ds_numel - start)
+        tensors = _with_state(partition, optimizer.optimizer.state[partition], offset, numel)
+        yield _Owned(name, p, ds.ds_shape, start, tensors)
+
+
+def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
+    low_flat, low_parts = optimizer.fp16_partitioned_groups_flat, optimizer.fp16_partitioned_groups
+    for low, high, parts in zip(low_flat, optimizer.fp32_partitioned_groups_flat, low_parts, strict=True):
+        low.data.copy_(high.data)
+        for part, updated in zip(parts, optimizer.unflatten(low, parts), strict=True):
+            part.data = updated.data
+    if optimizer.persistent_parameters:  # small ones stay gathered, and would keep their old values
+        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def not_finite(pieces: Mapping[str, Fragment]) -> list[str]:
+    """Names of the pieces that hold a NaN or an infinity. Waits for the device once, and copies nothing."""
+    if not pieces:
+        return []
+    largest = [torch.linalg.vector_norm(piece._flat, ord=math.inf) for piece in pieces.values()]  # NaN stays NaN
+    finite: list[bool] = torch.isfinite(torch.stack(largest)).tolist()
+    return [name for name, well in zip(pieces, finite, strict=True) if not well]

@@ -1,0 +1,1 @@
+"""Prompt and response examples: read, rendered by a chat template, packed into sequences, and loaded exactly."""

@@ -1,0 +1,245 @@
+"""Fine-tuning files as rows of tokens, and what there is to say of them. No torch: preflight and ranks read alike."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatrain.base.errors import ConfigError, DataError
+from megatrain.base.progress import Progress
+from megatrain.config import FinetuneConfig, FinetuneSection
+from megatrain.data.examples.chat_template import ChatTemplate
+from megatrain.data.examples.packing import Example, PackedRow, pack
+from megatrain.data.examples.prompt_completion import Mistakes, Pair, PairReader, pairs_of
+from megatrain.data.text.inputs import find_inputs
+from megatrain.data.text.prompts import EncodedPair, PromptEncoder
+from megatrain.data.text.rows import read_rows
+from megatrain.data.text.tokenizer import Tokenizer
+
+MANY_EPOCHS = 10  # from there on, a warning: published fine-tunings mostly make 1 to 5
+_AT_ONCE = 1024
+
+
+@dataclass(slots=True)
+class FileReport:
+    """What became of one file's examples."""
+
+    path: str
+    sequence_length: int
+    examples: int = 0
+    dropped: int = 0
+    prompts_cut: int = 0
+    responses_cut: int = 0
+    prompt_tokens_cut: int = 0
+    response_tokens_cut: int = 0
+
+    def warning(self) -> str | None:
+        """What was cut or left out, or None."""
+        if self.dropped:
+            return (
+                f"{self.path}: {self.dropped:,} of {self.examples:,} examples are longer than "
+                f"{self.sequence_length} tokens and are left out (finetune.truncation: drop)"
+            )
+        if not self.prompts_cut and not self.responses_cut:
+            return None
+        parts = []
+        if self.prompts_cut:
+            parts.append(f"{self.prompts_cut:,} lose {self.prompt_tokens_cut:,} tokens at the start of their prompts")
+        if self.responses_cut:
+            parts.append(
+                f"{self.responses_cut:,} lose {self.response_tokens_cut:,} tokens at the end of their responses"
+            )
+        return (
+            f"{self.path}: of {self.examples:,} examples, cut to {self.sequence_length} tokens, {' and '.join(parts)}. "
+            "Raise finetune.sequence_length, or set finetune.truncation: drop"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSet:
+    """All examples of some files, packed; `files` says what became of each file's."""
+
+    rows: list[PackedRow]
+    files: list[FileReport]
+    sequence_length: int
+
+    @property
+    def examples(self) -> int:
+        return sum(file.examples - file.dropped for file in self.files)
+
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return sum(int(row.ends[-1]) for row in self.rows)
+
+    def epochs(self, config: FinetuneConfig, progress: Progress) -> float:
+        """How often the rows are read by the run's end, seen from `progress`."""
+        return (progress.samples + config.steps_left(progress) * config.training.global_batch_size) / len(self.rows)
+
+    def describe(self, config: FinetuneConfig, progress: Progress) -> str:
+        """The examples, and how often they are read, in a line."""
+        padding = 1 - self.tokens / (len(self.rows) * self.sequence_length)
+        return (
+            f"{self.examples:,} examples ({self.tokens:,} tokens) in {len(self.rows):,} rows of "
+            f"{self.sequence_length}, {padding:.0%} padding: {progress.step + config.steps_left(progress):,} steps are "
+            f"{self.epochs(config, progress):.3g} epochs"
+        )
+
+    def warnings(self) -> list[str]:
+        return [text for file in self.files if (text := file.warning())]
+
+
+def read_example_set(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    section: FinetuneSection,
+    *,
+    template: ChatTemplate | None = None,
+    sequence_length: int,
+    vocab_size: int,
+) -> ExampleSet:
+    """Read, encode and pack the examples of files, folders and glob patterns, in their order.
+
+    Args:
+        template: the tokenizer's, for messages.
+        vocab_size: rows of the model's embedding.
+
+    Raises:
+        DataError: a file cannot be read, or examples are unusable; names the file and line of each, up to a limit.
+        ConfigError: a sequence has no room for an example.
+    """
+    encoder = ExampleEncoder(tokenizer, section, sequence_length=sequence_length, vocab_size=vocab_size)
+    reader = PairReader(section, template)
+    mistakes = Mistakes()
+    examples: list[Example] = []
+    files: list[FileReport] = []
+    for file in find_inputs(paths).inputs:
+        report = FileReport(str(file), sequence_length)
+        examples += encoder.examples(pairs_of(read_rows(file), reader, mistakes), report, mistakes)
+        files.append(report)
+        if not report.examples:
+            mistakes.add_empty(report.path)
+    mistakes.demand_none()
+    if not examples:
+        raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are left out")
+    return ExampleSet(
+        rows=pack(examples, sequence_length, encoder.pad_id), files=files, sequence_length=sequence_length
+    )
+
+
+def check_rows(paths: Sequence[str], section: FinetuneSection) -> None:
+    """Read every row, for when there is no tokenizer to encode it with.
+
+    Raises:
+        DataError: as `read_example_set`, as far as that can be known.
+    """
+    mistakes = Mistakes()
+    for file in find_inputs(paths).inputs:
+        pairs = pairs_of(read_rows(file), PairReader(section, None, templates_known=False), mistakes)
+        if not sum(1 for _ in pairs):
+            mistakes.add_empty(str(file))
+    mistakes.demand_none()
+
+
+class ExampleEncoder:
+    """Pairs -> examples that fit into a sequence: what the tokenizer puts in front, prompt, response, end of text.
+
+    Raises:
+        DataError: the end of text lies outside of the model's embedding.
+        ConfigError: a sequence has no room for an example.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, section: FinetuneSection, *, sequence_length: int, vocab_size: int
+    ) -> None:
+        self._encoder = PromptEncoder(tokenizer, special_tokens=section.special_tokens)
+        self._eos_id = tokenizer.eos_id
+        self._truncation = section.truncation
+        self._sequence_length = sequence_length
+        self._vocab_size = vocab_size
+        ends = {tokenizer.eos_id, *self._encoder.prefix, *self._encoder.suffix}
+        if outside := [number for number in ends if number >= vocab_size]:
+            raise DataError(
+                f"{tokenizer.name}: the token {self._token(outside[0])} lies outside of the model's embedding of "
+                f"{vocab_size} rows; give the tokenizer that the model was trained with"
+            )
+        if sequence_length < len(self._encoder.prefix) + 2:
+            raise ConfigError(
+                f"finetune.sequence_length: {sequence_length}: must be at least {len(self._encoder.prefix) + 2}: "
+                f"the tokenizer puts {len(self._encoder.prefix)} tokens in front of each example"
+            )
+        # padding is no target and nothing attends to it: any id that the embedding has will do
+        self.pad_id = tokenizer.pad_id if tokenizer.pad_id < vocab_size else tokenizer.eos_id
+
+    def examples(self, pairs: Iterator[Pair], report: FileReport, mistakes: Mistakes) -> Iterator[Example]:
+        """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""
+        while batch := list(itertools.islice(pairs, _AT_ONCE)):
+            report.examples += len(batch)
+            encoded = self._encoder.pairs([(pair.prompt, pair.response) for pair in batch])
+            for pair, found in zip(batch, encoded, strict=True):
+                try:
+                    if isinstance(found, DataError):
+                        raise DataError(f"{pair.where}: {found}")
+                    example = self._fitted(pair, found, report)
+                except DataError as error:
+                    mistakes.add(error)
+                    continue
+                if example is not None:
+                    yield example
+
+    def _fitted(self, pair: Pair, encoded: EncodedPair, report: FileReport) -> Example | None:
+        tokens, split = encoded.tokens, encoded.prompt_tokens
+        if split == len(tokens):
+            raise DataError(f"{pair.where}: the response has no token of this tokenizer: nothing to learn")
+        if int(tokens.max()) >= self._vocab_size:
+            raise DataError(
+                f"{pair.where}: holds the token {self._token(int(tokens.max()))}, which lies outside of the model's "
+                f"embedding of {self._vocab_size} rows"
+            )
+        head = [] if pair.templated else self._encoder.prefix_of(tokens[: len(self._encoder.prefix)].tolist())
+        tail = self._ending(pair, tokens[split:])
+        room = self._sequence_length - len(head)
+        if len(tokens) + len(tail) > room:
+            if self._truncation == "error":
+                raise DataError(
+                    f"{pair.where}: has {len(head) + len(tokens) + len(tail)} tokens, more than "
+                    f"finetune.sequence_length ({self._sequence_length})"
+                )
+            if self._truncation == "drop":
+                report.dropped += 1
+                return None
+        prompt, response, tail = _cut(tokens[:split], tokens[split:], tail, room, report)
+        return Example(np.concatenate((head, prompt, response, tail)).astype(np.int32), len(head) + len(prompt))
+
+    def _ending(self, pair: Pair, response: NDArray[np.int32]) -> list[int]:
+        """What is learnt behind a response: what the tokenizer puts there, and one end of text."""
+        if pair.templated and not self._encoder.special_ids.isdisjoint(response.tolist()):
+            return []  # the template ends a turn itself
+        tail = [] if pair.templated else self._encoder.suffix
+        if not tail or tail[-1] != self._eos_id:
+            tail = [*tail, self._eos_id]
+        return tail[1:] if tail[0] == int(response[-1]) == self._eos_id else tail
+
+    def _token(self, number: int) -> str:
+        return f"{self._encoder.text_of(number)!r} (id {number})"
+
+
+def _cut(
+    prompt: NDArray[np.int32], response: NDArray[np.int32], tail: list[int], room: int, report: FileReport
+) -> tuple[NDArray[np.int32], NDArray[np.int32], list[int]]:
+    """Prompt, response and ending within `room` tokens. The prompt loses its start. Where the response alone is too
+    long, the prompt keeps up to half of the room, the response loses its end, and no ending is taught behind a cut."""
+    left = room - len(response) - len(tail)
+    kept = min(len(prompt), left if left > 0 else room // 2)
+    report.prompts_cut += kept < len(prompt)
+    report.prompt_tokens_cut += len(prompt) - kept
+    prompt = prompt[len(prompt) - kept :]
+    room -= kept
+    if len(response) + len(tail) <= room:
+        return prompt, response, tail
+    cut = response[:room]
+    report.responses_cut += 1
+    report.response_tokens_cut += len(response) + len(tail) - len(cut)
+    return prompt, cut, []

@@ -1,0 +1,99 @@
+"""Packed examples as a stream for the training loop: like pretraining, a pure function of the position."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from megatrain.base.errors import ConfigError
+from megatrain.data.examples.identity import check_same_examples, identity
+from megatrain.data.examples.packing import PackedRow
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble, without_targets
+from megatrain.data.loading.loader import StepBatches
+from megatrain.data.ordering.permutation import key, permute
+
+
+class ExampleLoader:
+    """Rows in another order each epoch, the same on every rank and for any number of ranks.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PackedRow],
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        data_rank: int,
+        data_size: int,
+        seed: int,
+    ) -> None:
+        if global_batch_size % (micro_batch_size * data_size):
+            raise ConfigError(
+                f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
+                f"data-parallel ranks = {micro_batch_size} x {data_size}"
+            )
+        self._rows = rows
+        self._global_batch_size = global_batch_size
+        self._seed = seed
+        in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
+        self._mine = in_step[:, data_rank, :]
+        self._identity = identity(rows, seed)
+        self._position = 0
+        self.wait_seconds = 0.0  # rows are in memory
+
+    def next(self) -> StepBatches:
+        chosen = self._rows_from(self._position)
+        self._position += self._global_batch_size
+        micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in self._mine.tolist())
+        return StepBatches(micro_batches, sum(row.targets for row in chosen))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self._position, **self._identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]:
+        """Raises DataError when the examples are not the ones that the position counts. Nothing else may change."""
+        check_same_examples(state, self._identity)
+        self._position = state["position"]
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _rows_from(self, position: int) -> list[PackedRow]:
+        """The global batch that begins at a position."""
+        samples = np.arange(position, position + self._global_batch_size, dtype=np.int64)
+        epochs, places = np.divmod(samples, len(self._rows))
+        chosen: list[PackedRow] = []
+        for epoch in np.unique(epochs):
+            of_epoch = places[epochs == epoch]
+            chosen += [self._rows[i] for i in permute(of_epoch, len(self._rows), key(self._seed, int(epoch)))]
+        return chosen
+
+
+class ExampleEvaluation:
+    """All rows once, in their order, shared out over the data-parallel ranks; every rank yields as many batches."""
+
+    def __init__(self, rows: Sequence[PackedRow], *, micro_batch_size: int, data_rank: int, data_size: int) -> None:
+        self._rows = rows
+        self._size, self._rank, self._ranks = micro_batch_size, data_rank, data_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self._rows), self._size * self._ranks):
+            first = start + self._rank * self._size
+            mine = list(self._rows[first : first + self._size])
+            if mine:
+                yield batch_of(mine)
+            else:
+                length = len(self._rows[0].is_target) - 1
+                yield without_targets(1, length, attend_across_documents=False)
+
+
+def batch_of(rows: Sequence[PackedRow]) -> Batch:
+    """int64 [B, S] inputs, and labels where a response token follows."""
+    batch = assemble([Row(row.tokens, row.ends) for row in rows], attend_across_documents=False)
+    for number, row in enumerate(rows):
+        batch.labels[number].numpy()[~row.is_target[1:]] = IGNORE_INDEX
+    return batch

@@ -1,0 +1,177 @@
+"""Rows of files as prompt and response. No torch: the launcher finds mistakes in them before a job is queued.
+
+Three shapes of a row are known by their fields: prompt and response (under names that can be chosen), `messages` as
+OpenAI writes them, and instruction, input and output as Alpaca does.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from megatrain.base.errors import DataError
+from megatrain.config import FinetuneSection
+from megatrain.data.examples.chat_template import ChatTemplate
+from megatrain.data.text.rows import Row
+
+SHOWN_MISTAKES = 10
+# https://github.com/tatsu-lab/stanford_alpaca, README: the prompt that the data was made for
+_TASK = "Below is an instruction that describes a task"
+_REQUEST = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+_ALPACA = (f"{_TASK}. {_REQUEST}", "{instruction}", "\n\n### Response:\n")
+_ALPACA_WITH_INPUT = (
+    f"{_TASK}, paired with an input that provides further context. {_REQUEST}",
+    *("{instruction}", "\n\n### Input:\n", "{input}", "\n\n### Response:\n"),
+)
+
+
+class Pair(NamedTuple):
+    where: str  # file and line
+    prompt: str
+    response: str
+    templated: bool = False  # by a chat template, which writes BOS and the end of a turn itself
+
+
+class TooManyMistakesError(DataError):
+    """Reading ended early."""
+
+
+class Mistakes:
+    """What is wrong with some examples, told at once; after so many, reading ends."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def add(self, error: DataError) -> None:
+        """Raises TooManyMistakesError, with all of them, when there are."""
+        self._texts += str(error).splitlines()
+        if len(self._texts) >= SHOWN_MISTAKES:
+            raise TooManyMistakesError(
+                "\n".join([*self._texts, f"and perhaps more: reading ended at {SHOWN_MISTAKES}"])
+            )
+
+    def add_empty(self, path: str) -> None:
+        """A file of which nothing was read; where its rows were mistakes, they say more."""
+        if not any(text.startswith(path) for text in self._texts):
+            self.add(DataError(f"{path}: holds no examples; write an object per line"))
+
+    def demand_none(self) -> None:
+        """Raises DataError when there is one."""
+        if self._texts:
+            raise DataError("\n".join(self._texts))
+
+
+@dataclass(frozen=True, slots=True)
+class PairReader:
+    """Turns rows into pairs; `template` is the tokenizer's, for messages."""
+
+    section: FinetuneSection
+    template: ChatTemplate | None
+    templates_known: bool = True  # False: where there is no tokenizer yet, messages are not rendered
+
+    def pair(self, where: str, row: Mapping[str, Any]) -> Pair:
+        """Raises DataError, naming place and field, where the row has none of the three shapes."""
+        section = self.section
+        prompt, response = (field_of(row, name) for name in (section.prompt_field, section.response_field))
+        chosen = (section.prompt_field, section.response_field) != ("prompt", "response")
+        if (prompt is None or response is None) and not chosen:
+            if row.get(section.messages_field) is not None:
+                return self._messages(where, row)
+            if row.get("instruction") is not None and row.get("output") is not None:
+                return _alpaca(where, row)
+        for name, value in ((section.prompt_field, prompt), (section.response_field, response)):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{where}: {name}: is not there as text; the row has {_names(row)}. "
+                    "finetune.prompt_field and finetune.response_field name the fields to read"
+                )
+        return _checked(Pair(where, prompt, response), section.prompt_field, section.response_field)
+
+    def _messages(self, where: str, row: Mapping[str, Any]) -> Pair:
+        field = self.section.messages_field
+        messages = _conversation(f"{where}: {field}", row[field])
+        if self.template is None and not self.templates_known:
+            return Pair(where, "", "unknown", templated=True)
+        if self.template is None:
+            raise DataError(
+                f"{where}: {field}: the tokenizer has no chat template (chat_template.jinja beside it, or "
+                "chat_template in tokenizer_config.json); add one, or write prompt and response"
+            )
+        if self.section.special_tokens == "text":
+            raise DataError(f"{where}: {field}: a chat template needs finetune.special_tokens: parse")
+        try:
+            prompt, response = self.template.pair(messages, tools=row.get("tools"))
+        except DataError as error:
+            raise DataError(f"{where}: {field}: {error}") from None
+        return _checked(Pair(where, prompt, response, templated=True), field, field)
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """A field by its name, or by a path of names with dots: `data.question`. None where there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _alpaca(where: str, row: Mapping[str, Any]) -> Pair:
+    for name in ("instruction", "input", "output"):
+        if not isinstance(row.get(name) or "", str):
+            raise DataError(f"{where}: {name}: must be text")
+    parts = _ALPACA_WITH_INPUT if row.get("input") else _ALPACA
+    prompt = "".join(row[part[1:-1]] if part in ("{instruction}", "{input}") else part for part in parts)
+    return _checked(Pair(where, prompt, row["output"]), "instruction", "output")
+
+
+def _conversation(where: str, messages: object) -> list[dict[str, Any]]:
+    """Messages as a template takes them: a content of text parts becomes their text."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise DataError(f"{where}: must be a list of messages, each an object with role and content")
+    found = []
+    for number, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise DataError(f"{where}.{number}.role: must be text, such as user or assistant")
+        content = message.get("content")
+        if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+            content = "".join(str(part["text"]) for part in content)
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise DataError(f"{where}.{number}.content: must be text; nothing else can be read here")
+        found.append({**message, "content": content})
+    if len(found) < 2 or found[-1]["role"] != "assistant":
+        raise DataError(f"{where}: must end with what the assistant answers to a message before it")
+    return found
+
+
+def _checked(pair: Pair, prompt_field: str, response_field: str) -> Pair:
+    for name, text in ((prompt_field, pair.prompt), (response_field, pair.response)):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{pair.where}: {name}: half a surrogate pair at character {error.start}: not Unicode"
+            ) from None
+    if not pair.response:
+        raise DataError(f"{pair.where}: {response_field}: is empty: nothing to learn; leave the line out")
+    return pair
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    names = [str(name) for name in row]
+    return (", ".join(names[:8]) + (", …" if len(names) > 8 else "")) or "no fields"
+
+
+def pairs_of(rows: Iterator[Row], reader: PairReader, mistakes: Mistakes) -> Iterator[Pair]:
+    """The pairs of the rows that are one; the others, and a file that ends in error, are mistakes."""
+    try:
+        for row in rows:
+            try:
+                pair = reader.pair(row.where, row.fields)
+            except DataError as error:
+                mistakes.add(error)
+            else:
+                yield pair
+    except TooManyMistakesError:
+        raise
+    except DataError as error:
+        mistakes.add(error)

@@ -1,0 +1,1 @@
+"""Models in Hugging Face's format: their names, shapes and files, read and written."""

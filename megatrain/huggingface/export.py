@@ -1,0 +1,173 @@
+"""A checkpoint as a folder that Hugging Face's libraries load: safetensors, config.json, and the tokenizer's files.
+
+Written beside its place and renamed, so that it is there as a whole or not at all. One file's tensors are in memory at
+a time, whatever the size of the model.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatrain import __version__
+from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError
+from megatrain.base.files import reason, write_json
+from megatrain.checkpoint.manifest import find_checkpoint
+from megatrain.checkpoint.read import read_tensors
+from megatrain.checkpoint.state import read_state
+from megatrain.config import Config, FinetuneConfig, ModelSection
+from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.data.text.tokenizer_files import Files, read_tokenizer
+from megatrain.huggingface.export_files import Source, described
+from megatrain.huggingface.names import shapes, their_name
+from megatrain.run.directory import RunDir, locate
+from megatrain.run_inputs import load_run, own_base, own_positions, read_base, read_inputs
+
+DType = Literal["bfloat16", "float16", "float32"]
+DTYPES: tuple[DType, ...] = get_args(DType)
+_INDEX = "model.safetensors.index.json"
+_OF_THE_VOCABULARY = ("embedding.weight", "head.weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    folder: Path
+    checkpoint: Path  # that was read
+    files: int  # of weights
+    parameters: int
+    bytes: int  # of weights
+
+
+def export(
+    path: Path,
+    out: Path,
+    *,
+    dtype: DType = "bfloat16",
+    shard_bytes: int = 5 * 10**9,
+    report: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write `out` for `transformers.AutoModelForCausalLM.from_pretrained` and `AutoTokenizer`.
+
+    Args:
+        path: a run, of which the newest checkpoint that verifies is taken, or a checkpoint inside a run.
+        out: does not exist, or is an empty folder.
+        dtype: of the weights; a checkpoint holds them in float32.
+        shard_bytes: the most that one file of weights takes, unless a single tensor is larger.
+        report: called with a line after each file.
+        warn: told what an older run has no copy of.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or the folder cannot be written.
+        ConfigError: the folder holds something.
+        DataError: the run's tokenizer cannot be read.
+    """
+    given, out = out, Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are given
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{given}: already exists; give the name of a new folder")
+    checkpoint = find_checkpoint(path)
+    source = _source(locate(path)[0], read_state(checkpoint).model, dtype, warn)
+    temporary = out.with_name(f".tmp-{out.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        files, size = _write_weights(checkpoint, temporary, source.model, dtype, shard_bytes, report)
+        for name, content in described(source).items():
+            (temporary / name).write_bytes(content)
+        write_json(temporary / "megatrain.json", {"checkpoint": str(checkpoint), "version": __version__})
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{given}: cannot be written: {reason(error)}. Nothing of it is left.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Exported(folder=given, checkpoint=checkpoint, files=files, parameters=source.model.parameters, bytes=size)
+
+
+def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:
+    config = load_run(run, warn=warn, verify=True)
+    base = _base(run, config, warn)
+    tokenizer = Tokenizer.load(config.tokenizer.path) if config.tokenizer is not None else None
+    if tokenizer is not None and not base:
+        # rows that pad the vocabulary belong to no token, and could be drawn
+        rows = min(model.padded_vocab_size, tokenizer.vocab_size)
+        model = model.model_copy(update={"vocab_size": rows})
+    return Source(
+        model=model,
+        dtype=dtype,
+        positions=own_positions(run, config),
+        tokenizer=read_tokenizer(config.tokenizer.path) if config.tokenizer is not None else {},
+        base=base,
+        end_id=tokenizer.eos_id if tokenizer else None,
+        end_token=tokenizer.eos_token if tokenizer else None,
+        pad_token=tokenizer.pad_token if tokenizer else None,
+    )
+
+
+def _base(run: RunDir, config: Config, warn: Callable[[str], None]) -> Files:
+    """What a pretrained base said of itself, by the run's own copy; of an older run, where the base still lies."""
+    if read_inputs(run) is not None or not isinstance(config, FinetuneConfig):
+        return own_base(run)
+    try:
+        return read_base(config.finetune.base)
+    except MegatrainError as error:
+        warn(f"{run}: has no copy of what its base said of itself, and the base cannot be read ({error})")
+        return {}
+
+
+def _write_weights(
+    checkpoint: Path, out: Path, model: ModelSection, dtype: DType, shard_bytes: int, report: Callable[[str], None]
+) -> tuple[int, int]:
+    """How many files, and their tensors' bytes."""
+    kind: torch.dtype = getattr(torch, dtype)
+    sizes = shapes(model)
+    shards = list(_shards(sizes, kind.itemsize, shard_bytes))
+    total = 0
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        whole = read_tensors(checkpoint, kind="weight", names=names)
+        if missing := sorted(set(names) - whole.keys()):
+            raise CheckpointError(f"{checkpoint}: has no tensor {missing[0]}")
+        tensors = {their_name(name): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
+        save_file(tensors, out / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        report(f"{file}: {len(tensors)} tensors, {number} of {len(shards)} files")
+    if len(shards) > 1:
+        write_json(out / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+    return len(shards), total
+
+
+def _cast(name: str, tensor: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """In another dtype, without the rows that pad the vocabulary."""
+    rows = shape[0] if name in _OF_THE_VOCABULARY else len(tensor)
+    cast = tensor[:rows].to(kind, copy=True).contiguous()
+    if tuple(cast.shape) != shape:
+        raise CheckpointError(f"{name}: has shape {tuple(tensor.shape)}, the model section says {shape}")
+    if not bool(torch.isfinite(cast).all()):
+        text = f"has values that {str(kind).removeprefix('torch.')} cannot hold; export it as bfloat16 or float32"
+        raise CheckpointError(f"{name}: {text if bool(torch.isfinite(tensor).all()) else 'holds NaN or infinity'}")
+    return cast
+
+
+def _shards(sizes: dict[str, tuple[int, ...]], number_bytes: int, most: int) -> Iterator[list[str]]:
+    """Names in their order, as many together as stay below `most` bytes; a larger tensor stands alone."""
+    names: list[str] = []
+    used = 0
+    for name, shape in sizes.items():
+        size = number_bytes * torch.Size(shape).numel()
+        if names and used + size > most:
+            yield names
+            names, used = [], 0
+        names.append(name)
+        used += size
+    yield names

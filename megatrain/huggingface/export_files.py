@@ -1,0 +1,113 @@
+"""What an exported folder says beside its weights: config.json, generation_config.json and the tokenizer's files.
+
+A model that was fine-tuned from somebody's keeps all that they said of it, but what its weights are is written anew. Of
+a model that was pretrained here, what its tokenizer and its sequences tell.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatrain.config import ModelSection
+from megatrain.data.folder.manifest import TOKENIZER
+from megatrain.data.text.tokenizer_files import TOKENIZER_CONFIG, Files, token_text
+from megatrain.data.text.vocabulary import parse_vocabulary
+from megatrain.huggingface.config_json import CONFIG, GENERATION_CONFIG, llama_config
+
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKENS = ("bos_token", "eos_token", "pad_token")
+# Of a base's config.json, what is true of its weights and code only.
+_LEFT_OUT = ("quantization_config", "compression_config", "auto_map", "_name_or_path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is known of a model that is exported."""
+
+    model: ModelSection  # as exported
+    dtype: str
+    positions: int  # the longest sequence, in tokens, that it or its base was trained on
+    tokenizer: Files  # nothing where the run has none
+    base: Files  # what a pretrained base said of itself; nothing for a model that was pretrained here
+    end_id: int | None  # the token that its texts or responses ended with in training
+    end_token: str | None
+    pad_token: str | None
+
+
+def described(source: Source) -> dict[str, bytes]:
+    """Every file but the weights, by name."""
+    config = _config(source)
+    files = {CONFIG: _json(config), **_generation(source, config), **source.tokenizer}
+    if source.tokenizer:
+        files[TOKENIZER_CONFIG] = _json(_tokenizer_config(source, config["max_position_embeddings"]))
+    return files
+
+
+def _config(source: Source) -> dict[str, Any]:
+    said = _parsed(source.base, CONFIG)
+    longest = said.get("max_position_embeddings")
+    positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
+    ours = llama_config(source.model, max_position_embeddings=positions, dtype=source.dtype)
+    if not source.base:
+        return ours | _ids(source)
+    kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}
+    ids = {name: said[name] for name in _IDS if name in said}
+    facts = {name: value for name, value in ours.items() if name not in _IDS}
+    return kept | facts | ids | {"eos_token_id": _with_end(said.get("eos_token_id"), source.end_id)}
+
+
+def _generation(source: Source, config: Mapping[str, Any]) -> dict[str, bytes]:
+    if not source.base:
+        ids = {name: config[name] for name in _IDS if config[name] is not None}
+        return {GENERATION_CONFIG: _json(ids)} if ids else {}
+    if GENERATION_CONFIG not in source.base:
+        return {}
+    said = _parsed(source.base, GENERATION_CONFIG)
+    ends = _with_end(said.get("eos_token_id", config["eos_token_id"]), source.end_id)
+    if ends == said.get("eos_token_id"):
+        return {GENERATION_CONFIG: source.base[GENERATION_CONFIG]}
+    return {GENERATION_CONFIG: _json(said | {"eos_token_id": ends})}
+
+
+def _with_end(said: Any, end_id: int | None) -> Any:
+    """The ids that end a text, and the one that responses ended with in fine-tuning."""
+    if end_id is None or said == end_id or (isinstance(said, list) and end_id in said):
+        return said
+    return end_id if said is None else [*(said if isinstance(said, list) else [said]), end_id]
+
+
+def _tokenizer_config(source: Source, positions: int) -> dict[str, Any]:
+    said = _parsed(source.tokenizer, TOKENIZER_CONFIG)
+    defaults = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config = dict(said) if source.base and said else defaults | said
+    config["eos_token"] = said.get("eos_token") or source.end_token
+    longest = said.get("model_max_length")
+    if not source.base:
+        config |= {"pad_token": said.get("pad_token") or source.pad_token, "model_max_length": positions}
+    elif not isinstance(longest, int | float) or longest < positions:
+        config["model_max_length"] = positions
+    return config
+
+
+def _ids(source: Source) -> dict[str, int | None]:
+    """Of the tokens that the tokenizer of a model pretrained here names."""
+    if not source.tokenizer:
+        return dict.fromkeys(_IDS)
+    said = _parsed(source.tokenizer, TOKENIZER_CONFIG)
+    ids = parse_vocabulary(source.tokenizer[TOKENIZER], TOKENIZER).ids
+    found = {name: ids.get(token_text(said.get(token)) or "") for name, token in zip(_IDS, _TOKENS, strict=True)}
+    if found["pad_token_id"] is None:
+        found["pad_token_id"] = ids.get(source.pad_token or "")
+    rows = source.model.padded_vocab_size
+    named = found | {"eos_token_id": source.end_id}
+    return {name: number if number is not None and number < rows else None for name, number in named.items()}
+
+
+def _parsed(files: Files, name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(files[name]) if name in files else {}
+    return value
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

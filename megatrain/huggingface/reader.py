@@ -1,0 +1,88 @@
+"""Weights in Hugging Face's format as a storage of torch's distributed checkpoint: any layout reads its own slices of
+them, straight from the safetensors files, without a conversion."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint import LoadPlan, LoadPlanner, StorageReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.futures import Future
+
+from megatrain.base.errors import CheckpointError
+from megatrain.config import ModelSection
+from megatrain.huggingface.names import shapes, their_name
+from megatrain.huggingface.weight_files import weight_files
+
+_KIND = "weight."  # what names of weights begin with in our checkpoints
+
+
+class PretrainedReader(StorageReader):
+    """Reads the weights of a model folder under the names of our checkpoints.
+
+    Raises:
+        CheckpointError: as `weight_files.weight_files`; or a file has changed since.
+    """
+
+    def __init__(self, folder: Path, model: ModelSection) -> None:
+        self._shapes = shapes(model)
+        self._files = weight_files(folder, model)
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing is remembered between loads."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return Path(checkpoint_id).is_dir()
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        entries: dict[str, Any] = {
+            _KIND + name: TensorStorageMetadata(
+                properties=TensorProperties(dtype=torch.float32),  # what a load makes of it
+                size=torch.Size(shape),
+                chunks=[ChunkStorageMetadata(offsets=torch.Size([0] * len(shape)), sizes=torch.Size(shape))],
+            )
+            for name, shape in self._shapes.items()
+        }
+        return Metadata(state_dict_metadata=entries, storage_data={}, storage_meta=StorageMeta())
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """All is known already."""
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Of each tensor only the boxes that this rank needs, cast to what it holds."""
+        with ExitStack() as stack:
+            opened: dict[Path, Any] = {}
+            for item in plan.items:
+                name = their_name(item.storage_index.fqn.removeprefix(_KIND))
+                file = self._files[name]
+                target = planner.resolve_tensor(item).detach()
+                try:
+                    if file not in opened:
+                        opened[file] = stack.enter_context(safe_open(file, framework="pt"))
+                    target.copy_(opened[file].get_slice(name)[_slices(item.storage_offsets, item.lengths)])
+                except (SafetensorError, OSError) as error:
+                    raise CheckpointError(f"{file}: {name}: cannot be read: {error}") from None
+                planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def _slices(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True))

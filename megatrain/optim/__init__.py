@@ -1,0 +1,1 @@
+"""Optimizers, and which weights each group of them trains."""

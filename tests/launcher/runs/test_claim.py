@@ -1,0 +1,289 @@
+"""Exactly one start has a run, whatever the clocks, the disks and Slurm do."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.planning.plan import make_plan
+from launcher.runs import claim as claim_of
+from launcher.runs.claim import attempted, claimed
+from launcher.runs.prepare import prepare_run
+from launcher.runs.status import status
+from launcher.slurm import commands, job
+from megatrain.base.errors import ExitCode, PreflightError
+from megatrain.run import heartbeat
+from megatrain.run.attempts import Attempt, read_attempts, write_attempts
+from megatrain.run.claim import Claim
+from megatrain.run.heartbeat import read_heartbeat, write_heartbeat
+from megatrain.run.outcomes import record_outcome
+
+ROOT = Path(__file__).resolve().parents[3]
+LAUNCHER = (
+    "import sys\nfrom launcher.runs.claim import attempted\nfrom megatrain.run.directory import RunDir\n"
+    "def go(claim):\n    print('started', flush=True)\n    sys.stdin.read()\n    return 0\n"
+    "attempted(RunDir(sys.argv[1]), 2, ['here'], go)"
+)
+
+
+def an_attempt(start=0, end=0, **fields):
+    given = {"job": "7", "host": "n1", "pid": 1, "ranks": 2, "started": 10.0, "ended": 20.0}
+    return Attempt(**given | {"start_step": start, "end_step": end} | fields)
+
+
+@pytest.fixture
+def run(tiny, here, monkeypatch):
+    monkeypatch.setattr(commands, "ask", lambda jobs: {})
+    monkeypatch.setattr(heartbeat, "WATCH_SECONDS", 0.1)
+    return prepare_run(tiny(), make_plan(tiny()).chosen)
+
+
+@pytest.fixture
+def launcher(run):
+    """A launcher that has the run, until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(run.path.absolute())],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def begin(run, job=None, **given):
+    with claimed(run, ranks=2, nodes=["n1", "n3"], job=job, **given) as claim:
+        return claim
+
+
+@pytest.mark.parametrize("seconds", [-1e9, -30, 0, 30, 1e9])
+def test_a_run_is_claimed_once_by_any_clock(run, launcher, seconds):
+    (mine,) = read_attempts(run)
+    write_attempts(run, [mine.model_copy(update={"started": max(0.0, mine.started + seconds)})])
+    with pytest.raises(PreflightError, match=f"is being trained by process {launcher.pid} on .*megatrain stop"):
+        begin(run)
+    assert len(read_attempts(run)) == 1
+
+
+def test_a_run_whose_history_was_deleted_is_claimed_once(run, launcher, monkeypatch):
+    from megatrain.run import lock
+
+    monkeypatch.setattr(lock, "_LAUNCHER_SECONDS", 0.1)
+    run.attempts.unlink()
+    with pytest.raises(PreflightError, match=r"is being trained by another process .*launcher\.lock"):
+        begin(run)
+
+
+def test_a_killed_launchers_attempt_is_closed_as_lost(run, launcher):
+    launcher.kill()
+    launcher.wait()
+    assert begin(run).attempt == 1
+    lost, now = read_attempts(run)
+    assert (lost.exit_code, lost.end_step, now.ended) == (None, 0, None)
+    assert "its end was not recorded" in (lost.error or "")
+    assert lost.token != now.token
+
+
+def test_what_a_rank_said_is_the_end_of_an_attempt_that_its_launcher_could_not_close(run, launcher):
+    claim = Claim(0, read_attempts(run)[0].token)
+    record_outcome(run, 5, "checkpoints: cannot be written: No space left on device", claim=claim)
+    launcher.kill()
+    launcher.wait()
+    one = status(run)
+    assert (one.state, one.detail) == ("failed", "exit code 5, and its launcher could not record it")
+    begin(run)
+    lost, _ = read_attempts(run)
+    assert (lost.exit_code, lost.error) == (5, "checkpoints: cannot be written: No space left on device")
+
+
+def test_two_that_find_it_free_at_the_same_time_do_not_both_get_it(run, monkeypatch):
+    """Slurm takes its time to answer: what was asked about is looked at again with the lock held."""
+    write_attempts(run, [an_attempt(ended=None)])
+    both = threading.Barrier(2, timeout=20)
+    asked = []
+
+    def slow(jobs):
+        asked.append(list(jobs))
+        if len(asked) <= 2:
+            both.wait()
+        return {job: commands.JobState(job, "RUNNING", "", "n1", "") for job in asked[-1] if job != "7"}
+
+    monkeypatch.setattr(commands, "ask", slow)
+    monkeypatch.setattr(commands, "nodes_down", lambda nodes: [])
+    got, refused = [], []
+
+    def start(job):
+        try:
+            got.append(begin(run, job))
+        except PreflightError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start, args=(job,)) for job in ("8", "9")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 1)
+    assert "is being trained by job" in refused[0]
+    assert [attempt.ended is None for attempt in read_attempts(run)] == [False, True]
+
+
+def test_no_lock_is_held_while_slurm_is_asked(run, monkeypatch):
+    from megatrain.run.lock import launcher_lock, locked
+
+    write_attempts(run, [an_attempt(ended=None)])
+    asked = []
+
+    def look(answer):
+        with launcher_lock(run), locked(run):
+            asked.append(answer)
+        return answer
+
+    monkeypatch.setattr(commands, "ask", lambda jobs: look({}))
+    monkeypatch.setattr(commands, "nodes_down", lambda nodes: look([]))
+    begin(run, "8")
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("ahead", "refused"), [(0.0, True), (1e7, False), (-1e7, False)])
+def test_a_heartbeat_from_the_future_locks_nobody_out(run, monkeypatch, ahead, refused):
+    write_attempts(run, [an_attempt(job=None, host="elsewhere", ended=None)])
+    clock = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(heartbeat.time, "time", lambda: clock + ahead)
+        write_heartbeat(run, step=3, activity="training", claim=Claim(0, None))
+    if refused:
+        with pytest.raises(PreflightError, match="trained by process 1 on elsewhere"):
+            begin(run)
+    else:
+        assert begin(run).attempt == 1
+
+
+def test_a_number_that_another_process_has_now_is_not_the_owner(run):
+    sleeping = subprocess.Popen(["sleep", "60"])
+    try:
+        write_attempts(
+            run, [an_attempt(job=None, host=os.uname().nodename, pid=sleeping.pid, started=1e10, ended=None)]
+        )
+        assert job.busy_with(run) is None
+        with pytest.raises(PreflightError, match=r"nothing is stopped: .*it may be any process"):
+            job.stop(run, now=False)
+        assert sleeping.poll() is None
+        assert begin(run).attempt == 1
+    finally:
+        sleeping.kill()
+        sleeping.wait()
+
+
+def test_stop_reaches_the_launcher_of_this_run(run, launcher):
+    assert f"process {launcher.pid} on" in job.stop(run, now=True)
+    launcher.wait(20)
+
+
+def test_stop_has_nothing_to_stop(run):
+    with pytest.raises(PreflightError, match="nothing trains it"):
+        job.stop(run, now=False)
+    write_attempts(run, [an_attempt(job=None, host="elsewhere", ended=None)])
+    with pytest.raises(PreflightError, match="gives no sign of life"):
+        job.stop(run, now=False)
+
+
+def test_a_start_by_hand_is_closed_however_it_ends(run):
+    assert attempted(run, 2, ["here"], lambda claim: 75 + claim.attempt) == 75
+    with pytest.raises(ZeroDivisionError):
+        attempted(run, 2, ["here"], lambda claim: claim.attempt // 0)
+    assert attempted(run, 2, ["here"], lambda claim: 9) == 9
+    ended = read_attempts(run)
+    assert [one.exit_code for one in ended] == [75, ExitCode.CRASH, 9]
+    assert [one.error for one in ended][2] == "the ranks ended with 9, and recorded no error"
+    assert all(one.ended is not None for one in ended)
+    assert read_heartbeat(run).activity == "starting"
+
+
+def full(path, value):
+    raise PreflightError(f"{path}: cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize("harm", ["full", "deleted", "damaged", "replaced"])
+def test_the_ranks_exit_code_stays_when_the_end_cannot_be_recorded(run, capsys, monkeypatch, harm):
+    import shutil
+
+    from megatrain.run import attempts as history
+
+    def go(claim):
+        if harm == "full":
+            monkeypatch.setattr(history, "write_record", full)
+        elif harm == "deleted":
+            shutil.rmtree(run.path)
+        elif harm == "damaged":
+            run.attempts.write_text("{", encoding="utf-8")
+        else:
+            write_attempts(run, [an_attempt(ended=None, token="another")])
+        return 5
+
+    assert attempted(run, 2, ["here"], go) == 5
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert said[0].endswith("; that this start ended with exit code 5 is not recorded")
+    assert str(run) in said[0]
+    assert run.path.exists() == (harm != "deleted")
+
+
+def test_a_folder_that_cannot_be_written_refuses_the_start(run, monkeypatch):
+    from megatrain.run import attempts as history
+
+    monkeypatch.setattr(history, "write_record", full)
+    with pytest.raises(PreflightError, match=r"attempts\.json: cannot be written: No space left on device"):
+        attempted(run, 2, ["here"], lambda claim: 0)
+
+
+def test_a_lost_attempt_names_the_nodes_that_are_down(run, monkeypatch):
+    monkeypatch.setattr(claim_of.clients, "nodes_down", lambda nodes: ["n2"])
+    write_attempts(run, [an_attempt(ended=None, nodes=["n1", "n2"])])
+    begin(run, "7")
+    lost, now = read_attempts(run)
+    assert lost.failed_nodes == ["n2"]
+    assert lost.error == "lost with n2"
+    assert now.nodes == ["n1", "n3"]
+
+
+def test_who_is_not_admitted_leaves_what_was_lost_closed_and_claims_nothing(run):
+    def refuse(attempts):
+        raise PreflightError(f"{len(attempts)} starts in vain")
+
+    write_attempts(run, [an_attempt(ended=None)])
+    with pytest.raises(PreflightError, match="1 starts in vain"):
+        begin(run, "7", admit=refuse)
+    (lost,) = read_attempts(run)
+    assert lost.ended is not None
+
+
+def test_progress_counts_from_the_step_that_is_gone_back_to(run):
+    for step in (40, 60):
+        run.step(step).mkdir(parents=True)
+        (run.step(step) / "MANIFEST.json").touch()
+    begin(run, resume="40")
+    begin(run)
+    assert [attempt.start_step for attempt in read_attempts(run)] == [40, 60]
+    assert run.steps() == [40, 60], "the ranks set aside what is above, once they have verified the step"
+
+
+def test_a_run_that_is_begun_anew_has_no_history(run, capsys):
+    begin(run)
+    run.step(40).mkdir(parents=True)
+    (run.step(40) / "MANIFEST.json").touch()
+    begin(run, resume="never")
+    (only,) = read_attempts(run)
+    assert only.start_step == 0
+    assert run.steps() == []
+    assert len(list(run.checkpoints.glob("abandoned-all-*/*"))) == 2
+    assert "set aside: step 40" in capsys.readouterr().out

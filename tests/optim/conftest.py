@@ -1,0 +1,3 @@
+from tests.train.conftest import one_rank
+
+__all__ = ["one_rank"]

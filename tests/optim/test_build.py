@@ -1,0 +1,51 @@
+import torch
+from torch import nn
+
+from megatrain.config import OptimizerSection
+from megatrain.optim.build import build_optimizer
+
+CONFIG = OptimizerSection(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.norm = nn.LayerNorm(4, bias=False)
+        self.linear = nn.Linear(4, 7)
+        self.linear.weight = self.embedding.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = Model()
+    decayed, plain = build_optimizer(model, CONFIG).param_groups
+    assert [id(p) for p in decayed["params"]] == [id(model.embedding.weight)]  # tied: once
+    assert [id(p) for p in plain["params"]] == [id(model.norm.weight), id(model.linear.bias)]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    for group in (decayed, plain):
+        assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
+
+
+def test_an_empty_group_is_left_out() -> None:
+    """DeepSpeed flattens each group, and cannot flatten nothing."""
+    optimizer = build_optimizer(nn.Linear(3, 2, bias=False), CONFIG)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3]
+
+
+def test_a_step_before_the_first_rate_changes_nothing() -> None:
+    model = Model()
+    optimizer = build_optimizer(model, CONFIG)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_buckets_are_neighbours_from_the_last_on_and_hold_all_once() -> None:
+    model = nn.Sequential(*(nn.Linear(2, size, bias=False) for size in (1, 2, 8, 2, 2)), nn.LayerNorm(4))
+    groups = build_optimizer(model, CONFIG, bucket_elements=8).param_groups
+    assert [[p.numel() for p in group["params"]] for group in groups] == [[4, 4], [16], [2, 4], [4, 4]]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.3, 0.0]
+    assert {p for group in groups for p in group["params"]} == set(model.parameters())
