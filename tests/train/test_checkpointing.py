@@ -31,7 +31,7 @@ class Engine:
     def __init__(self) -> None:
         self.tensors = {"weight.a": torch.zeros(4, 3), "exp_avg.a": torch.zeros(4, 3)}
 
-    def state(self, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, torch.Tensor]:
+    def sharded_state(self, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in self.tensors.items() if not weights_only or name.startswith("weight")}
 
     def after_load(self, *, optimizer_step: int) -> None:

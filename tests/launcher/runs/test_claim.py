@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written_refuses_the_start(run, monkeypatch):
 
 
 def test_a_lost_attempt_names_the_nodes_that_are_down(run, monkeypatch):
-    monkeypatch.setattr(claim_of.clients, "nodes_down", lambda nodes: ["n2"])
+    monkeypatch.setattr(claim_of.commands, "nodes_down", lambda nodes: ["n2"])
     write_attempts(run, [an_attempt(ended=None, nodes=["n1", "n2"])])
     begin(run, "7")
     lost, now = read_attempts(run)

@@ -117,7 +117,7 @@ def test_goodput_counts_each_step_once_over_all_the_time_on_the_nodes():
 
 def test_slurm_is_asked_once_however_many_runs_there_are(run, here, monkeypatch):
     asked = []
-    monkeypatch.setattr(status_of.clients, "job_states", lambda jobs: asked.append(set(jobs)) or {})
+    monkeypatch.setattr(status_of.commands, "job_states", lambda jobs: asked.append(set(jobs)) or {})
     shutil.copytree(run.path, here / "runs/other")
     for number, folder in enumerate(("tiny", "other")):
         write_attempts(RunDir(here / "runs" / folder), [an_attempt(job=str(number))])
@@ -130,7 +130,7 @@ def test_without_an_answer_the_heartbeat_tells_who_trains(run, monkeypatch):
     def no_answer(jobs):
         raise NoAnswerError("squeue: Unable to contact slurm controller")
 
-    monkeypatch.setattr(status_of.clients, "job_states", no_answer)
+    monkeypatch.setattr(status_of.commands, "job_states", no_answer)
     write_attempts(run, [an_attempt(job="7", started=time.time())])
     assert status(run).state == "lost"
     monkeypatch.setenv("MEGATRAIN_ATTEMPT", "0")

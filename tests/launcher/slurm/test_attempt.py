@@ -29,8 +29,8 @@ def requeued(run, monkeypatch):
     """The jobs that were queued again, of a Slurm in which job 7 runs."""
     found = []
     write_attempts(run, [OURS])
-    monkeypatch.setattr(attempt_of.clients, "job_states", lambda jobs: {"7": JobState("7", "RUNNING", "", "n1", "")})
-    monkeypatch.setattr(attempt_of.clients, "requeue", lambda job, exclude: found.append(job))
+    monkeypatch.setattr(attempt_of.commands, "job_states", lambda jobs: {"7": JobState("7", "RUNNING", "", "n1", "")})
+    monkeypatch.setattr(attempt_of.commands, "requeue", lambda job, exclude: found.append(job))
     return found
 
 

@@ -16,7 +16,7 @@ NodeName=b2 CPUTot=2 Gres=gpu:4 State=IDLE Partitions=tiny
 
 @pytest.mark.parametrize(("partition", "cores"), [("gpu", 12), ("small", 4), ("tiny", 1), ("none", None), (None, 1)])
 def test_the_fewest_cores_of_a_gpu(monkeypatch, partition, cores):
-    monkeypatch.setattr(nodes.clients, "client", lambda *command: LINES)
+    monkeypatch.setattr(nodes.commands, "run_slurm", lambda *command: LINES)
     assert nodes.cores_per_gpu(partition) == cores
 
 
@@ -24,5 +24,5 @@ def test_no_slurm(monkeypatch):
     def away(*command):
         raise PreflightError("scontrol: not found")
 
-    monkeypatch.setattr(nodes.clients, "client", away)
+    monkeypatch.setattr(nodes.commands, "run_slurm", away)
     assert nodes.cores_per_gpu("gpu") is None
