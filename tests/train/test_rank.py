@@ -67,7 +67,8 @@ def test_each_line_of_an_error_is_marked() -> None:
 
 def test_an_error_of_the_runs_own_files_is_one_message(tmp_path) -> None:
     code = (
-        "from megatrain.base.files import write_json\nfrom megatrain.run.directory import RunDir\nfrom megatrain.train.rank import run\nimport sys\n"
+        "import sys\nfrom megatrain.base.files import write_json\nfrom megatrain.run.directory import RunDir\n"
+        "from megatrain.train.rank import run\n"
         "folder = RunDir(sys.argv[1])\nfolder.environment.mkdir()\n"
         "run(lambda: write_json(folder.environment, 1), folder)"
     )
