@@ -12,9 +12,9 @@ import typer
 
 from launcher.commands.data import app as data_app
 from launcher.commands.jobs import register as register_job_verbs
-from megatrain import __version__
 from megatrain.base.errors import CheckpointError, ConfigError, ExitCode, MegatrainError
 from megatrain.base.terminal import accept_any_text, complain, copyable, say
+from megatrain.version import __version__
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatrain import __version__
 from megatrain.base.errors import CheckpointError, MegatrainError
 from megatrain.base.files import reason, write_json
 from megatrain.checkpoint import rewind
@@ -30,6 +29,7 @@ from megatrain.checkpoint.rewind import SetAside
 from megatrain.checkpoint.state import STATE
 from megatrain.checkpoint.storage import HashingWriter, SafeReader, cause_of
 from megatrain.run.directory import RunDir, parse_step
+from megatrain.version import __version__
 
 _T = TypeVar("_T")
 

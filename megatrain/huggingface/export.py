@@ -4,19 +4,19 @@ Written beside its place and renamed, so that it is there as a whole or not at a
 a time, whatever the size of the model.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatrain import __version__
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError
 from megatrain.base.files import reason, write_json
 from megatrain.checkpoint.manifest import find_checkpoint
@@ -25,10 +25,15 @@ from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, FinetuneConfig, ModelSection
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.data.text.tokenizer_files import Files, read_tokenizer
+from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import shapes, their_name
 from megatrain.run.directory import RunDir, locate
 from megatrain.run_inputs import load_run, own_base, own_positions, read_base, read_inputs
+from megatrain.version import __version__
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DType = Literal["bfloat16", "float16", "float32"]
 DTYPES: tuple[DType, ...] = get_args(DType)
@@ -90,6 +95,27 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(folder=given, checkpoint=checkpoint, files=files, parameters=source.model.parameters, bytes=size)
+
+
+def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedModel":
+    """The model that `export` would write, in memory and in evaluation mode.
+
+    Raises:
+        CheckpointError, DataError: as `export`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    checkpoint = find_checkpoint(path)
+    source = _source(run, read_state(checkpoint).model, dtype, lambda line: None)
+    config = json.loads(described(source)[CONFIG])
+    sizes = shapes(source.model)
+    whole = read_tensors(checkpoint, kind="weight", names=list(sizes))
+    kind: torch.dtype = getattr(torch, dtype)
+    weights = {their_name(name): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
+    return model.eval()
 
 
 def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:

@@ -14,7 +14,6 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-import megatrain
 from megatrain.base.formatting import duration, gib, percent, quantity, scientific
 from megatrain.base.progress import Progress
 from megatrain.base.terminal import copyable, printable
@@ -22,6 +21,7 @@ from megatrain.config import Config, PretrainConfig
 from megatrain.monitor.metrics import StepMetrics
 from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
+from megatrain.version import __version__
 
 _WAIT_WORTH_A_WARNING = 0.10  # of a step
 
@@ -228,7 +228,7 @@ def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str,
     layout = f"ZeRO-{parallel.zero_stage}, {topology}"
     batch = f"micro-batch {training.micro_batch_size} × {accumulation}"
     first = (
-        f"megatrain {megatrain.__version__}", f"run {config.run.name}", f"{ranks} {cluster.hardware}",
+        f"megatrain {__version__}", f"run {config.run.name}", f"{ranks} {cluster.hardware}",
         layout, batch, ", ".join(filter(None, features)), training.precision,
     )  # fmt: skip
     second = (

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-import megatrain
 from megatrain.hardware.device import device_type
+from megatrain.version import __version__
 
 _PACKAGES = (
     "torch",
@@ -44,7 +44,7 @@ def environment(hosts: Sequence[str] = ()) -> dict[str, Any]:
         hosts: of every rank, where the caller knows them; default: this machine.
     """
     return {
-        "megatrain": megatrain.__version__,
+        "megatrain": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},

@@ -230,7 +230,7 @@ def test_doctor(folder):
 
 
 def test_version(tmp_path):
-    from megatrain import __version__
+    from megatrain.version import __version__
 
     assert command("--version", cwd=tmp_path).stdout == f"megatrain {__version__}\n"
 

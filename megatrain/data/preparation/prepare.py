@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
-import megatrain
 from megatrain.base.errors import ConfigError
 from megatrain.data.folder.files import make_folder, sole_writer
 from megatrain.data.folder.manifest import (
@@ -36,6 +35,7 @@ from megatrain.data.text.documents import Document, describe, read_documents
 from megatrain.data.text.inputs import Input, find_inputs, records
 from megatrain.data.text.rows import MAXIMUM_BYTES
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.version import __version__
 
 BLOCK_TOKENS = 1 << 18
 SHARD_BYTES = 1 << 28
@@ -284,5 +284,5 @@ def _recipe(options: PrepareOptions, part: Part, tokenizer: Tokenizer, sources: 
         shard_blocks=max(1, options.shard_bytes // (options.block_tokens * (2 if narrow else 4))),
         packing=options.packing,
         selection=options.selection.recipe() | ({"skip_null": True} if options.skip_null else {}),
-        versions={"megatrain": megatrain.__version__} | {name: version(name) for name in libraries},
+        versions={"megatrain": __version__} | {name: version(name) for name in libraries},
     )
