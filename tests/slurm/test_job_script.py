@@ -6,6 +6,7 @@ import pytest
 
 from launcher.runs.status import status
 from launcher.slurm import commands
+from launcher.slurm import job as slurm_job
 from launcher.slurm.job_record import read_job
 from megatrain.base.errors import PreflightError
 from megatrain.run.attempts import read_attempts
@@ -102,12 +103,12 @@ def test_stop_saves_and_does_not_come_back_until_it_is_handed_in_again(cluster, 
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
     assert status(job.run).state == "running"
-    assert "it saves and stops" in job.stop(job.run, now=False)
+    assert "it saves and stops" in slurm_job.stop(job.run, now=False)
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
     assert job.run.steps() == [1]
     assert status(job.run).state == "stopped"
-    (again,) = job.submit(job.script, job.run)
+    (again,) = slurm_job.submit(job.script, job.run)
     assert cluster.wait_for(again, *ENDED)["JobState"] == "COMPLETED"
     assert job.run.steps() == [1, 2]
 
@@ -125,15 +126,15 @@ def test_a_cancelled_job_is_not_queued_again(cluster, submit):
 def test_a_second_submission_of_a_run_is_refused(cluster, submit):
     job = submit("hang()", "cluster.nodes=1")
     job.started(ranks=2)
-    assert "job " + job.id in (job.busy_with(job.run) or "")
-    (found,) = job.findings(job.script, job.run)
+    assert "job " + job.id in (slurm_job.busy_with(job.run) or "")
+    (found,) = slurm_job.findings(job.script, job.run)
     assert found.text.startswith(f"{job.run}: job {job.id} (RUNNING) has it already")
     second = commands.submit(job.script, job.run)  # past the check, as when two people submit in one moment
     cluster.wait_for(second, "FAILED", seconds=60)
     assert cluster.job(second)["ExitCode"] == "3:0"
     assert f"is being trained by job {job.id}" in (job.run.logs / f"slurm-{second}.log").read_text()
     assert cluster.job(job.id)["JobState"] == "RUNNING"
-    job.stop(job.run, now=True)
+    slurm_job.stop(job.run, now=True)
     cluster.wait_for(job.id, "CANCELLED")
     assert status(job.run).state in ("stopped", "finished")
 
