@@ -1,1 +1,1 @@
-"""What the verbs of `megatrain` print."""
+"""The verbs of `megatrain`, a file each: its options, its help, and what it prints. `launcher/cli.py` lists them."""

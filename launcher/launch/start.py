@@ -12,8 +12,8 @@ from launcher.launch.hosts import Host, parse_hosts, read_hostfile, run_hosts
 from launcher.launch.local import run_ranks
 from launcher.planning.plan import PlanResult, resolve
 from launcher.runs.claim import attempted
+from launcher.runs.owner import busy_with
 from launcher.runs.prepare import is_finetune, prepare_run, run_folder
-from launcher.slurm.job import busy_with
 from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.base.terminal import copyable
 from megatrain.config import Config
@@ -99,10 +99,9 @@ def start(config: Config, report: PlanResult, where: LaunchTarget, *, resume: st
             place=_place(where, ranks),
             claim=claim,
         )
-    if busy := busy_with(run_folder(config)):  # before a file of the run that it has is changed
-        raise PreflightError(
-            f"{run_folder(config)}: {busy} has it already. Stop it: megatrain stop {copyable(run_folder(config).path)}"
-        )
+    folder = run_folder(config)
+    if busy := busy_with(folder):  # before a file of the run that it has is changed
+        raise PreflightError(f"{folder}: {busy} already holds this run. Stop it: megatrain stop {copyable(folder)}")
     place = _place(where, ranks) if where.node == 0 else None
     run = prepare_run(config, report.chosen, resume=resume)
     if where.hosts is not None:

@@ -7,10 +7,11 @@ about is then looked at once more, with the lock held.
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from launcher.runs.owner import living_owner
 from launcher.slurm import commands
 from megatrain.base.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.base.files import parse_model, reason
@@ -19,8 +20,8 @@ from megatrain.checkpoint.rewind import go_back
 from megatrain.run.attempts import Attempt, ended, keep_room, newest_step, read_attempts, write_attempts
 from megatrain.run.claim import Claim, close_attempt, new_token
 from megatrain.run.directory import RunDir, parse_resume
-from megatrain.run.heartbeat import beats, read_heartbeat, write_heartbeat
-from megatrain.run.launchers import identity, is_elsewhere, lives
+from megatrain.run.heartbeat import read_heartbeat, write_heartbeat
+from megatrain.run.launchers import identity
 from megatrain.run.lock import LockHeldError, launcher_lock, locked
 from megatrain.run.outcomes import Outcome, read_outcome
 
@@ -102,33 +103,6 @@ def close(
     except (MegatrainError, OSError) as error:
         said = str(error) if isinstance(error, MegatrainError) else f"{error.filename or run}: {reason(error)}"
         complain(f"{said}; that this start ended with exit code {code} is not recorded")
-
-
-def living_owner(
-    run: RunDir,
-    index: int,
-    attempt: Attempt,
-    states: Mapping[str, commands.JobState] | None,
-    job: str | None = None,
-    *,
-    watch: bool = False,
-) -> str | None:
-    """Who trains the run now, in words; None when nobody does, or `job` itself was requeued.
-
-    Args:
-        index: of the attempt, which is the last.
-        states: what Slurm says of the attempt's job; None where it does not answer.
-        watch: take seconds to see whether another machine's heartbeat changes, where its clock may be wrong.
-    """
-    if attempt.ended is not None or (attempt.job is not None and attempt.job == job):
-        return None
-    if attempt.job is not None and states is None:
-        return f"job {attempt.job} (Slurm does not answer)" if beats(run, index, watch=watch) else None
-    if attempt.job is not None:
-        running = [state for state in commands.active(states, [attempt.job]) if state.state != "PENDING"]
-        return f"job {attempt.job} ({running[0].state})" if running else None
-    alive = beats(run, index, watch=watch) if is_elsewhere(attempt) else lives(run, attempt)
-    return f"process {attempt.pid} on {attempt.host}" if alive else None
 
 
 def _find_owner(run: RunDir, job: str | None) -> _Owner:

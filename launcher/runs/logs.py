@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.runs.status import status
+from launcher.runs.status import run_status
 from megatrain.base.errors import ConfigError, MegatrainError
 from megatrain.run.directory import RunDir
 
@@ -13,7 +13,7 @@ _ASK_SECONDS = 5.0  # between two looks at whether the run still lives
 _CHUNK = 1 << 16
 
 
-def read(run: RunDir, *, lines: int, rank: int | None = None, follow: bool = False) -> Iterator[str]:
+def read_log(run: RunDir, *, lines: int, rank: int | None = None, follow: bool = False) -> Iterator[str]:
     """The last `lines` lines, then with `follow` what comes until the run ends. A job that is queued again goes on in
     the same log.
 
@@ -50,7 +50,7 @@ def newest_log(run: RunDir, rank: int | None = None) -> Path | None:
 
 def _alive(run: RunDir) -> bool:
     try:
-        return status(run).state in ("running", "pending")
+        return run_status(run).state in ("running", "pending")
     except MegatrainError:
         return False
 

@@ -52,7 +52,7 @@ class Status:
         return asdict(self)
 
 
-def status(run: RunDir) -> Status:
+def run_status(run: RunDir) -> Status:
     """Raises MegatrainError when the folder holds no run that can be read."""
     return _status(run, commands.ask(_jobs(run)))
 

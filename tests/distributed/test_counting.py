@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.runs.status import status
+from launcher.runs.status import run_status
 from megatrain.checkpoint.manifest import verify
 from megatrain.checkpoint.progress import is_complete, saved_progress
 from megatrain.checkpoint.state import read_state
@@ -67,7 +67,7 @@ def test_a_run_given_in_tokens_reads_them_whatever_its_batches(
         given = [f"run.name={name}", f"training.tokens={end * LENGTH}", f"training.global_batch_size={batch}"]
         run = start(ranks, text, *given, *(["finetune.base=runs/base"] if kind == "finetune" else []))
         assert is_complete(run, load_config(run.config))
-        one = status(run)
+        one = run_status(run)
         assert (one.state, one.step, one.total_steps) == ("finished", run.steps()[-1], run.steps()[-1])
     assert [row[1] for row in rows_of(run)] == samples
     assert [row[0] for row in rows_of(run)] == list(range(1, len(samples) + 1))
@@ -107,7 +107,7 @@ def test_a_run_that_is_past_its_end_has_nothing_to_do(ranks: RankPool, here: Pat
     start(ranks, RUN, "run.name=past", "training.steps=2")
     assert run.steps() == [4]
     assert run.metrics.read_text() == before
-    assert status(run).state == "finished"
+    assert run_status(run).state == "finished"
 
 
 @pytest.mark.parametrize("zero", [1, 3])

@@ -4,7 +4,10 @@ import subprocess
 
 import pytest
 
-from launcher.runs.status import status
+from launcher.preflight.job import check_job
+from launcher.runs.owner import busy_with
+from launcher.runs.status import run_status
+from launcher.runs.stop import stop_run
 from launcher.slurm import commands
 from launcher.slurm import job as slurm_job
 from launcher.slurm.job_record import read_job
@@ -30,7 +33,7 @@ def test_every_rank_knows_who_it_is(cluster, submit, monkeypatch):
     assert {tuple(words[8:]) for words in said} == {("2", "2")}
     (attempt,) = read_attempts(job.run)
     assert (attempt.job, attempt.ranks, attempt.exit_code, attempt.end_step) == (job.id, 4, 0, 1)
-    assert status(job.run).state == "finished"
+    assert run_status(job.run).state == "finished"
 
 
 def test_a_stopped_run_is_queued_again_in_one_log_until_its_steps_are_done(cluster, submit):
@@ -72,7 +75,7 @@ def test_a_crash_loop_is_given_up_with_a_clear_last_word(cluster, submit):
     last = job.log.rstrip().splitlines()[-1]
     assert last.startswith("megatrain: given up: 2 starts in a row without a new checkpoint. The last: CUDA error")
     assert last.endswith(f"megatrain resubmit {job.run.path.absolute()}")
-    assert "illegal memory access" in (status(job.run).last_error or "")
+    assert "illegal memory access" in (run_status(job.run).last_error or "")
 
 
 def test_a_mistake_is_not_repeated(cluster, submit):
@@ -102,12 +105,12 @@ def test_a_rank_that_hangs_is_ended_with_every_ranks_stacks(cluster, submit):
 def test_stop_saves_and_does_not_come_back_until_it_is_handed_in_again(cluster, submit):
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
-    assert status(job.run).state == "running"
-    assert "it saves and stops" in slurm_job.stop(job.run, now=False)
+    assert run_status(job.run).state == "running"
+    assert "it saves and stops" in stop_run(job.run, now=False)
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
     assert job.run.steps() == [1]
-    assert status(job.run).state == "stopped"
+    assert run_status(job.run).state == "stopped"
     (again,) = slurm_job.submit(job.script, job.run)
     assert cluster.wait_for(again, *ENDED)["JobState"] == "COMPLETED"
     assert job.run.steps() == [1, 2]
@@ -120,23 +123,23 @@ def test_a_cancelled_job_is_not_queued_again(cluster, submit):
     fields = cluster.wait_for(job.id, "CANCELLED", seconds=30)
     assert fields["Restarts"] == "0"
     assert not list(job.run.path.glob("rank-*.1"))
-    wait_until(lambda: status(job.run).state in ("lost", "stopped"), 20)
+    wait_until(lambda: run_status(job.run).state in ("lost", "stopped"), 20)
 
 
 def test_a_second_submission_of_a_run_is_refused(cluster, submit):
     job = submit("hang()", "cluster.nodes=1")
     job.started(ranks=2)
-    assert "job " + job.id in (slurm_job.busy_with(job.run) or "")
-    (found,) = slurm_job.findings(job.script, job.run)
-    assert found.text.startswith(f"{job.run}: job {job.id} (RUNNING) has it already")
+    assert "job " + job.id in (busy_with(job.run) or "")
+    (found,) = check_job(job.script, job.run)
+    assert found.text.startswith(f"{job.run}: job {job.id} (RUNNING) already holds this run")
     second = commands.submit(job.script, job.run)  # past the check, as when two people submit in one moment
     cluster.wait_for(second, "FAILED", seconds=60)
     assert cluster.job(second)["ExitCode"] == "3:0"
     assert f"is being trained by job {job.id}" in (job.run.logs / f"slurm-{second}.log").read_text()
     assert cluster.job(job.id)["JobState"] == "RUNNING"
-    slurm_job.stop(job.run, now=True)
+    stop_run(job.run, now=True)
     cluster.wait_for(job.id, "CANCELLED")
-    assert status(job.run).state in ("stopped", "finished")
+    assert run_status(job.run).state in ("stopped", "finished")
 
 
 def test_a_chain_goes_on_until_the_run_is_done_and_takes_back_what_is_left(cluster, submit):

@@ -7,8 +7,9 @@ from contextlib import suppress
 
 import pytest
 
+from launcher.preflight.job import check_job
+from launcher.runs.stop import stop_run
 from launcher.slurm import commands
-from launcher.slurm import job as slurm_job
 from megatrain.base.errors import PreflightError
 from megatrain.run.attempts import Attempt, read_attempts, write_attempts
 from tests.slurm.conftest import wait_until
@@ -105,13 +106,13 @@ def test_a_controller_that_restarts_loses_no_job_and_a_full_queue_is_refused(clu
     cluster.operate("up", f"MaxJobCount={known}")
     try:
         assert cluster.job(job.id)["JobState"] == "RUNNING"
-        found = [finding.text for finding in slurm_job.findings(job.script, job.run)]
+        found = [finding.text for finding in check_job(job.script, job.run)]
         assert "sbatch: allocation failure: Resource temporarily unavailable" in found
     finally:
         cluster.operate("down")
         cluster.operate("up")
     wait_until(lambda: could_start(job), 30)
-    slurm_job.stop(job.run, now=False)
+    stop_run(job.run, now=False)
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["ExitCode"], fields["Restarts"]) == ("75:0", "0"), job.log
     assert job.run.steps() == [1]

@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from launcher.commands.data import app
+from launcher.cli import app
 from megatrain.base.errors import ConfigError, DataError
 
 
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 
 def run(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -104,8 +104,8 @@ def test_verify_tells_how_far_it_is(folder):
 
 def test_help_answers_without_heavy_imports():
     code = (
-        "import sys; from launcher.commands.data import app\n"
-        "try: app(['prepare', '--help'])\n"
+        "import sys; from launcher.cli import app\n"
+        "try: app(['data', 'prepare', '--help'])\n"
         "except SystemExit: print([m for m in ('torch', 'numpy', 'datasets', 'tokenizers') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from launcher.commands.data import app
+from launcher.cli import app
 from megatrain.base.errors import ConfigError
 from megatrain.config.file import load_config
 from megatrain.data.loading.loader import TrainLoader
@@ -39,7 +39,7 @@ def here(folder, monkeypatch):
 
 
 def stream(*arguments):
-    result = CliRunner().invoke(app, ["stream", "run.yaml", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["data", "stream", "run.yaml", *map(str, arguments)])
     if result.exception:
         raise result.exception
     return result.stdout.splitlines()
@@ -127,7 +127,7 @@ def test_a_step_of_a_run_is_where_its_batch_sizes_have_led(folder, monkeypatch):
     run.config.write_text((folder / "run.yaml").read_text(), encoding="utf-8")
 
     def positions(*arguments):
-        result = CliRunner().invoke(app, ["stream", str(run), "--json", *map(str, arguments)])
+        result = CliRunner().invoke(app, ["data", "stream", str(run), "--json", *map(str, arguments)])
         if result.exception:
             raise result.exception
         return [json.loads(line)["position"] for line in result.stdout.splitlines()]

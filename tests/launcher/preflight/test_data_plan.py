@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from launcher.commands.data import app
+from launcher.cli import app
 from launcher.planning.plan import make_plan
 from launcher.preflight.checks import check
 from launcher.preflight.data_plan import plan_data
@@ -67,7 +67,7 @@ def test_preflight_refuses_it_before_a_gpu_starts(tiny, two):
 
 
 def invoke(*arguments):
-    result = CliRunner().invoke(app, ["plan", *arguments])
+    result = CliRunner().invoke(app, ["data", "plan", *arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.stdout

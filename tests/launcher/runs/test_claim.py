@@ -12,9 +12,11 @@ import pytest
 from launcher.planning.plan import make_plan
 from launcher.runs import claim as claim_of
 from launcher.runs.claim import attempted, claimed
+from launcher.runs.owner import busy_with
 from launcher.runs.prepare import prepare_run
-from launcher.runs.status import status
-from launcher.slurm import commands, job
+from launcher.runs.status import run_status
+from launcher.runs.stop import stop_run
+from launcher.slurm import commands
 from megatrain.base.errors import ExitCode, PreflightError
 from megatrain.run import heartbeat
 from megatrain.run.attempts import Attempt, read_attempts, write_attempts
@@ -97,7 +99,7 @@ def test_what_a_rank_said_is_the_end_of_an_attempt_that_its_launcher_could_not_c
     record_outcome(run, 5, "checkpoints: cannot be written: No space left on device", claim=claim)
     launcher.kill()
     launcher.wait()
-    one = status(run)
+    one = run_status(run)
     assert (one.state, one.detail) == ("failed", "exit code 5, and its launcher could not record it")
     begin(run)
     lost, _ = read_attempts(run)
@@ -173,9 +175,9 @@ def test_a_number_that_another_process_has_now_is_not_the_owner(run):
         write_attempts(
             run, [an_attempt(job=None, host=os.uname().nodename, pid=sleeping.pid, started=1e10, ended=None)]
         )
-        assert job.busy_with(run) is None
+        assert busy_with(run) is None
         with pytest.raises(PreflightError, match=r"nothing is stopped: .*it may be any process"):
-            job.stop(run, now=False)
+            stop_run(run, now=False)
         assert sleeping.poll() is None
         assert begin(run).attempt == 1
     finally:
@@ -184,16 +186,16 @@ def test_a_number_that_another_process_has_now_is_not_the_owner(run):
 
 
 def test_stop_reaches_the_launcher_of_this_run(run, launcher):
-    assert f"process {launcher.pid} on" in job.stop(run, now=True)
+    assert f"process {launcher.pid} on" in stop_run(run, now=True)
     launcher.wait(20)
 
 
 def test_stop_has_nothing_to_stop(run):
     with pytest.raises(PreflightError, match="nothing trains it"):
-        job.stop(run, now=False)
+        stop_run(run, now=False)
     write_attempts(run, [an_attempt(job=None, host="elsewhere", ended=None)])
     with pytest.raises(PreflightError, match="gives no sign of life"):
-        job.stop(run, now=False)
+        stop_run(run, now=False)
 
 
 def test_a_start_by_hand_is_closed_however_it_ends(run):

@@ -10,9 +10,9 @@ import pytest
 
 from launcher.planning.plan import make_plan
 from launcher.runs import status as status_of
-from launcher.runs.logs import newest_log, read
+from launcher.runs.logs import newest_log, read_log
 from launcher.runs.prepare import prepare_run
-from launcher.runs.status import all_statuses, goodput, lines, status, table
+from launcher.runs.status import all_statuses, goodput, lines, run_status, table
 from launcher.slurm.commands import NoAnswerError
 from launcher.slurm.job_record import update_job
 from megatrain.base.errors import ConfigError
@@ -42,7 +42,7 @@ def report(run, *steps, seconds=2.0):
 
 
 def test_a_run_that_was_never_started(run):
-    one = status(run)
+    one = run_status(run)
     assert (one.state, one.step, one.starts, one.goodput, one.eta_seconds) == ("prepared", 0, 0, None, None)
 
 
@@ -54,7 +54,7 @@ def test_a_run_in_progress(run, monkeypatch):
     write_heartbeat(run, step=11, activity="training")
     report(run, 5, 10)
     saved(run, 10)
-    one = status(run)
+    one = run_status(run)
     assert (one.state, one.step, one.total_steps, one.restarts) == ("running", 11, 20, 1)
     assert one.eta_seconds == pytest.approx(18.0)
     assert one.tokens_per_second == pytest.approx(8 * 128 / 2.0)
@@ -74,7 +74,7 @@ def test_a_run_in_progress(run, monkeypatch):
 def test_a_run_that_nobody_trains(run, fields, state):
     write_attempts(run, [an_attempt(**fields)])
     saved(run, 4)
-    one = status(run)
+    one = run_status(run)
     assert (one.state, one.step) == (state, 4)
     assert one.last_error == fields.get("error")
 
@@ -82,7 +82,7 @@ def test_a_run_that_nobody_trains(run, fields, state):
 def test_a_finished_run(run):
     write_attempts(run, [an_attempt(ended=120.0, end_step=20, exit_code=0)])
     saved(run, 20)
-    assert status(run).state == "finished"
+    assert run_status(run).state == "finished"
 
 
 def test_a_run_given_in_tokens_is_finished_when_it_has_read_them(tiny, here):
@@ -91,10 +91,10 @@ def test_a_run_given_in_tokens_is_finished_when_it_has_read_them(tiny, here):
     run = prepare_run(config, make_plan(config).chosen)
     write_attempts(run, [an_attempt(ended=120.0, end_step=5, exit_code=75)])
     saved(run, 5, samples=40)
-    one = status(run)
+    one = run_status(run)
     assert (one.state, one.step, one.total_steps) == ("stopped", 5, 8)
     saved(run, 8, samples=88, batches=[[0, 0, 8], [5, 40, 16]])
-    assert (status(run).state, status(run).total_steps) == ("finished", 8)
+    assert (run_status(run).state, run_status(run).total_steps) == ("finished", 8)
 
 
 def test_a_run_past_its_end_is_not_part_of_less(tiny, here):
@@ -102,8 +102,8 @@ def test_a_run_past_its_end_is_not_part_of_less(tiny, here):
     run = prepare_run(config, make_plan(config).chosen)
     write_attempts(run, [an_attempt(ended=120.0, end_step=20, exit_code=0)])
     saved(run, 20)
-    assert status(run).state == "finished"
-    assert "step 20 of 20" in "\n".join(lines(status(run)))
+    assert run_status(run).state == "finished"
+    assert "step 20 of 20" in "\n".join(lines(run_status(run)))
 
 
 def test_goodput_counts_each_step_once_over_all_the_time_on_the_nodes():
@@ -132,10 +132,10 @@ def test_without_an_answer_the_heartbeat_tells_who_trains(run, monkeypatch):
 
     monkeypatch.setattr(status_of.commands, "job_states", no_answer)
     write_attempts(run, [an_attempt(job="7", started=time.time())])
-    assert status(run).state == "lost"
+    assert run_status(run).state == "lost"
     monkeypatch.setenv("MEGATRAIN_ATTEMPT", "0")
     write_heartbeat(run, step=3, activity="training")
-    assert status(run).detail == "job 7 (Slurm does not answer), training"
+    assert run_status(run).detail == "job 7 (Slurm does not answer), training"
 
 
 def test_all_runs_in_a_table(run, here):
@@ -150,17 +150,17 @@ def test_all_runs_in_a_table(run, here):
 
 def test_logs_are_the_newest_ones_last_lines(run):
     with pytest.raises(ConfigError, match="has no log yet"):
-        list(read(run, lines=10))
+        list(read_log(run, lines=10))
     run.logs.mkdir(exist_ok=True)
     (run.logs / "rank-0.log").write_text("old\n", encoding="utf-8")
     os.utime(run.logs / "rank-0.log", (1, 1))
     job = run.logs / "slurm-7.log"
     job.write_text("".join(f"line {number}\n" for number in range(50)), encoding="utf-8")
     assert newest_log(run) == job
-    assert "".join(read(run, lines=2)) == "line 48\nline 49\n"
-    assert "".join(read(run, lines=5, rank=0)) == "old\n"
+    assert "".join(read_log(run, lines=2)) == "line 48\nline 49\n"
+    assert "".join(read_log(run, lines=5, rank=0)) == "old\n"
     with pytest.raises(ConfigError, match="no log of rank 3"):
-        list(read(run, lines=10, rank=3))
+        list(read_log(run, lines=10, rank=3))
 
 
 def test_following_ends_with_the_run(run, monkeypatch):
@@ -171,4 +171,4 @@ def test_following_ends_with_the_run(run, monkeypatch):
     run.logs.mkdir(exist_ok=True)
     (run.logs / "rank-0.log").write_text("the end\n", encoding="utf-8")
     write_attempts(run, [an_attempt(ended=120.0, end_step=4, exit_code=75)])
-    assert "".join(read(run, lines=10, follow=True)) == "the end\n"
+    assert "".join(read_log(run, lines=10, follow=True)) == "the end\n"

@@ -1,9 +1,9 @@
-"""The doctor names what is amiss, and what to do."""
+"""The doctor names what has problems, and what to do."""
 
 from pathlib import Path
 
-from launcher.commands import doctor
-from launcher.commands.doctor import PACKAGES, examine
+from launcher.preflight import doctor
+from launcher.preflight.doctor import PACKAGES, examine
 
 
 def by_name(folder):

@@ -1,6 +1,5 @@
-"""`megatrain data`: prepare, inspect, verify and plan token shards; train and import tokenizers."""
+"""`megatrain data prepare`."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -8,25 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launcher.commands.data_stream import stream
-from megatrain.base.errors import ConfigError, DataError
-from megatrain.base.terminal import printable_json, say
+from launcher.commands.options import Inputs, TextField
+from megatrain.base.errors import ConfigError
+from megatrain.base.terminal import say
 
 if TYPE_CHECKING:
     from megatrain.data.folder.manifest import Manifest
 
-app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and look at them.", rich_markup_mode=None)
-tokenizer_app = typer.Typer(no_args_is_help=True, help="Tokenizers.", rich_markup_mode=None)
-app.add_typer(tokenizer_app, name="tokenizer")
-app.command()(stream)
 
-INPUTS = "files, folders, quoted glob patterns, or hub:NAME[@REVISION][?subset=SUBSET&split=SPLIT]"
-Inputs = Annotated[list[str], typer.Argument(metavar="INPUT…", help=INPUTS)]
-TextField = Annotated[str, typer.Option(help="the field of a jsonl line or table row that holds the text")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-
-
-@app.command()
 def prepare(
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="folder to write")],
@@ -114,110 +102,3 @@ def prepare(
 
 def _summary(folder: Path, manifest: "Manifest") -> str:
     return f"{folder}: {manifest.tokens:,} tokens, {manifest.documents:,} documents, {len(manifest.shards)} shards"
-
-
-@app.command()
-def inspect(
-    folder: Annotated[Path, typer.Argument(help="a prepared folder")],
-    png: Annotated[Path | None, typer.Option(help="also draw the lengths of documents into this file")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a prepared folder holds: sources, tokens, document lengths, how it begins.
-
-    \b
-    megatrain data inspect data/web --png lengths.png
-    megatrain data inspect data/web --json | jq .tokens
-    """
-    from megatrain.data.checks.inspection import inspect_data
-
-    found = inspect_data(folder)
-    say(printable_json(found.as_json()) if as_json else found.as_text())
-    if png:
-        found.draw(png)
-
-
-@app.command()
-def verify(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER…", help="prepared folders")],
-) -> None:
-    """Hash every byte of prepared folders; exits with 4 and names each damaged file.
-
-    \b
-    megatrain data verify data/web data/validation
-    """
-    from megatrain.data.checks.verify import find_damage
-
-    damage: list[str] = []
-    for folder in folders:
-        try:
-            found = list(find_damage(folder, sys.stderr))
-        except DataError as error:
-            found = [str(error)]
-        damage += found
-        if not found:
-            say(f"{folder}: every byte is as it was written")
-    if damage:
-        raise DataError("\n".join(damage))
-
-
-@app.command()
-def plan(
-    file: Annotated[Path, typer.Argument(help="the run, as YAML", metavar="FILE")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="fields to set", metavar="[KEY=VALUE]...")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a run reads of each source in each stage; exits with 4 where that is more than data.maximum_epochs.
-
-    \b
-    megatrain data plan configs/llama-125m.yaml
-    megatrain data plan configs/llama-125m.yaml training.tokens=5e9 --json
-    """
-    from launcher.preflight.data_plan import plan_data
-    from megatrain.config import PretrainConfig
-    from megatrain.config.file import load_config
-
-    config = load_config(file, overrides or [])
-    if not isinstance(config, PretrainConfig):
-        raise ConfigError(f"{file}: a fine-tuning reads prompts and responses, not prepared sources.")
-    found = plan_data(config)
-    say(json.dumps(found.to_json()) if as_json else found.as_text())
-    if refusals := [*found.refusals()]:
-        raise DataError("\n".join(refusals))
-
-
-@tokenizer_app.command()
-def train(
-    inputs: Inputs,
-    out: Annotated[Path, typer.Option(help="folder to write tokenizer.json to")],
-    vocab_size: Annotated[int, typer.Option(help="tokens, special ones included")] = 32768,
-    text_field: TextField = "text",
-) -> None:
-    """Train a byte-level BPE. The folder opens with transformers' AutoTokenizer, too.
-
-    \b
-    megatrain data tokenizer train 'corpus/*.jsonl' --out data/tokenizer --vocab-size 32768
-    """
-    from megatrain.data.text.tokenizer import train_tokenizer
-
-    trained = train_tokenizer(inputs, out, vocab_size, text_field=text_field)
-    say(f"{out}: {trained.vocab_size:,} tokens; end of document: id {trained.eos_id}, padding: id {trained.pad_id}")
-
-
-@tokenizer_app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="a SentencePiece model, or a file of tiktoken ranks (or tekken.json)")],
-    out: Annotated[Path, typer.Option(help="folder to write tokenizer.json to")],
-    pattern: Annotated[
-        str | None, typer.Option(help="how tiktoken cuts text: cl100k, o200k, gpt2, llama3, or a regular expression")
-    ] = None,
-) -> None:
-    """Turn a SentencePiece model or tiktoken file into a tokenizer.json, compared with the library that it came from.
-
-    \b
-    megatrain data tokenizer import tokenizer.model --out data/tokenizer
-    megatrain data tokenizer import cl100k_base.tiktoken --pattern cl100k --out data/tokenizer
-    """
-    from megatrain.data.text.tokenizer_import import import_tokenizer
-
-    imported = import_tokenizer(file, out, pattern)
-    say(f"{out}: {imported.vocab_size:,} tokens; end of document: id {imported.eos_id}, padding: id {imported.pad_id}")

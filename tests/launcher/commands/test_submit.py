@@ -4,7 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.slurm import commands, job
+from launcher.runs.rewind import rewind_run
+from launcher.slurm import commands
 from megatrain.base.errors import CheckpointError, PreflightError
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
 from megatrain.config.file import load_config
@@ -21,7 +22,7 @@ def run(here, monkeypatch) -> RunDir:
     monkeypatch.setattr(commands, "answers", lambda: True)
     monkeypatch.setattr(commands, "test_only", lambda script: None)
     monkeypatch.setattr(commands, "ask", lambda jobs: {})
-    monkeypatch.setattr(job.commands, "submit", lambda script, run, after: "7")
+    monkeypatch.setattr(commands, "submit", lambda script, run, after: "7")
     run = RunDir("runs/tiny")
     model = load_config(here / "tiny.yaml").model
     for step in (5, 10):
@@ -50,7 +51,7 @@ def test_what_lies_after_the_step_is_set_aside(run) -> None:
     assert "set aside: step 10, now in runs/tiny/checkpoints/abandoned-after-00000005-" in result.stderr
     assert run.steps() == [5]
     assert newest_step(run) == 5
-    assert job.go_back(run, "auto") is None
+    assert rewind_run(run, "auto") is None
 
 
 def test_never_sets_aside_all(run) -> None:

@@ -1,0 +1,1 @@
+"""Turn text into token shards, and look at them."""
