@@ -30,7 +30,7 @@ from megatrain.data.loading.shards import PreparedData
 from megatrain.huggingface.export import DType, load_transformers
 from megatrain.monitor.metrics import read_metrics
 from megatrain.run.directory import RunDir, locate, parse_step
-from megatrain.run_inputs import load_run
+from megatrain.run.inputs import load_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ from megatrain.data.text.prompts import PromptEncoder
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
 from megatrain.model.transformer import Transformer
 from megatrain.run.directory import locate
-from megatrain.run_inputs import load_run
+from megatrain.run.inputs import load_run
 
 
 def generate(

@@ -8,7 +8,7 @@ from megatrain.base.errors import MegatrainError
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.config.file import load_config
 from megatrain.data.folder.locations import is_remote
-from megatrain.run_inputs import base_run
+from megatrain.run.inputs import base_run
 
 VOCABULARY = 32_768
 _VOCABULARY_SENTENCE = (

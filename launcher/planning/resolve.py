@@ -14,7 +14,7 @@ from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.huggingface.config_json import is_pretrained, read_pretrained
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import base_run, load_run, own_tokenizer
+from megatrain.run.inputs import base_run, load_run, own_tokenizer
 
 LONGEST_BY_DEFAULT = 4096  # tokens, where a pretrained model could take more
 SHORTEST_EXAMPLE = 2  # tokens

@@ -10,9 +10,10 @@ from megatrain.config import AUTO, FinetuneConfig
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
+from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.weight_files import weight_files
-from megatrain.run_inputs import base_run, load_run, read_base
+from megatrain.run.inputs import base_run, load_run
 
 _SHOWN = 3  # tokens
 

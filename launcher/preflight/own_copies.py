@@ -8,7 +8,7 @@ from megatrain.base.errors import MegatrainError
 from megatrain.config import Config, FinetuneConfig
 from megatrain.data.text.tokenizer_files import tokenizer_file, tokenizer_sha256
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import kept_tokenizer_sha256, own_tokenizer
+from megatrain.run.inputs import kept_tokenizer_sha256, own_tokenizer
 
 
 def check_own_copies(config: Config, run: RunDir) -> Iterator[Finding]:

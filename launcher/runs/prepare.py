@@ -8,6 +8,7 @@ from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan, resolve
 from launcher.planning.resolve import run_folder
 from launcher.run_fields import differences, meaning
+from launcher.runs.inputs import keep_inputs, keep_inputs_late
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.base.files import write_atomically, write_json
 from megatrain.checkpoint.rewind import refuse_lost_progress
@@ -17,8 +18,9 @@ from megatrain.config.file import dump_config, load_config
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.ordering.position import changes_since, identity
 from megatrain.data.text.tokenizer_files import tokenizer_sha256
+from megatrain.huggingface.base_model import is_same_base
 from megatrain.run.directory import RunDir, parse_resume
-from megatrain.run_inputs import is_same_base, keep_inputs, keep_inputs_late, kept_tokenizer_sha256
+from megatrain.run.inputs import kept_tokenizer_sha256
 
 
 def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:

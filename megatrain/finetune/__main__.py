@@ -6,7 +6,7 @@ from pathlib import Path
 from megatrain.base.errors import ConfigError
 from megatrain.config import FinetuneConfig
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import load_run
+from megatrain.run.inputs import load_run
 from megatrain.train import rank
 
 

@@ -25,11 +25,12 @@ from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, FinetuneConfig, ModelSection
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.data.text.tokenizer_files import Files, read_tokenizer
+from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import shapes, their_name
 from megatrain.run.directory import RunDir, locate
-from megatrain.run_inputs import load_run, own_base, own_positions, read_base, read_inputs
+from megatrain.run.inputs import load_run, own_base, own_positions, read_inputs
 from megatrain.version import __version__
 
 if TYPE_CHECKING:

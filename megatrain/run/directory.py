@@ -4,7 +4,7 @@ RUN/
     config.yaml            the resolved configuration: every `auto` decided
     ds_config.json         what DeepSpeed is given
     plan.json              the chosen layout and what was predicted of it
-    inputs.json            where tokenizer/ and base/ were copied from, and their hashes; see `run_inputs`
+    inputs.json            where tokenizer/ and base/ were copied from, and their hashes; see `inputs`
     tokenizer/             the tokenizer as it was when the run began
     base/                  what the pretrained model of a fine-tuning said of itself
     environment.json       versions, git revision, hosts

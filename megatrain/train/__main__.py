@@ -5,7 +5,7 @@ from contextlib import closing
 from megatrain.base.errors import ConfigError
 from megatrain.config import PretrainConfig
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import load_run
+from megatrain.run.inputs import load_run
 from megatrain.train import rank
 
 

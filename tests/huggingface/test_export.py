@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from launcher.runs.inputs import keep_inputs
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.read import read_model
 from megatrain.config import FinetuneConfig
@@ -17,7 +18,7 @@ from megatrain.huggingface import export as exporting
 from megatrain.huggingface.config_json import read_pretrained
 from megatrain.huggingface.export import DTYPES, export
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import keep_inputs, own_positions
+from megatrain.run.inputs import own_positions
 from tests.trained import SEQUENCE, make_trained_run, write_checkpoint
 
 

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from launcher.planning.resolve import complete_model
 from launcher.preflight.base_model import check_base
 from launcher.preflight.own_copies import check_own_copies
+from launcher.runs.inputs import keep_inputs
 from megatrain.base.errors import ExitCode
 from megatrain.config.file import dump_config, parse_config
 from megatrain.huggingface.config_json import llama_config
 from megatrain.huggingface.names import shapes, their_name
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import keep_inputs
 from tests.launcher.conftest import write_tokenizer
 
 FINETUNE = """

@@ -12,7 +12,7 @@ from megatrain.config.file import load_config, parse_config
 from megatrain.huggingface.config_json import llama_config
 from megatrain.run.attempts import Attempt, write_attempts
 from megatrain.run.directory import MANIFEST
-from megatrain.run_inputs import kept_tokenizer_sha256
+from megatrain.run.inputs import kept_tokenizer_sha256
 from tests.launcher.conftest import write_tokenizer
 
 

@@ -7,20 +7,14 @@ from functools import partial
 
 import pytest
 
+from launcher.runs.inputs import keep_inputs, keep_inputs_late
 from megatrain.base.errors import DataError
 from megatrain.config.file import dump_config, parse_config
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
+from megatrain.huggingface.base_model import fingerprints, is_same_base
 from megatrain.huggingface.config_json import llama_config
 from megatrain.run.directory import RunDir
-from megatrain.run_inputs import (
-    fingerprints,
-    is_same_base,
-    keep_inputs,
-    keep_inputs_late,
-    load_run,
-    own_base,
-    own_tokenizer,
-)
+from megatrain.run.inputs import load_run, own_base, own_tokenizer
 from tests.launcher.conftest import TINY, write_data, write_tokenizer
 
 FINETUNE = """
@@ -95,7 +89,7 @@ def test_a_fine_tuning_of_a_fine_tuning_keeps_what_the_first_base_said(tuned, he
 def test_a_copy_that_was_changed_is_refused(tuned, name):
     (tuned.path / name).write_text("{}")
     read = own_base if name.startswith("base") else partial(own_tokenizer, verify=True)
-    with pytest.raises(DataError, match=f"{name}: is not what the run began with"):
+    with pytest.raises(DataError, match=f"{name}: checksum mismatch: it is not what the run began with"):
         read(tuned)
 
 
