@@ -20,11 +20,11 @@ def shipped(relative: str) -> Path:
 
 
 def source_root() -> Path | None:
-    """The checkout that this is; None for an installed package, which every start of this Python finds."""
+    """The checkout that this is; None for an installed package, which every process of this Python finds."""
     inside = any(part in ("site-packages", "dist-packages") for part in _HERE.parts)
     return None if inside else _HERE.parent
 
 
 def python_path() -> str:
-    """PYTHONPATH for another start of this Python, which does not look into the working directory (-P)."""
+    """PYTHONPATH for another process of this Python, which does not look into the working directory (-P)."""
     return os.pathsep.join(filter(None, [str(source_root() or ""), os.environ.get("PYTHONPATH", "")]))

@@ -29,7 +29,7 @@ def headline(config: Config, plan: Plan) -> str:
     return (
         f"run {config.run.name} · {cluster.nodes} × {cluster.gpus_per_node} {cluster.hardware} · {plan.layout} · "
         f"{compiled}{config.training.precision}\n"
-        f"{quantity(model.parameters)} parameters · {length} · planned {gib(plan.memory.total)} a rank · "
+        f"{quantity(model.parameters)} parameters · {length} · planned {gib(plan.memory.total)} per rank · "
         f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * steps)}"
     )
 
@@ -47,11 +47,11 @@ def plan_text(config: Config, report: PlanResult) -> str:
         headline(config, chosen),
         *_examples(config),
         "",
-        f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB a rank, at the peak ({chosen.memory.peak}): "
-        f"{_parts(memory)} ({_parts(other)})",
+        f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB per rank, "
+        f"at the peak ({chosen.memory.peak}): {_parts(memory)} ({_parts(other)})",
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
-        f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s a rank, MFU {chosen.mfu:.1%} "
-        "(6·N + 6·L·H·S a token, over the dense bf16 peak)",
+        f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s per rank, MFU {chosen.mfu:.1%} "
+        "(6·N + 6·L·H·S per token, over the dense bf16 peak)",
         f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
         f"{safety.lost:.1%} of the time",
         "",

@@ -23,7 +23,8 @@ def resubmit(run: Run, chain: Chain = 1) -> None:
     script = folder.job_script.read_text(encoding="utf-8")
     config = load_config(folder.config)
     if is_complete(folder, config):
-        raise ConfigError(f"{run}: is complete, at step {folder.steps()[-1]:,}. Submit it with more to go on.")
+        step = folder.steps()[-1]
+        raise ConfigError(f"{run}: is complete, at step {step:,}. Submit it with more steps or tokens to resume.")
     found = checks.examine(config, as_job=True)
     found.findings.extend(check_job(script, folder))
     for finding in found.warnings:

@@ -29,7 +29,7 @@ class NodeRanks(NamedTuple):
 
 
 def alone(ranks: int) -> NodeRanks:
-    """The place of ranks that are all on this machine: nobody outside of it can reach the store where they meet.
+    """Ranks that are all on this machine: nobody outside of it can reach the store where they meet.
 
     Raises:
         PreflightError: there is no loopback interface.
@@ -44,31 +44,31 @@ def rank_command(python: str, module: str, run: RunDir, resume: str) -> list[str
     return [python, "-P", "-m", module, str(run.path.absolute()), "--resume", resume]
 
 
-def rank_environment(index: int, count: int, place: NodeRanks, device: str, claim: Claim | None) -> dict[str, str]:
+def rank_environment(index: int, count: int, node_ranks: NodeRanks, device: str, claim: Claim | None) -> dict[str, str]:
     """What rank `index` of this machine's `count` finds: who it is, and threads that share the cores."""
     cores = str(max(1, len(os.sched_getaffinity(0)) // count))
     settings = {"OMP_NUM_THREADS": cores, "TORCHINDUCTOR_COMPILE_THREADS": cores, "PYTHONUNBUFFERED": "1"}
     if device != "cpu" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # less memory lost between blocks
-    if place.listener is not None:
+    if node_ranks.listener is not None:
         settings |= _on_loopback()
     settings |= os.environ
     settings |= {
         "PYTHONPATH": python_path(),
         "PYTHONUTF8": "1",  # file names mean the same in every locale
         "DS_ACCELERATOR": "cpu" if device == "cpu" else "cuda",
-        "RANK": str(place.first_rank + index),
+        "RANK": str(node_ranks.first_rank + index),
         "LOCAL_RANK": str(index),
-        "WORLD_SIZE": str(place.world_size),
+        "WORLD_SIZE": str(node_ranks.world_size),
         "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": place.address,
-        "MASTER_PORT": str(place.port),
+        "MASTER_ADDR": node_ranks.address,
+        "MASTER_PORT": str(node_ranks.port),
     }
     settings.pop(STORE_VARIABLE, None)
     if device == "cpu":
         settings["CUDA_VISIBLE_DEVICES"] = ""
-    if place.listener is not None:
-        settings[STORE_VARIABLE] = str(place.listener.fileno()) if index == 0 else "client"
+    if node_ranks.listener is not None:
+        settings[STORE_VARIABLE] = str(node_ranks.listener.fileno()) if index == 0 else "client"
     if claim is not None:
         settings[CLAIM_VARIABLE] = str(claim)
     return settings

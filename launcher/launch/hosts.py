@@ -96,7 +96,7 @@ def run_hosts(
 
 
 class _Remotes:
-    """The ssh processes, one a host."""
+    """The ssh processes, one per host."""
 
     def __init__(self, hosts: list[Host]) -> None:
         self.hosts = hosts
@@ -198,7 +198,7 @@ def main() -> int:
 
 
 def _start(order: dict[str, Any]) -> int:
-    place = NodeRanks(order["first_rank"], order["world_size"], order["address"], order["port"])
+    node_ranks = NodeRanks(order["first_rank"], order["world_size"], order["address"], order["port"])
 
     def listen(group: RankGroup) -> None:
         names = {number.name: number for number in FORWARDED}
@@ -213,7 +213,7 @@ def _start(order: dict[str, Any]) -> int:
         module=order["module"],
         resume=order["resume"],
         device=order["device"],
-        place=place,
+        node_ranks=node_ranks,
         claim=Claim.parse(order["claim"]) if order["claim"] else None,
         started=lambda group: threading.Thread(target=listen, args=(group,), daemon=True).start(),
     )

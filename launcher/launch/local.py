@@ -40,7 +40,7 @@ def run_ranks(
     module: str = "megatrain.train",
     resume: str = "auto",
     device: str = "cuda",
-    place: NodeRanks | None = None,
+    node_ranks: NodeRanks | None = None,
     claim: Claim | None = None,
     started: Callable[["RankGroup"], None] | None = None,
 ) -> int:
@@ -52,22 +52,22 @@ def run_ranks(
     Call from the main thread. No rank outlives the call, or this process.
 
     Args:
-        place: among several machines; default: these are all ranks.
-        claim: of this start on the run, for the ranks to know.
+        node_ranks: their place among several machines; default: these are all ranks.
+        claim: of this attempt, for the ranks to know.
         started: called with the group once the ranks run.
     """
-    group = RankGroup(run, ranks, place or alone(ranks), claim)
+    group = RankGroup(run, ranks, node_ranks or alone(ranks), claim)
     with forwarding(group.forward):
         return group.go(rank_command(sys.executable, module, run, resume), device, started)
 
 
 class RankGroup:
-    def __init__(self, run: RunDir, count: int, place: NodeRanks, claim: Claim | None) -> None:
+    def __init__(self, run: RunDir, count: int, node_ranks: NodeRanks, claim: Claim | None) -> None:
         self.count = count
-        self.place = place
+        self.node_ranks = node_ranks
         self.run = run
         self.claim = claim
-        self.logs = [run.logs / f"rank-{place.first_rank + index}.log" for index in range(count)]
+        self.logs = [run.logs / f"rank-{node_ranks.first_rank + index}.log" for index in range(count)]
         self.processes: list[subprocess.Popen[bytes]] = []
         self.interrupts = 0
 
@@ -77,16 +77,16 @@ class RankGroup:
             self.logs[0].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PreflightError(f"{self.logs[0].parent}: cannot be made: {reason(error)}") from None
-        voice = OutputTee(self.logs[0]) if self.place.first_rank == 0 else None
+        tee = OutputTee(self.logs[0]) if self.node_ranks.first_rank == 0 else None
         failed = None
         try:
             for index in range(self.count):
-                environment = rank_environment(index, self.count, self.place, device, self.claim)
-                self.processes.append(self._start(command, index, environment, voice))
-            if self.place.listener is not None:
-                self.place.listener.close()  # rank 0 has it
-            if voice is not None:
-                voice.begin(self.processes[0])
+                environment = rank_environment(index, self.count, self.node_ranks, device, self.claim)
+                self.processes.append(self._start(command, index, environment, tee))
+            if self.node_ranks.listener is not None:
+                self.node_ranks.listener.close()  # rank 0 has it
+            if tee is not None:
+                tee.begin(self.processes[0])
             if started is not None:
                 started(self)
             failed = self._first_failure()
@@ -95,8 +95,8 @@ class RankGroup:
                 self._end_survivors(self.processes[failed].returncode)
         finally:
             self.kill()  # and whatever a rank started and left in its group
-            if voice is not None:
-                voice.end()
+            if tee is not None:
+                tee.end()
         return self._verdict(failed)
 
     def forward(self, number: int) -> None:
@@ -108,11 +108,11 @@ class RankGroup:
         self._end(signal.SIGKILL)
 
     def _start(
-        self, command: list[str], index: int, environment: dict[str, str], voice: "OutputTee | None"
+        self, command: list[str], index: int, environment: dict[str, str], tee: "OutputTee | None"
     ) -> subprocess.Popen[bytes]:
-        listener = self.place.listener if index == 0 else None
+        listener = self.node_ranks.listener if index == 0 else None
         with _appended(self.logs[index]) as log:
-            out, err = voice.ends() if voice is not None and index == 0 else (log.fileno(), log.fileno())
+            out, err = tee.ends() if tee is not None and index == 0 else (log.fileno(), log.fileno())
             return subprocess.Popen(
                 command,
                 env=environment,
@@ -139,7 +139,7 @@ class RankGroup:
         """Leave the outcome of a rank that could not say how it ended, such as one that was killed."""
         code = self.processes[failed].returncode
         if self.claim is not None and self.interrupts < 2:
-            rank, error = self.place.first_rank + failed, f"the rank {_how(code)}"
+            rank, error = self.node_ranks.first_rank + failed, f"the rank {_how(code)}"
             record_outcome(self.run, code if code > 0 else ExitCode.CRASH, error, rank=rank, claim=self.claim)
 
     def _end_survivors(self, code: int) -> None:
@@ -175,9 +175,9 @@ class RankGroup:
         code = codes[failed]
         if code in _EXPLAINED and codes[0] == code:
             return code
-        rank = self.place.first_rank + failed
+        rank = self.node_ranks.first_rank + failed
         with contextlib.suppress(OSError):  # a terminal that has gone, or a log of ours on a full disk
-            complain(f"rank {rank} of {self.place.world_size} {_how(code)}; its output is in {self.logs[failed]}")
+            complain(f"rank {rank} of {self.node_ranks.world_size} {_how(code)}; its output is in {self.logs[failed]}")
             if rank != 0:
                 for line in _tail(self.logs[failed]):
                     say(f"  {line}", file=sys.stderr, flush=True)

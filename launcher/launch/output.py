@@ -33,7 +33,7 @@ class OutputTee:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._lock = threading.Lock()
-        self._said = False
+        self._warned = False
         self._copiers: list[threading.Thread] = []
         self._theirs: list[int] = []
         self._ours: list[tuple[int, TextIO]] = []
@@ -108,16 +108,16 @@ class OutputTee:
         kept = "".join(f"{line}\n" for line in map(plain, lines) if line is not None)
         with self._lock:
             try:
-                with open(self._log, "ab", buffering=0) as log:  # anew each time: a disk that was full may have room
+                with open(self._log, "ab", buffering=0) as log:  # opened each time: a disk that was full may have room
                     log.write(kept.encode("utf-8", "replace"))
             except OSError as error:
-                self._say_once(f"warning: {self._log}: cannot be written: {reason(error)}; the run goes on without it")
+                self._warn_once(f"{self._log}: cannot be written: {reason(error)}; the run continues without it")
 
-    def _say_once(self, text: str) -> None:
-        if not self._said:
-            self._said = True
+    def _warn_once(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
             with contextlib.suppress(OSError, ValueError):
-                print(text, file=sys.stderr, flush=True)
+                print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def plain(line: str) -> str | None:

@@ -96,13 +96,13 @@ def start(config: Config, report: PlanResult, where: LaunchTarget, *, resume: st
             module=module,
             resume=resume,
             device=device,
-            place=_place(where, ranks),
+            node_ranks=_node_ranks(where, ranks),
             claim=claim,
         )
     folder = run_folder(config)
     if busy := busy_with(folder):  # before a file of the run that it has is changed
         raise PreflightError(f"{folder}: {busy} already holds this run. Stop it: megatrain stop {copyable(folder)}")
-    place = _place(where, ranks) if where.node == 0 else None
+    node_ranks = _node_ranks(where, ranks) if where.node == 0 else None
     run = prepare_run(config, report.chosen, resume=resume)
     if where.hosts is not None:
         hosts = where.hosts
@@ -117,12 +117,14 @@ def start(config: Config, report: PlanResult, where: LaunchTarget, *, resume: st
         run,
         ranks,
         [socket.gethostname()],
-        lambda claim: run_ranks(run, here, module=module, resume=resume, device=device, place=place, claim=claim),
+        lambda claim: run_ranks(
+            run, here, module=module, resume=resume, device=device, node_ranks=node_ranks, claim=claim
+        ),
         resume=resume,
     )
 
 
-def _place(where: LaunchTarget, ranks: int) -> NodeRanks:
+def _node_ranks(where: LaunchTarget, ranks: int) -> NodeRanks:
     assert where.node is not None, "one of several launchers"
     each = ranks // where.nodes
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -1,4 +1,4 @@
-"""What a start that goes on with a run changes of it: a line for each field, and the learning rate before and after."""
+"""What an attempt that resumes a run changes of it: a line per field, and the learning rate before and after."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ _JUMP = 1.05  # a rate that goes up by more, from one step to the next, is worth
 
 
 def progress_at_start(run: RunDir, resume: str) -> Progress:
-    """Where a start with `--resume` would go on from."""
+    """Where an attempt with `--resume` would resume from."""
     if resume == "never":
         return Progress()
     # a longer number names no step: `check_resume` says so

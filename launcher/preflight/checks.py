@@ -165,7 +165,7 @@ def _data(config: PretrainConfig, progress: Progress) -> Iterator[Finding]:
     for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
         for index, source in enumerate(sources):
             if source.format == "webdataset":
-                text = "is read in sequence: the run can only go on with the ranks it starts with. Prepare it."
+                text = "is read in sequence: the run can only resume with the ranks it starts with. Prepare it."
                 yield Finding("warning", f"data.{part}.{index}: {source.path}: {text}")
                 continue
             try:
@@ -229,7 +229,7 @@ def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
 
 
 def _time(config: Config, plan: Plan) -> Iterator[Finding]:
-    """A job is queued again until the run is done, so a short walltime only has to hold a checkpoint or two."""
+    """A job is requeued until the run is done, so a short walltime only has to hold a checkpoint or two."""
     slurm = config.slurm
     useful = slurm_seconds(slurm.time) - slurm.signal_lead_seconds
     assert config.model is not None, "resolved"

@@ -18,7 +18,7 @@ from launcher.preflight.machine import DESCRIPTORS_PER_RANK, ask_torch
 from megatrain.base.terminal import copyable
 
 PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "webdataset", "tensorboard", "tokenizers", "pydantic")
-SLURM_CLIENTS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 _NO_CLUSTER = "`megatrain submit` will not work from here; `scontrol ping` tells when it would"
 _MANY_RANKS = 1024
 _MINIMUM_DISK = 10 * GIB
@@ -184,7 +184,7 @@ def _clock(folder: Path) -> Check:
 
 
 def _partitions() -> Check:
-    """What a job could be handed to."""
+    """Where a job could be submitted to."""
     said = _output(["sinfo", "--noheader", "--format=%R %a %D"]) if shutil.which("sinfo") else None
     if not said:
         return Check("partitions", "ok", "none: no Slurm answers here")
@@ -220,11 +220,11 @@ def _read(path: Path) -> str:
 
 
 def _slurm() -> Check:
-    missing = [name for name in SLURM_CLIENTS if shutil.which(name) is None]
-    if len(missing) == len(SLURM_CLIENTS):
+    missing = [name for name in SLURM_COMMANDS if shutil.which(name) is None]
+    if len(missing) == len(SLURM_COMMANDS):
         return Check("slurm", "ok", "not here: `megatrain train` runs on this machine, `submit` needs a login node")
     if missing:
-        return Check("slurm", "error", f"{', '.join(missing)} not found", "install Slurm's clients")
+        return Check("slurm", "error", f"{', '.join(missing)} not found", "install Slurm's commands")
     try:
         ping = subprocess.run(
             ["scontrol", "ping"], capture_output=True, text=True, timeout=_CLIENT_SECONDS, check=False

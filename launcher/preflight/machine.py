@@ -47,7 +47,7 @@ def check_machine(hardware: Hardware, *, ranks: int, here: int, starting: bool) 
     """Whether `here` of `ranks` ranks can work on this machine.
 
     Args:
-        starting: they start now; else what is amiss is a warning, for they may start elsewhere.
+        starting: they start now; else a problem is a warning, for they may start elsewhere.
     """
     level: Literal["error", "warning"] = "error" if starting else "warning"
     if hardware.device != "cpu" and (why := _no_gpus(hardware, here)):

@@ -1,4 +1,4 @@
-"""The part of the preflight that reads what lies on disk: prepared data, tokenizer, the checkpoint to go on from."""
+"""The part of the preflight that reads what lies on disk: prepared data, tokenizer, the checkpoint to resume from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def check_vocabulary(path: str, model: ModelSection) -> Iterator[Finding]:
 
 
 def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:
-    """Whether the checkpoint that this start would go on from fits: same model, same data in the same order.
+    """Whether the checkpoint that this attempt would resume from fits: same model, same data in the same order.
 
     Its layout does not matter: any layout reads it. Its bytes are verified when it is loaded.
     """

@@ -1,4 +1,4 @@
-"""Of the preflight, a run that goes on: its own copies of what it took from elsewhere, and what lies there now."""
+"""Of the preflight, a run that resumes: its own copies of what it took from elsewhere, and what lies there now."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,5 +37,5 @@ def check_own_copies(config: Config, run: RunDir) -> Iterator[Finding]:
     except MegatrainError:
         changed = True
     if changed:
-        text = f"is not the tokenizer any more that {run} began with. The run goes on with its own copy, {own}."
+        text = f"is not the tokenizer any more that {run} began with. The run resumes with its own copy, {own}."
         yield Finding("warning", f"tokenizer.path: {path}: {text}")

@@ -1,4 +1,4 @@
-"""Claim a run for the ranks that start now, as a job or by hand; exactly one start has it at a time.
+"""Claim a run for the ranks that start now, as a job or by hand; exactly one attempt has it at a time.
 
 Slurm, or another machine's heartbeat, is asked before any lock is taken: it may need minutes to answer. What was asked
 about is then looked at once more, with the lock held.
@@ -49,9 +49,9 @@ def claimed(
     """Within the block this process is the run's launcher: no other can claim it, whatever the history says.
 
     Args:
-        resume: what the ranks will be told. To begin anew is done here, before the history of starts goes on.
+        resume: what the ranks will be told. `never` starts over here, before the history gets another attempt.
         job: Slurm's, which keeps the claim after the block, until it has ended.
-        admit: given the history, with what was lost closed; raises where this start must not be.
+        admit: given the history, with what was lost closed; raises where this attempt must not be.
 
     Raises:
         PreflightError: somebody else trains it, or its folder cannot be written.
@@ -62,7 +62,7 @@ def claimed(
             with locked(run):
                 attempts = read_attempts(run)
                 if _open_attempt(attempts) != owner.attempt:
-                    continue  # another start came in between
+                    continue  # another attempt came in between
                 wanted = parse_resume(resume)
                 if wanted == "never" and (moved := go_back(run, resume)):
                     say(f"megatrain: {moved}", flush=True)
@@ -73,11 +73,11 @@ def claimed(
                 )
             yield claim
             return
-    raise PreflightError(f"{run}: is being started by others. Look who has it: megatrain status {copyable(run)}")
+    raise PreflightError(f"{run}: is being started by others. See by whom: megatrain status {copyable(run)}")
 
 
 def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[Claim], int], *, resume: str = "auto") -> int:
-    """A start by hand: claim the run, `go(claim)`, and close the attempt with the exit code that this returns.
+    """An attempt without Slurm: claim the run, `go(claim)`, and close the attempt with the exit code that this returns.
 
     A history that cannot be written any more is said, and changes no exit code.
 
@@ -96,13 +96,13 @@ def attempted(run: RunDir, ranks: int, nodes: list[str], go: Callable[[Claim], i
 def close(
     run: RunDir, claim: Claim, code: int, *, outcome: Outcome | None = None, blamed: list[str] | None = None
 ) -> None:
-    """Enter how an attempt ended. Says so where it cannot be entered; never raises for a disk, or for another start."""
+    """Record how an attempt ended. Says so where that fails; never raises for a disk, or for another attempt."""
     try:
         outcome = outcome or read_outcome(run, claim.attempt)
         close_attempt(run, claim, exit_code=code, error=_error(outcome, code), failed_nodes=blamed or [])
     except (MegatrainError, OSError) as error:
-        said = str(error) if isinstance(error, MegatrainError) else f"{error.filename or run}: {reason(error)}"
-        complain(f"{said}; that this start ended with exit code {code} is not recorded")
+        message = str(error) if isinstance(error, MegatrainError) else f"{error.filename or run}: {reason(error)}"
+        complain(f"{message}; that this attempt ended with exit code {code} is not recorded")
 
 
 def _find_owner(run: RunDir, job: str | None) -> _Owner:
@@ -164,7 +164,7 @@ def _write_claim(
         "start_step": start_step,
     }
     _remove_outcome(run, claim.attempt)
-    write_attempts(run, [*attempts, parse_model(Attempt, start, f"{run.attempts}: this start", PreflightError)])
+    write_attempts(run, [*attempts, parse_model(Attempt, start, f"{run.attempts}: this attempt", PreflightError)])
     write_heartbeat(run, step=start_step, activity="starting", claim=claim)
     try:
         keep_room(run)
@@ -191,7 +191,9 @@ def _lost(run: RunDir, index: int, owner: _Owner) -> Attempt:
 def _error(outcome: Outcome | None, code: int) -> str | None:
     if outcome is not None:
         return None if outcome.exit_code == ExitCode.STOPPED else outcome.error
-    return None if code in (ExitCode.DONE, ExitCode.STOPPED) else f"the ranks ended with {code}, and recorded no error"
+    if code in (ExitCode.DONE, ExitCode.STOPPED):
+        return None
+    return f"the ranks exited with {code} without recording an outcome"
 
 
 def _remove_outcome(run: RunDir, index: int) -> None:

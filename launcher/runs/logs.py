@@ -14,7 +14,7 @@ _CHUNK = 1 << 16
 
 
 def read_log(run: RunDir, *, lines: int, rank: int | None = None, follow: bool = False) -> Iterator[str]:
-    """The last `lines` lines, then with `follow` what comes until the run ends. A job that is queued again goes on in
+    """The last `lines` lines, then with `follow` what comes until the run ends. A job that is requeued continues
     the same log.
 
     Raises:

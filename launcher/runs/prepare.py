@@ -27,7 +27,7 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
     """Write copies of what the run takes from elsewhere; config.yaml (resolved), ds_config.json and plan.json.
 
     Args:
-        resume: "auto", "must", "never", or the step to go on from.
+        resume: "auto", "must", "never", or the step to resume from.
 
     Raises:
         ConfigError: the folder holds another run, or `resume` is none of these.

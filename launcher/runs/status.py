@@ -1,4 +1,4 @@
-"""Where a run is: Slurm's word, the heartbeat, metrics and checkpoints, put together. Works without Slurm as well."""
+"""Where a run is: Slurm's state, the heartbeat, metrics and checkpoints, put together. Works without Slurm as well."""
 
 import statistics
 import time
@@ -40,7 +40,7 @@ class Status:
     loss: float | None
     tokens_per_second: float | None
     eta_seconds: float | None  # of training; waiting in a queue comes on top
-    starts: int
+    attempts: int
     restarts: int
     goodput: float | None  # seconds in steps that counted, over all seconds in which the run held its nodes
     heartbeat_age_seconds: float | None
@@ -59,15 +59,15 @@ def run_status(run: RunDir) -> Status:
 
 def all_statuses(folder: Path) -> list[Status]:
     """Of every run in a folder that can be read. Slurm is asked once."""
-    runs, found, jobs = runs_in(folder), [], set[str]()
+    runs, statuses, jobs = runs_in(folder), [], set[str]()
     for run in runs:
         with suppress(MegatrainError):
             jobs |= _jobs(run)
     states = commands.ask(jobs)
     for run in runs:
         with suppress(MegatrainError):
-            found.append(_status(run, states))
-    return found
+            statuses.append(_status(run, states))
+    return statuses
 
 
 def _status(run: RunDir, states: States) -> Status:
@@ -93,7 +93,7 @@ def _status(run: RunDir, states: States) -> Status:
         loss=steps[-1].get("loss") if steps else None,
         tokens_per_second=statistics.median(rates) if rates else None,
         eta_seconds=seconds * max(0, total - step) if seconds else None,
-        starts=len(attempts),
+        attempts=len(attempts),
         restarts=max(0, len(attempts) - 1),
         goodput=goodput(rows, attempts),
         heartbeat_age_seconds=round(time.time() - beat.time, 1) if beat else None,
@@ -120,19 +120,19 @@ def goodput(rows: list[dict[str, Any]], attempts: list[Attempt]) -> float | None
 
 def runs_in(folder: Path) -> list[RunDir]:
     """Every run directly in a folder, the one that was touched last at the end."""
-    found = [RunDir(path.parent) for path in folder.glob("*/config.yaml")]
-    return sorted(found, key=lambda run: run.config.stat().st_mtime)
+    runs = [RunDir(path.parent) for path in folder.glob("*/config.yaml")]
+    return sorted(runs, key=lambda run: run.config.stat().st_mtime)
 
 
 def lines(one: Status) -> list[str]:
-    """For a person: a line a fact."""
+    """For a person: a line per fact."""
     progress = f"step {one.step:,} of {one.total_steps:,}"
     facts = {
         "state": f"{one.state}{': ' + one.detail if one.detail else ''}",
         "progress": progress + (f", loss {one.loss:.3f}" if one.loss is not None else ""),
         "speed": f"{quantity(one.tokens_per_second)} tokens/s" if one.tokens_per_second else None,
         "eta": duration(one.eta_seconds) if one.eta_seconds and one.state in ("running", "pending") else None,
-        "starts": f"{one.starts} ({one.restarts} restarts)" if one.starts else None,
+        "attempts": f"{one.attempts} ({one.restarts} restarts)" if one.attempts else None,
         "goodput": f"{one.goodput:.0%} of the time on its nodes" if one.goodput is not None else None,
         "saved": one.checkpoint,
         "error": one.last_error,
@@ -141,7 +141,7 @@ def lines(one: Status) -> list[str]:
 
 
 def table(many: list[Status]) -> list[str]:
-    """For a person: a line a run."""
+    """For a person: a line per run."""
     if not many:
         return []
     width = max(len(one.run) for one in many)
@@ -178,13 +178,13 @@ def _state(run: RunDir, attempts: list[Attempt], states: States, *, complete: bo
     if last is None:
         return "prepared", "not started yet"
     if last.ended is None and read_job(run).stop:
-        return "stopped", f"as asked; megatrain resubmit {copyable(run)} goes on"
+        return "stopped", f"as asked; megatrain resubmit {copyable(run)} resumes it"
     outcome = read_outcome(run, len(attempts) - 1) if last.ended is None else None
     if last.ended is None and outcome is None:
         return "lost", f"its end was not recorded; megatrain resubmit {copyable(run)}, or train it again"
     code = outcome.exit_code if outcome else last.exit_code
     if code in (ExitCode.STOPPED, ExitCode.DONE):
-        return "stopped", "the same command goes on from there"
+        return "stopped", "run the same command again to resume"
     unrecorded = ", and its launcher could not record it" if outcome else ""
     return "failed", f"exit code {code}{unrecorded}" if code is not None else "lost"
 

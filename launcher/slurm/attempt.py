@@ -1,11 +1,11 @@
-"""One start of a job, from claim to verdict: `python -m launcher.slurm.attempt begin|end RUN`, for the job script.
+"""One attempt of a job, from claim to verdict: `python -m launcher.slurm.attempt begin|end RUN`, for the job script.
 
-                 ┌────────────────────────────── queued again ◄─────────────────────────────┐
+                 ┌──────────────────────────────── requeued ◄───────────────────────────────┐
 submit → queue → begin ─ claim the run, close what was lost → srun … → end ─ the verdict ─┤
                    │                                                                        ├─ finished          0
                    ├─ the run is complete: nothing to do                             0     ├─ a user's mistake  2-5
                    ├─ another job trains it: refused                                 3     ├─ stopped by a user 75
-                   └─ too many starts without a new checkpoint: refused              1     └─ given up          1
+                   └─ too many restarts without a new checkpoint: refused            1     └─ aborted           1
 """
 
 import argparse
@@ -36,47 +36,47 @@ _AWAY_SECONDS, _ASK_AGAIN_SECONDS = 1800.0, 5.0  # how long a controller that is
 _T = TypeVar("_T")
 
 
-class _HopelessError(PreflightError):
-    """Too many starts in a row were in vain."""
+class _NoProgressError(PreflightError):
+    """Too many restarts without a new checkpoint."""
 
 
 class _UnreliableNodesError(PreflightError):
     """The job was given nodes that have failed twice."""
 
     def __init__(self, bad: list[str], excluded: list[str]) -> None:
-        super().__init__(f"{', '.join(bad)} failed twice; queued again without")
+        super().__init__(f"{', '.join(bad)} failed twice; requeued without")
         self.excluded = excluded
 
 
 def begin(run: RunDir, job: str) -> int:
     """Claim the run for this job, and print the claim for its ranks; prints nothing when there is nothing to do."""
     if read_job(run).stop:
-        say(f"megatrain: {run} was stopped; `megatrain resubmit {copyable(run)}` goes on", file=sys.stderr)
+        say(f"megatrain: {run} was stopped; `megatrain resubmit {copyable(run)}` resumes it", file=sys.stderr)
         return ExitCode.STOPPED
     config = load_config(run.config)
     if is_complete(run, config):
-        say(f"megatrain: {run} is complete; there is nothing left to do", file=sys.stderr)
+        say(f"megatrain: {run} is complete; nothing to do", file=sys.stderr)
         return ExitCode.DONE
     _wait_for_predecessor(run, job)
     nodes = commands.hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
-    book = read_job(run)
+    job_record = read_job(run)
 
     def admit(attempts: list[Attempt]) -> None:
-        """Slurm starts a job again after a node failure, and the next of a chain, whatever became of the one before."""
-        in_vain = attempts_without_progress(attempts, book.submitted)
+        """Slurm requeues a job after a node failure, and starts the next of a chain, however the one before ended."""
+        in_vain = attempts_without_progress(attempts, job_record.submitted)
         if in_vain > config.slurm.restarts_without_progress:
-            raise _HopelessError(
-                f"{run}: given up: {in_vain} starts in a row without a new checkpoint. "
-                f"When that is mended: megatrain resubmit {copyable(run)}"
+            raise _NoProgressError(
+                f"{run}: aborted after {in_vain - 1} restarts without a new checkpoint. "
+                f"When that is fixed: megatrain resubmit {copyable(run)}"
             )
-        excluded = unreliable_nodes(attempts, book.submitted)
+        excluded = unreliable_nodes(attempts, job_record.submitted)
         if bad := sorted(set(excluded) & set(nodes)):
             raise _UnreliableNodesError(bad, excluded)
 
     try:
         with claimed(run, ranks=_tasks(), nodes=nodes, job=job, admit=admit) as claim:
             say(claim)
-    except _HopelessError:
+    except _NoProgressError:
         update_job(run, stop=True)
         raise
     except _UnreliableNodesError as error:
@@ -87,37 +87,37 @@ def begin(run: RunDir, job: str) -> int:
 
 
 def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
-    """Close the attempt, and queue the job again or say a last word. Returns the job's exit code."""
+    """Close the attempt, and requeue the job or print its final message. Returns the job's exit code."""
     if why := superseded(run, claim):
-        say(f"megatrain: {run}: {why}; this job is not queued again", flush=True)
+        say(f"megatrain: {run}: {why}; this job is not requeued", flush=True)
         return code or ExitCode.PREFLIGHT
     attempts = read_attempts(run)
     if claim.attempt >= len(attempts):
         raise PreflightError(f"{run.attempts}: is gone: the run's folder was moved or deleted while it was trained")
     outcome = _outcome(run, claim)
     blamed = [outcome.host] if outcome and node_is_to_blame(outcome) else []
-    said = outcome.exit_code if outcome else code
-    close(run, claim, said, outcome=outcome, blamed=blamed)
-    attempts[claim.attempt] = ended(run, attempts[claim.attempt], exit_code=said, failed_nodes=blamed)
-    config, book = load_config(run.config), read_job(run)
+    exit_code = outcome.exit_code if outcome else code
+    close(run, claim, exit_code, outcome=outcome, blamed=blamed)
+    attempts[claim.attempt] = ended(run, attempts[claim.attempt], exit_code=exit_code, failed_nodes=blamed)
+    config, job_record = load_config(run.config), read_job(run)
     complete = is_complete(run, config)
-    ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, book, complete=complete)
-    others = [other for other in book.jobs if other != job]
+    ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, job_record, complete=complete)
+    others = [other for other in job_record.jobs if other != job]
     if not ending.requeue:
-        advice = f" When that is mended: megatrain resubmit {copyable(run)}" if ending.given_up else ""
-        say(f"megatrain: {ending.words()}{advice}", flush=True)
+        advice = f" When that is fixed: megatrain resubmit {copyable(run)}" if ending.aborted else ""
+        say(f"megatrain: {ending.text()}{advice}", flush=True)
         commands.cancel(state.id for state in commands.active(commands.ask(others), others))
         return ending.exit_code
     states = _patiently(lambda: commands.job_states([job, *others]))
-    if later := commands.active(states, others):  # a chain: the next job goes on
-        say(f"megatrain: {ending.words(f'job {later[0].id} goes on')}", flush=True)
+    if later := commands.active(states, others):  # a chain: the next job resumes
+        say(f"megatrain: {ending.text(f'job {later[0].id} resumes')}", flush=True)
         return ending.exit_code
     if job in states and states[job].state.startswith("CANCELLED"):
-        say("megatrain: cancelled; not queued again", flush=True)
+        say("megatrain: cancelled; not requeued", flush=True)
         return ending.exit_code
-    excluded = unreliable_nodes(attempts, book.submitted)
+    excluded = unreliable_nodes(attempts, job_record.submitted)
     without = f", without {', '.join(excluded)}" if excluded else ""
-    say(f"megatrain: {ending.words()}{without}", flush=True)
+    say(f"megatrain: {ending.text()}{without}", flush=True)
     _patiently(lambda: commands.requeue(job, exclude=excluded))
     return ending.exit_code
 
@@ -151,16 +151,16 @@ def _patiently(ask: Callable[[], _T]) -> _T:
     Raises:
         PreflightError: it refuses, or is away for too long.
     """
-    deadline, said = time.monotonic() + _AWAY_SECONDS, False
+    deadline, told = time.monotonic() + _AWAY_SECONDS, False
     while True:
         try:
             return ask()
         except commands.NoAnswerError as error:
             if time.monotonic() > deadline:
                 raise
-            if not said:
+            if not told:
                 say(f"megatrain: {error}; asking again for {_AWAY_SECONDS / 60:.0f} minutes", flush=True)
-            said = True
+            told = True
             time.sleep(_ASK_AGAIN_SECONDS)
 
 

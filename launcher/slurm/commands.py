@@ -50,7 +50,7 @@ class JobState(NamedTuple):
 
 
 def run_slurm(*command: str, text: str | None = None) -> str:
-    """Run a Slurm client under a time-out; its standard output, or its errors where it says nothing else.
+    """Run a Slurm command under a time-out; its standard output, or its errors where it says nothing else.
 
     Raises:
         NoAnswerError: there is no answer, in time or at all.
@@ -62,17 +62,17 @@ def run_slurm(*command: str, text: str | None = None) -> str:
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        said = _joined(name, error.stderr)  # sbatch tries again for minutes when the queue is full, and says so
-        fix = f"It said: {said}" if said else "Try `scontrol ping`."
+        message = _joined(name, error.stderr)  # sbatch tries again for minutes when the queue is full, and says so
+        fix = f"It said: {message}" if message else "Try `scontrol ping`."
         raise NoAnswerError(f"{name}: no answer from Slurm in {TIMEOUT_SECONDS:.0f} s. {fix}") from None
     if done.returncode:
-        said = _joined(name, done.stderr) or f"failed with {done.returncode}"
-        raise (NoAnswerError if any(words in said for words in _AWAY) else PreflightError)(f"{name}: {said}")
+        message = _joined(name, done.stderr) or f"failed with {done.returncode}"
+        raise (NoAnswerError if any(text in message for text in _AWAY) else PreflightError)(f"{name}: {message}")
     return done.stdout or done.stderr
 
 
 def present() -> bool:
-    """Whether this machine has Slurm's clients; says nothing of a controller."""
+    """Whether this machine has Slurm's commands; says nothing of a controller."""
     return shutil.which("squeue") is not None
 
 
@@ -85,7 +85,7 @@ def answers() -> bool:
 
 
 def submit(script: str, run: RunDir, *, after: str | None = None) -> str:
-    """Write RUN/job.sbatch and hand it to sbatch; the job's id.
+    """Write RUN/job.sbatch and submit it; the job's id.
 
     Args:
         after: a job that must end, in whatever way, before this one starts.
@@ -120,13 +120,13 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState]:
     if not wanted:
         return {}
     lines = run_slurm("squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", f"--format={_FIELDS}")
-    found = _parse(lines, wanted)
-    if missing := wanted - found.keys():
+    states = _parse(lines, wanted)
+    if missing := wanted - states.keys():
         with suppress(PreflightError):  # accounting is often absent
             fields = "JobID,State,Reason,NodeList,Start"
-            said = run_slurm("sacct", "-n", "-X", "-P", f"--jobs={','.join(sorted(missing))}", f"--format={fields}")
-            found |= _parse(said, missing)
-    return found
+            lines = run_slurm("sacct", "-n", "-X", "-P", f"--jobs={','.join(sorted(missing))}", f"--format={fields}")
+            states |= _parse(lines, missing)
+    return states
 
 
 def ask(jobs: Iterable[str]) -> dict[str, JobState] | None:
@@ -156,7 +156,7 @@ def nodes_down(nodes: Iterable[str]) -> list[str]:
 
 
 def cancel(jobs: Iterable[str], *options: str) -> None:
-    """`scancel`, with options such as --signal=USR2. Raises PreflightError as `client` does."""
+    """`scancel`, with options such as --signal=USR2. Raises PreflightError as `run_slurm` does."""
     if listed := list(jobs):
         run_slurm("scancel", "--quiet", *options, *listed)
 

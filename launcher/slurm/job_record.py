@@ -1,4 +1,4 @@
-"""RUN/job.json: the jobs that a submit handed in, and whether somebody asked for an end."""
+"""RUN/job.json: the jobs that a submit made, and whether somebody asked for an end."""
 
 import os
 from typing import Any
@@ -30,6 +30,6 @@ def read_job(run: RunDir) -> JobRecord:
 def update_job(run: RunDir, **changes: Any) -> JobRecord:
     """Raises PreflightError where it cannot be read or written."""
     with locked(run):
-        book = parse_model(JobRecord, read_job(run).fields() | changes, run.job, PreflightError)
-        write_record(run.job, book.fields())
-    return book
+        job_record = parse_model(JobRecord, read_job(run).fields() | changes, run.job, PreflightError)
+        write_record(run.job, job_record.fields())
+    return job_record

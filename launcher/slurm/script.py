@@ -181,12 +181,12 @@ def _profile(name: str | None) -> _Profile:
 
 
 def _refuse_secrets(where: str, line: str) -> None:
-    """The script is kept in the run's folder and in Slurm's own books, where others can read it."""
+    """The script is kept in the run's folder and in Slurm's own records, where others can read it."""
     match = _ASSIGNMENT.fullmatch(line)
-    found = match[1] if match and is_secret_name(match[1]) else credentials_in(line)
-    if found:
+    secret = match[1] if match and is_secret_name(match[1]) else credentials_in(line)
+    if secret:
         raise ConfigError(
-            f"{where}: holds {found}, and the job script can be read by others. Export it before you submit, or read "
+            f"{where}: holds {secret}, and the job script can be read by others. Export it before you submit, or read "
             "it in the profile from a file of yours: NAME=$(cat FILE)"
         )
 

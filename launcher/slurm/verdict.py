@@ -9,7 +9,12 @@ from megatrain.config import Config
 from megatrain.run.attempts import Attempt, attempts_without_progress
 from megatrain.run.outcomes import Outcome
 
-_MISTAKES = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)  # another start would repeat them
+_MISTAKES = (
+    ExitCode.USAGE,
+    ExitCode.PREFLIGHT,
+    ExitCode.DATA,
+    ExitCode.CHECKPOINT,
+)  # not retryable
 # Errors of one machine, as CUDA, NCCL and the kernel word them. Illegal accesses and assertions are a program's.
 _OF_A_NODE = re.compile(
     r"uncorrectable|hardware stack error|unspecified launch failure|launch timed out|no CUDA-capable device|"
@@ -22,15 +27,15 @@ _OF_A_NODE = re.compile(
 class Verdict(NamedTuple):
     requeue: bool
     exit_code: int
-    said: str  # for people
+    message: str
     cause: str = ""  # the error that it is requeued after
-    given_up: bool = False  # until somebody resubmits it
+    aborted: bool = False  # until somebody resubmits it
 
-    def words(self, then: str = "queued again") -> str:
-        """Args: then: what follows, where the job is to go on."""
+    def text(self, then: str = "requeued") -> str:
+        """For people. Args: then: what follows, where the run is to resume."""
         if not self.requeue:
-            return self.said
-        return f"{self.said}; {then}{f' after: {self.cause}' if self.cause else ''}"
+            return self.message
+        return f"{self.message}; {then}{f' after: {self.cause}' if self.cause else ''}"
 
 
 def verdict(
@@ -39,7 +44,7 @@ def verdict(
     attempt: Attempt,
     outcome: Outcome | None,
     code: int,
-    book: JobRecord,
+    job_record: JobRecord,
     *,
     complete: bool,
 ) -> Verdict:
@@ -52,21 +57,26 @@ def verdict(
     """
     step = attempt.end_step or 0
     if complete:
-        return Verdict(False, ExitCode.DONE, f"finished: step {step:,}, after {len(attempts)} starts")
-    if book.stop:
-        return Verdict(False, ExitCode.STOPPED, f"stopped at step {step:,}, as asked; not queued again")
+        return Verdict(False, ExitCode.DONE, f"finished: step {step:,}, {_restarts(len(attempts) - 1)}")
+    if job_record.stop:
+        return Verdict(False, ExitCode.STOPPED, f"stopped at step {step:,}, as asked; not requeued")
     stopped = code == 0 and outcome is not None and outcome.exit_code == ExitCode.STOPPED
-    why = outcome.error if outcome else f"the ranks ended with {code}, and recorded no error"
+    why = outcome.error if outcome else f"the ranks exited with {code} without recording an outcome"
     failed = outcome.exit_code if outcome and outcome.exit_code != ExitCode.STOPPED else int(ExitCode.CRASH)
     if not stopped and (failed in _MISTAKES or (outcome is not None and not outcome.retryable)):
-        return Verdict(False, failed, f"not queued again, for it would fail again: {why}")
-    in_vain, allowed = attempts_without_progress(attempts, book.submitted), config.slurm.restarts_without_progress
+        return Verdict(False, failed, f"not requeued: non-retryable error: {why}")
+    in_vain = attempts_without_progress(attempts, job_record.submitted)
+    allowed = config.slurm.restarts_without_progress
     exit_code = int(ExitCode.STOPPED) if stopped else failed
     if in_vain > allowed:
-        said = f"given up: {in_vain} starts in a row without a new checkpoint. The last: {why}."
-        return Verdict(False, exit_code, said, given_up=True)
-    said = f"saved step {step:,}" if attempt.progressed else f"no new checkpoint ({in_vain} of {allowed + 1} starts)"
-    return Verdict(True, exit_code, said, "" if stopped else why)
+        text = f"aborted {_restarts(in_vain - 1)} without a new checkpoint. The last error: {why}."
+        return Verdict(False, exit_code, text, aborted=True)
+    saved = f"saved step {step:,}" if attempt.progressed else f"no new checkpoint (attempt {in_vain} of {allowed + 1})"
+    return Verdict(True, exit_code, saved, "" if stopped else why)
+
+
+def _restarts(count: int) -> str:
+    return f"after {count} restart{'' if count == 1 else 's'}"
 
 
 def node_is_to_blame(outcome: Outcome) -> bool:

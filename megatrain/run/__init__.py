@@ -1,1 +1,1 @@
-"""A run's history: who trains it, where it is, and how each start ended. Free of torch."""
+"""A run's history: who trains it, where it is, and how each attempt ended. Free of torch."""

@@ -1,4 +1,4 @@
-"""RUN/attempts.json: a list, an object per start of the run, oldest first. Written by who starts the ranks."""
+"""RUN/attempts.json: a list, an object per attempt, oldest first. Written by who starts the ranks."""
 
 import os
 import time
@@ -17,12 +17,12 @@ _SPARE_BYTES = 1 << 14
 
 
 class Attempt(Record):
-    """One start of a run. Steps are those of checkpoints."""
+    """One attempt to train a run: from a start of its ranks to their end. Steps are those of checkpoints."""
 
     job: JobId | None  # Slurm's; None: started by hand
     host: Name  # where the ranks were started from
     pid: int = Field(ge=1, le=2**22)  # of the process that started them
-    token: Name | None = None  # of this start alone: the ranks carry it, and stop when another start has the run
+    token: Name | None = None  # of this attempt alone: the ranks carry it, and stop when another one has the run
     boot: Name | None = None  # boot id of the host, pid namespace and start time of the process, in clock ticks since
     pid_namespace: Name | None = None  # boot: together with the pid they name one process for good
     start_ticks: Count | None = None
@@ -50,7 +50,7 @@ def read_attempts(run: RunDir) -> list[Attempt]:
     """Oldest first; none where nothing was started.
 
     Raises:
-        PreflightError: the file is there, and is not a history of starts. Who trains the run cannot be told then.
+        PreflightError: the file is there, and is not a history of attempts. Who trains the run cannot be told then.
     """
     if not os.path.lexists(run.attempts):
         return []
@@ -58,7 +58,7 @@ def read_attempts(run: RunDir) -> list[Attempt]:
         return read_model(run.attempts, _History, error=PreflightError).root
     except PreflightError as error:
         fix = "restore it, or, when nothing trains the run, move it away"
-        raise PreflightError(f"{error}. It is the history of the run's starts: {fix}") from None
+        raise PreflightError(f"{error}. It is the history of the run's attempts: {fix}") from None
 
 
 def write_attempts(run: RunDir, attempts: list[Attempt]) -> None:

@@ -1,8 +1,8 @@
 """The fencing token: the ranks of an attempt know its index and token, and stop when another attempt has the run.
 
 A lock or a heartbeat can only guess that a trainer is gone: it may have been suspended, or cut off from Slurm. So each
-start writes a new token into attempts.json, and rank 0 looks there before it commits anything, while it holds the lock
-under which the next start would be written.
+attempt writes a new token into attempts.json, and rank 0 looks there before it commits anything, while it holds the
+lock under which the next attempt would be written.
 """
 
 import os
@@ -20,7 +20,7 @@ VARIABLE = "MEGATRAIN_ATTEMPT"  # in a rank's environment: its claim
 
 
 class Claim(NamedTuple):
-    """Which start of a run this is."""
+    """Which attempt of a run this is."""
 
     attempt: int  # its place in attempts.json
     token: str | None  # None: of a job script of before there were tokens
@@ -46,7 +46,7 @@ def own_claim() -> Claim | None:
 def superseded(run: RunDir, claim: Claim | None) -> str | None:
     """Who has the run instead, in words; None while the claim holds, and where nothing was claimed.
 
-    A history that is absent or cannot be read names nobody else: no start can be written into one.
+    A history that is absent or cannot be read names nobody else: no attempt can be written into one.
     """
     if claim is None:
         return None
@@ -59,8 +59,8 @@ def superseded(run: RunDir, claim: Claim | None) -> str | None:
     last = attempts[-1]
     if not _is_of(last, len(attempts) - 1, claim):
         who = f"job {last.job}" if last.job else f"process {last.pid} on {last.host}"
-        return f"{who} has started it anew"
-    return "this start was taken for lost" if last.ended is not None else None
+        return f"{who} has started a newer attempt"
+    return "this attempt was taken for lost" if last.ended is not None else None
 
 
 def demand_current(run: RunDir, claim: Claim | None = None) -> None:
@@ -73,7 +73,7 @@ def demand_current(run: RunDir, claim: Claim | None = None) -> None:
 
 @contextmanager
 def current(run: RunDir) -> Iterator[None]:
-    """Around what only the run's trainer may do: no other start can claim the run in the meantime.
+    """Around what only the run's trainer may do: no other attempt can claim the run in the meantime.
 
     Raises:
         PreflightError: another attempt has the run.
@@ -89,7 +89,7 @@ def current(run: RunDir) -> Iterator[None]:
 
 
 def close_attempt(run: RunDir, claim: Claim, **ending: Any) -> Attempt:
-    """Enter how an attempt ended, unless another start has closed it as lost; the time, unless given, is now.
+    """Record how an attempt ended, unless another one has closed it as lost; the time, unless given, is now.
 
     Raises:
         PreflightError: the history cannot be read or written, or no longer holds this attempt as one that runs.
@@ -99,9 +99,9 @@ def close_attempt(run: RunDir, claim: Claim, **ending: Any) -> Attempt:
     with locked(run):
         attempts = read_attempts(run)
         if claim.attempt >= len(attempts) or not _is_of(attempts[claim.attempt], claim.attempt, claim):
-            raise PreflightError(f"{run.attempts}: no longer holds this start: another one has the run")
+            raise PreflightError(f"{run.attempts}: no longer holds this attempt: another one has the run")
         if attempts[claim.attempt].ended is not None:
-            raise PreflightError(f"{run.attempts}: another start has taken this one for lost")
+            raise PreflightError(f"{run.attempts}: another attempt has taken this one for lost")
         attempts[claim.attempt] = ended(run, attempts[claim.attempt], **ending)
         write_attempts(run, attempts)
         give_room(run)

@@ -13,7 +13,7 @@ RUN/
     tensorboard/
     checkpoints/step-00001000/   DCP files, state.json, and MANIFEST.json, written last
     checkpoints/abandoned-…/     what a run that went back set aside; nothing reads it
-    attempts.json          an object per start: who trains it, from which step to which, how it ended
+    attempts.json          an object per attempt: who trains it, from which step to which, how it ended
     attempts.lock, launcher.lock   one trainer at a time: megatrain/run/lock.py
     heartbeat.json         where the running attempt is
     progress               touched while ranks build, load or save: monitor/watchdog.py

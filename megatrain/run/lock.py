@@ -17,7 +17,7 @@ from megatrain.base.files import reason
 from megatrain.run.directory import RunDir
 
 WAIT_SECONDS = 60.0
-_LAUNCHER_SECONDS = 5.0  # for the launcher before this one, which has said its last word, to be gone
+_LAUNCHER_SECONDS = 5.0  # for the launcher before this one, which has printed its final message, to be gone
 
 
 class LockHeldError(PreflightError):

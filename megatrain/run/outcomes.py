@@ -42,7 +42,7 @@ class Outcome(Record):
     rank: int = Field(ge=0, le=10**8)
     host: Name
     time: Seconds
-    retryable: bool = True  # False: another start would come to the same end
+    retryable: bool = True  # False: another attempt would come to the same end
 
     @property
     def of_a_peer(self) -> bool:
@@ -59,7 +59,7 @@ def record_outcome(
     rank: int | None = None,
     claim: Claim | None = None,
 ) -> None:
-    """Say how a rank ends, unless another one of its attempt was first, or another start has the run.
+    """Say how a rank ends, unless another one of its attempt was first, or another attempt has the run.
 
     Never raises: a rank is dying.
 

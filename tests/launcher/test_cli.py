@@ -204,7 +204,7 @@ def test_checkpoints_are_listed_as_json(folder):
     assert json.loads(command("checkpoint", "verify", "runs/tiny", "--json", cwd=folder).stdout) == []
 
 
-def test_a_checkpoint_with_a_damaged_manifest_is_not_passed_over(folder):
+def test_checkpoint_with_a_damaged_manifest_is_not_skipped(folder):
     step = folder / "runs/damaged/checkpoints/step-00000007"
     step.mkdir(parents=True)
     (step / "MANIFEST.json").write_text("{")

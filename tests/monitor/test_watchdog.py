@@ -77,7 +77,9 @@ def test_a_rank_whose_run_another_start_has_stops_and_writes_nothing(rank, tmp_p
     (tmp_path / "attempts.json").write_text(json.dumps([later, later]))
     _, said = process.communicate(timeout=30)
     assert process.returncode == 3
-    assert said == f"error: {tmp_path}: job 9 has started it anew; this trainer stops, and writes nothing more\n"
+    assert (
+        said == f"error: {tmp_path}: job 9 has started a newer attempt; this trainer stops, and writes nothing more\n"
+    )
     assert not (tmp_path / "outcomes").exists()
 
 

@@ -1,4 +1,4 @@
-"""The history of a run's starts: what it keeps, and what can be read off it."""
+"""The history of a run's attempts: what it keeps, and what can be read off it."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(run, monkeypatch):
     assert [path.name for path in run.path.iterdir()] == ["attempts.json"], "no half-written file stays"
 
 
-def test_starts_in_vain_are_counted_from_the_end(run):
+def test_attempts_without_progress_are_counted_from_the_end(run):
     assert attempts_without_progress([]) == 0
     assert attempts_without_progress([an_attempt(0, 5), an_attempt(5, 5), an_attempt(5, 5)]) == 2
     assert attempts_without_progress([an_attempt(5, 5), an_attempt(5, 9)]) == 0

@@ -1,4 +1,4 @@
-"""The fencing token: a trainer whose run another start has, stops and writes nothing."""
+"""The fencing token: a trainer whose run another attempt has, stops and writes nothing."""
 
 import json
 import shutil
@@ -31,13 +31,13 @@ def test_what_is_no_claim_is_none(text):
         ([], "0:t", None),
         ([OURS], "0", None),
         ([OURS], "", None),
-        ([OURS.model_copy(update={"ended": 20.0}), LATER], "0:t", "job 9 has started it anew"),
-        ([OURS, LATER], "0", "job 9 has started it anew"),
-        ([LATER], "0:t", "job 9 has started it anew"),  # of a history that was begun anew
-        ([OURS.model_copy(update={"ended": 20.0})], "0:t", "this start was taken for lost"),
+        ([OURS.model_copy(update={"ended": 20.0}), LATER], "0:t", "job 9 has started a newer attempt"),
+        ([OURS, LATER], "0", "job 9 has started a newer attempt"),
+        ([LATER], "0:t", "job 9 has started a newer attempt"),  # of a history that was begun anew
+        ([OURS.model_copy(update={"ended": 20.0})], "0:t", "this attempt was taken for lost"),
     ],
 )
-def test_who_has_the_run(run, monkeypatch, history, claim, words):
+def test_superseded_attempt_by_its_fencing_token(run, monkeypatch, history, claim, words):
     write_attempts(run, history)
     assert superseded(run, Claim.parse(claim)) == words
     monkeypatch.setenv(VARIABLE, claim)
@@ -64,7 +64,7 @@ def test_a_folder_that_was_deleted_is_not_made_again(run):
     assert not run.path.exists()
 
 
-def test_only_the_start_that_has_the_run_closes_it_and_once(run):
+def test_only_the_attempt_that_has_the_run_closes_it_and_once(run):
     write_attempts(run, [OURS])
     assert close_attempt(run, Claim(0, "t"), exit_code=75).exit_code == 75
     with pytest.raises(PreflightError, match="taken this one for lost"):
@@ -76,7 +76,7 @@ def test_only_the_start_that_has_the_run_closes_it_and_once(run):
     assert read_attempts(run)[0].exit_code == 75
 
 
-def test_a_commit_goes_on_where_the_lock_fails_and_the_token_holds(run, monkeypatch):
+def test_commit_continues_where_the_lock_fails_and_the_fencing_token_holds(run, monkeypatch):
     write_attempts(run, [OURS])
     (run.path / "attempts.lock").mkdir()
     monkeypatch.setenv(VARIABLE, "0:t")

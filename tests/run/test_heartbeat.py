@@ -37,7 +37,7 @@ def test_a_heartbeat_tells_where_the_run_is(run, beat):
 @pytest.mark.parametrize(
     ("ahead", "alive"), [(0, True), (-50, True), (50, True), (-70, False), (70, False), (1e7, False)]
 )
-def test_one_from_the_future_is_as_old_as_one_from_the_past(run, beat, ahead, alive):
+def test_heartbeat_from_the_future_is_as_old_as_one_from_the_past(run, beat, ahead, alive):
     beat(ahead)
     assert beats(run, 4) == alive
     assert beats(run, 4, watch=False) == alive
@@ -45,20 +45,20 @@ def test_one_from_the_future_is_as_old_as_one_from_the_past(run, beat, ahead, al
 
 
 @pytest.mark.parametrize("ahead", [-1e6, 1e6])
-def test_one_that_changes_is_alive_by_any_clock(run, beat, ahead):
+def test_heartbeat_that_changes_is_alive_by_any_clock(run, beat, ahead):
     beat(ahead, 1)
     threading.Timer(0.1, lambda: beat(ahead, 2)).start()
     assert beats(run, 4)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"time": "now"}', "[" * 100_000, '{"time": 1e999}'])
-def test_one_that_cannot_be_read_is_none(run, content):
+def test_damaged_heartbeat_is_none(run, content):
     run.heartbeat.write_text(content, encoding="utf-8")
     assert read_heartbeat(run) is None
     assert not beats(run, 0, watch=False)
 
 
-def test_one_of_an_earlier_version_is_read(run):
+def test_heartbeat_of_an_earlier_version_is_read(run):
     old = {"time": 5.0, "attempt": None, "step": 3, "activity": "x"}
     run.heartbeat.write_text(json.dumps(old), encoding="utf-8")
     assert read_heartbeat(run).step == 3

@@ -31,7 +31,7 @@ def holder(run):
     process.communicate()
 
 
-def test_one_at_a_time(run):
+def test_lock_is_held_by_one_at_a_time(run):
     inside, most = [], []
 
     def enter() -> None:
@@ -48,28 +48,28 @@ def test_one_at_a_time(run):
     assert most == [1] * 8
 
 
-def test_a_holder_that_lives_keeps_it_however_old_its_file_is(run, holder, monkeypatch):
+def test_lock_is_not_stale_while_its_holder_lives(run, holder, monkeypatch):
     monkeypatch.setattr(lock, "WAIT_SECONDS", 0.2)
     os.utime(run.path / "attempts.lock", (1, 1))
     with pytest.raises(LockHeldError, match=r"attempts\.lock: is held by another process"), locked(run):
         pass
 
 
-def test_a_holder_that_was_killed_has_given_it_back(run, holder):
+def test_lock_of_a_killed_holder_is_released(run, holder):
     holder.kill()
     holder.wait()
     with locked(run):
         pass
 
 
-def test_a_lock_folder_of_an_earlier_version_is_in_nobodys_way(run):
+def test_lock_folder_of_an_earlier_version_is_ignored(run):
     (run.path / ".attempts.lock").mkdir()
     with locked(run), launcher_lock(run):
         pass
 
 
 @pytest.mark.parametrize("make", ["missing", "folder", "link"])
-def test_what_cannot_be_locked_is_one_message(run, make):
+def test_lock_error_is_one_message(run, make):
     file = run.path / "attempts.lock"
     if make == "missing":
         run.path.rmdir()

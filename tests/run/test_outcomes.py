@@ -33,7 +33,7 @@ def test_who_was_not_started_as_an_attempt_leaves_none(run, monkeypatch):
     assert not run.outcomes.exists()
 
 
-def test_what_a_peer_noticed_gives_way_to_the_cause_but_not_to_another_peer(run, rank):
+def test_outcome_of_a_lost_peer_gives_way_to_the_cause(run, rank):
     record_outcome(run, 1, "RuntimeError: [gloo] Connection closed by peer [10.0.0.2]:4711", rank=0)
     record_outcome(run, 1, "DistBackendError: NCCL error: unhandled system error", rank=1)
     assert read_outcome(run, 0).rank == 0
@@ -42,19 +42,19 @@ def test_what_a_peer_noticed_gives_way_to_the_cause_but_not_to_another_peer(run,
     assert read_outcome(run, 0).rank == 2
 
 
-def test_an_outcome_says_whether_another_start_may_help(run, rank):
+def test_outcome_says_whether_it_is_retryable(run, rank):
     record_outcome(run, 1, "the loss is not finite", retryable=False)
     assert read_outcome(run, 0).retryable is False
 
 
-def test_a_trainer_that_lost_the_run_leaves_none(run, rank):
+def test_superseded_attempt_records_no_outcome(run, rank):
     write_attempts(run, [an_attempt(token="t"), an_attempt(ended=None, token="u")])
     record_outcome(run, 1, "late")
     record_outcome(run, 1, "late", claim=Claim(1, "another"))
     assert not run.outcomes.exists()
 
 
-def test_a_disk_that_is_full_does_not_raise_in_a_dying_rank(run, rank, monkeypatch):
+def test_full_disk_does_not_raise_in_a_dying_rank(run, rank, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

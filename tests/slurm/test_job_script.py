@@ -36,19 +36,19 @@ def test_every_rank_knows_who_it_is(cluster, submit, monkeypatch):
     assert run_status(job.run).state == "finished"
 
 
-def test_a_stopped_run_is_queued_again_in_one_log_until_its_steps_are_done(cluster, submit):
+def test_time_limit_signal_saves_and_requeues_until_done_in_one_log(cluster, submit):
     job = submit("if start < 2: hang()\nsave(3)\nprint('the end', flush=True)", "training.steps=3")
     for attempt in range(2):
         job.started(attempt)
         subprocess.run(["scancel", "--signal=USR2" if attempt else "--signal=TERM", job.id], check=True, timeout=30)
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "2"), job.log
-    assert "saved step 1; queued again" in job.log
+    assert "saved step 1; requeued" in job.log
     assert job.log.count("the end") == 4
-    assert job.log.rstrip().endswith("megatrain: finished: step 3, after 3 starts")
+    assert job.log.rstrip().endswith("megatrain: finished: step 3, after 2 restarts")
 
 
-def test_preempted_by_a_higher_partition_it_saves_and_goes_on_after(cluster, submit):
+def test_preempted_job_saves_and_resumes(cluster, submit):
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
     options = ["--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
@@ -59,33 +59,33 @@ def test_preempted_by_a_higher_partition_it_saves_and_goes_on_after(cluster, sub
     assert job.run.steps() == [1, 2]
 
 
-def test_a_rank_that_raises_ends_the_job_at_once_and_is_started_again(cluster, submit):
+def test_crashed_rank_ends_the_attempt_and_requeues(cluster, submit):
     job = submit("if start == 0:\n    if rank == 3: leave(1, 'ValueError: odd')\n    wait_in_a_collective()\nsave(1)")
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), job.log
-    assert "no new checkpoint (1 of 2 starts); queued again after: ValueError: odd" in job.log
+    assert "no new checkpoint (attempt 1 of 2); requeued after: ValueError: odd" in job.log
     failed, _ = read_attempts(job.run)
     assert (failed.exit_code, failed.error, failed.failed_nodes) == (1, "ValueError: odd", [])
 
 
-def test_a_crash_loop_is_given_up_with_a_clear_last_word(cluster, submit):
+def test_crash_loop_is_aborted_with_a_final_message(cluster, submit):
     job = submit("if rank == 1: leave(1, 'CUDA error: an illegal memory access')\nwait_in_a_collective()")
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "1:0", "1"), job.log
     last = job.log.rstrip().splitlines()[-1]
-    assert last.startswith("megatrain: given up: 2 starts in a row without a new checkpoint. The last: CUDA error")
+    assert last.startswith("megatrain: aborted after 1 restart without a new checkpoint. The last error: CUDA error")
     assert last.endswith(f"megatrain resubmit {job.run.path.absolute()}")
     assert "illegal memory access" in (run_status(job.run).last_error or "")
 
 
-def test_a_mistake_is_not_repeated(cluster, submit):
+def test_non_retryable_error_is_not_requeued(cluster, submit):
     job = submit("leave(4, 'data/train: there is no such folder')")
     fields = cluster.wait_for(job.id, *ENDED)
     assert (fields["JobState"], fields["ExitCode"], fields["Restarts"]) == ("FAILED", "4:0", "0"), job.log
-    assert "not queued again, for it would fail again: data/train: there is no such folder" in job.log
+    assert "not requeued: non-retryable error: data/train: there is no such folder" in job.log
 
 
-def test_a_rank_that_hangs_is_ended_with_every_ranks_stacks(cluster, submit):
+def test_hang_is_ended_by_the_watchdog_with_stacks_and_requeued(cluster, submit):
     code = (
         "watchdog = Watchdog(run, rank=rank, hang_seconds=2)\n"
         "def the_place_where_it_hangs(): hang_deaf()\n"
@@ -102,7 +102,7 @@ def test_a_rank_that_hangs_is_ended_with_every_ranks_stacks(cluster, submit):
     assert hung.failed_nodes == []
 
 
-def test_stop_saves_and_does_not_come_back_until_it_is_handed_in_again(cluster, submit):
+def test_stop_saves_and_is_not_requeued_until_resubmit(cluster, submit):
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2")
     job.started()
     assert run_status(job.run).state == "running"
@@ -116,7 +116,7 @@ def test_stop_saves_and_does_not_come_back_until_it_is_handed_in_again(cluster, 
     assert job.run.steps() == [1, 2]
 
 
-def test_a_cancelled_job_is_not_queued_again(cluster, submit):
+def test_scancelled_job_is_not_requeued(cluster, submit):
     job = submit("hang()", "training.steps=5")
     job.started()
     subprocess.run(["scancel", job.id], check=True, timeout=30)
@@ -142,7 +142,7 @@ def test_a_second_submission_of_a_run_is_refused(cluster, submit):
     assert run_status(job.run).state in ("stopped", "finished")
 
 
-def test_a_chain_goes_on_until_the_run_is_done_and_takes_back_what_is_left(cluster, submit):
+def test_chain_resumes_until_done_and_cancels_the_rest(cluster, submit):
     job = submit("if start < 1: hang()\nsave(2)", "training.steps=2", chain=3)
     job.started()
     first, second, third = read_job(job.run).jobs
@@ -150,11 +150,11 @@ def test_a_chain_goes_on_until_the_run_is_done_and_takes_back_what_is_left(clust
     assert cluster.wait_for(first, *ENDED)["Restarts"] == "0"
     assert cluster.wait_for(second, *ENDED)["JobState"] == "COMPLETED"
     assert cluster.wait_for(third, *ENDED)["JobState"] == "CANCELLED"
-    assert f"job {second} goes on" in job.log
+    assert f"job {second} resumes" in job.log
     assert job.run.steps() == [1, 2]
 
 
-def test_ranks_in_a_container(cluster, submit, tmp_path):
+def test_container_profile_apptainer(cluster, submit, tmp_path):
     """The apptainer profile, with a stand-in that shows what it was asked for."""
     stand_in = tmp_path / "bin" / "apptainer"
     stand_in.parent.mkdir()
@@ -171,7 +171,7 @@ def test_ranks_in_a_container(cluster, submit, tmp_path):
     assert python is not None
 
 
-def test_what_can_never_start_is_refused_before_it_is_queued(cluster, submit):
+def test_impossible_job_is_refused_by_sbatch_test_only(cluster, submit):
     job = submit("save(1)")
     cluster.wait_for(job.id, *ENDED)
     assert "to start at" in commands.test_only(job.script)

@@ -28,7 +28,7 @@ def could_start(job) -> bool:
     return False
 
 
-def test_a_crashed_node_costs_a_restart_on_the_others(cluster, submit):
+def test_node_crash_requeues_on_other_nodes(cluster, submit):
     job = submit("if start < 1: wait_in_a_collective()\nsave(1)")
     job.started()
     first, second = nodes_of(cluster, job)
@@ -45,7 +45,7 @@ def test_a_crashed_node_costs_a_restart_on_the_others(cluster, submit):
         wait_until(lambda: not commands.nodes_down([second]), 60)
 
 
-def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
+def test_frozen_node_is_ended_by_the_watchdog(cluster, submit):
     job = submit("watchdog = Watchdog(run, rank=rank, hang_seconds=3)\nif start < 1: wait_in_a_collective()\nsave(1)")
     job.started()
     frozen = nodes_of(cluster, job)[1]
@@ -59,7 +59,7 @@ def test_a_frozen_node_does_not_hold_the_job(cluster, submit):
         wait_until(lambda: not commands.nodes_down([frozen]), 60)
 
 
-def test_a_node_that_failed_twice_is_left_out(cluster, submit):
+def test_node_that_failed_twice_is_excluded_on_requeue(cluster, submit):
     job = submit("if start < 3: hang()\nsave(2)", "training.steps=2")
     job.started()
     bad = nodes_of(cluster, job)[0]
@@ -80,10 +80,10 @@ def test_a_node_that_failed_twice_is_left_out(cluster, submit):
     fields = cluster.wait_for(job.id, "COMPLETED", "FAILED", seconds=90)
     assert fields["JobState"] == "COMPLETED", job.log
     assert bad not in nodes_of(cluster, job)
-    assert f"{bad} failed twice; queued again without" in job.log
+    assert f"{bad} failed twice; requeued without" in job.log
 
 
-def test_a_job_that_ends_while_the_controller_is_away_is_queued_again_when_it_is_back(cluster, submit):
+def test_controller_outage_delays_the_requeue(cluster, submit):
     wait = "while not (run.path / 'go').exists(): time.sleep(0.1)\n"
     job = submit(f"if start < 1:\n    {wait}    save(1)\n    leave(75, 'SIGUSR2')\nsave(2)", "training.steps=2")
     job.started()
@@ -98,7 +98,7 @@ def test_a_job_that_ends_while_the_controller_is_away_is_queued_again_when_it_is
     assert job.run.steps() == [1, 2]
 
 
-def test_a_controller_that_restarts_loses_no_job_and_a_full_queue_is_refused(cluster, submit):
+def test_controller_restart_loses_no_job_and_a_full_queue_is_refused(cluster, submit):
     job = submit("hang()", "training.steps=2")
     job.started()
     known = len(commands.run_slurm("squeue", "-h", "--states=all").splitlines())

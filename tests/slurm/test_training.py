@@ -88,13 +88,13 @@ def submit(folder: Path, name: str, wrapper: str, *overrides: str) -> tuple[str,
     return job, RunDir(folder / "runs" / name)
 
 
-def test_a_run_across_its_time_limit_has_the_losses_of_one_without(cluster, folder, whole, monkeypatch):
+def test_requeue_at_the_time_limit_has_the_same_losses(cluster, folder, whole, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job, run = submit(folder, "limited", SLOW)
     wait_until(lambda: len(metrics(run)) > 3, seconds=120)
     limit(job, minutes=1)
     log = run.logs / f"slurm-{job}.log"
-    wait_until(lambda: "queued again" in log.read_text(), seconds=100)
+    wait_until(lambda: "requeued" in log.read_text(), seconds=100)
     (stopped_at,) = run.steps()
     assert stopped_at < STEPS
     limit(job, minutes=5)
@@ -110,7 +110,7 @@ def test_a_run_across_its_time_limit_has_the_losses_of_one_without(cluster, fold
     wait_until(lambda: not cluster.processes(), 30)
 
 
-def test_whatever_befalls_a_run_its_losses_are_those_of_one_that_nothing_befell(cluster, folder, whole, monkeypatch):
+def test_preemption_crash_hang_and_requeue_keep_the_same_losses(cluster, folder, whole, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job, run = submit(folder, "unlucky", FAULTS, "checkpoint.every_steps=10", "monitor.hang_seconds=20")
     fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=280)

@@ -23,7 +23,7 @@ def stream(
         int | None, typer.Option(min=1, help="data-parallel ranks; each sample says which reads it")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="only this rank's samples, in its order")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per line")] = False,
     text: Annotated[bool, typer.Option("--text", help="decode the tokens, too")] = False,
 ) -> None:
     """Show what a run sees, sample by sample: where each lies, its tokens and their hash.

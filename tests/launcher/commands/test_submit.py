@@ -46,7 +46,7 @@ def submit(*arguments):
     return result
 
 
-def test_what_lies_after_the_step_is_set_aside(run) -> None:
+def test_submit_resume_from_a_step_sets_later_checkpoints_aside(run) -> None:
     result = submit("--resume", "5")
     assert "set aside: step 10, now in runs/tiny/checkpoints/abandoned-after-00000005-" in result.stderr
     assert run.steps() == [5]
@@ -54,19 +54,19 @@ def test_what_lies_after_the_step_is_set_aside(run) -> None:
     assert rewind_run(run, "auto") is None
 
 
-def test_never_sets_aside_all(run) -> None:
+def test_submit_resume_never_sets_all_aside(run) -> None:
     run.metrics.write_text('{"step": 10}\n')
     assert "set aside: steps 5, 10" in submit("--resume", "never").stderr
     assert run.steps() == []
     assert not run.metrics.exists()
 
 
-def test_a_dry_run_moves_nothing(run) -> None:
+def test_submit_dry_run_moves_nothing(run) -> None:
     assert submit("--resume", "5", "--dry-run").exit_code == 0
     assert run.steps() == [5, 10]
 
 
-def test_nor_does_one_that_is_refused(run, monkeypatch) -> None:
+def test_refused_submit_moves_nothing(run, monkeypatch) -> None:
     with pytest.raises(PreflightError, match="--resume 7: runs/tiny has no checkpoint of that step; it has: 5, 10"):
         submit("--resume", "7")
     (run.step(5) / ".metadata").write_bytes(b"")
@@ -75,7 +75,7 @@ def test_nor_does_one_that_is_refused(run, monkeypatch) -> None:
     assert run.steps() == [5, 10]
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_submitted_anew(run, here) -> None:
+def test_submit_of_a_run_whose_checkpoints_are_gone_is_refused(run, here) -> None:
     submit()
     run.checkpoints.rename(here / "elsewhere")
     run.metrics.write_text('{"step": 2000000}\n')

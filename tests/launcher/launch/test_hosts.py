@@ -153,7 +153,7 @@ def test_a_cluster_of_gpus_cannot_be_started_from_here(tiny):
         LaunchTarget().apply_to(config)
 
 
-def test_two_launchers_train_as_one(tmp_path):
+def test_two_launchers_with_nnodes_train_as_one(tmp_path):
     """The real command on two "machines": node 0 writes the run's folder, node 1 waits for it, both meet."""
     from tests.project import make_project, metrics
 

@@ -108,7 +108,7 @@ def test_threads_that_were_set_stay_set(run, rank_does, monkeypatch):
     assert (run.path / "threads-1").read_text() == "7"
 
 
-def test_rank_zero_speaks_and_all_keep_their_words(run, rank_does, capfd):
+def test_rank_zero_prints_and_every_rank_has_a_log(run, rank_does, capfd):
     rank_does("print(f'words of rank {rank} ü'); print(f'complaint of {rank}', file=sys.stderr)")
     assert ranks(run) == 0
     terminal = capfd.readouterr()
@@ -121,7 +121,7 @@ def test_rank_zero_speaks_and_all_keep_their_words(run, rank_does, capfd):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
-def test_a_signal_reaches_every_rank_once_and_ends_with_75(run, rank_does, name):
+def test_signal_reaches_every_rank_once_and_exits_75(run, rank_does, name):
     rank_does(f"stop_on('{name}')\n(run / f'ready-{{rank}}').touch()\nwait()")
     process = launcher(run)
     wait_until(lambda: len(list(run.path.glob("ready-*"))) == 2)
@@ -132,7 +132,7 @@ def test_a_signal_reaches_every_rank_once_and_ends_with_75(run, rank_does, name)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGUSR2"])
-def test_a_signal_while_ranks_import_waits_until_they_can_stop_for_it(run, rank_does, name):
+def test_signal_during_import_waits_until_ranks_can_stop(run, rank_does, name):
     rank_does(f"(run / f'ready-{{rank}}').touch()\ntime.sleep(1)\nstop_on('{name}')\nwait()")
     process = launcher(run)
     wait_until(lambda: len(list(run.path.glob("ready-*"))) == 2)
@@ -140,7 +140,7 @@ def test_a_signal_while_ranks_import_waits_until_they_can_stop_for_it(run, rank_
     assert process.wait(20) == 75
 
 
-def test_a_second_interrupt_ends_it_at_once(run, rank_does):
+def test_second_sigint_kills_at_once(run, rank_does):
     rank_does("signal.signal(signal.SIGINT, signal.SIG_IGN)\n(run / f'ready-{rank}').touch()\nwait()")
     process = launcher(run)
     wait_until(lambda: len(list(run.path.glob("ready-*"))) == 2)
@@ -153,7 +153,7 @@ def test_a_second_interrupt_ends_it_at_once(run, rank_does):
 
 
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(9)", 9), ("os.kill(os.getpid(), signal.SIGKILL)", 1)])
-def test_one_dead_rank_ends_the_others_and_its_last_words_are_shown(run, rank_does, capfd, monkeypatch, ending, code):
+def test_dead_rank_ends_the_others_and_its_log_tail_is_shown(run, rank_does, capfd, monkeypatch, ending, code):
     monkeypatch.setattr(local, "GRACE_SECONDS", 0.3)
     rank_does(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(run / f'ready-{rank}').touch()\n"
@@ -169,7 +169,7 @@ def test_one_dead_rank_ends_the_others_and_its_last_words_are_shown(run, rank_do
     assert not any(running(pid) for pid in pids(run, 3))
 
 
-def test_survivors_are_asked_before_they_are_killed(run, rank_does):
+def test_survivors_get_sigterm_before_sigkill(run, rank_does):
     rank_does(
         "stop_on('SIGTERM')\n(run / f'ready-{rank}').touch()\n"
         "while len(list(run.glob('ready-*'))) < 2: time.sleep(0.02)\n"
@@ -185,14 +185,14 @@ def test_a_mistake_that_rank_zero_has_explained_is_not_told_again(run, rank_does
     assert capfd.readouterr().err == "error: no such data\n"
 
 
-def test_what_a_rank_started_ends_with_it(run, rank_does):
+def test_children_of_a_rank_end_with_it(run, rank_does):
     rank_does("child = subprocess.Popen(['sleep', '60'])\n(run / f'child-{rank}').write_text(str(child.pid))")
     assert ranks(run) == 0
     children = [int((run.path / f"child-{rank}").read_text()) for rank in (0, 1)]
     wait_until(lambda: not any(running(pid) for pid in children))
 
 
-def test_ranks_end_with_a_launcher_that_was_killed(run, rank_does):
+def test_ranks_end_with_a_killed_launcher(run, rank_does):
     rank_does("wait()")
     process = launcher(run)
     started = pids(run)
@@ -210,18 +210,18 @@ def test_a_module_in_the_working_directory_is_not_run(run, rank_does, tmp_path, 
     assert ranks(run) == 0
 
 
-def test_handlers_are_put_back(run, rank_does):
+def test_signal_handlers_are_restored(run, rank_does):
     before = [signal.getsignal(number) for number in local.FORWARDED]
     rank_does("")
     ranks(run)
     assert [signal.getsignal(number) for number in local.FORWARDED] == before
 
 
-def test_a_rank_that_was_killed_leaves_an_outcome(run, rank_does, capfd):
+def test_killed_rank_leaves_an_outcome(run, rank_does, capfd):
     history = [{"job": None, "host": "h", "pid": 1, "ranks": 2, "started": 1.0, "start_step": 0, "token": "t"}]
     run.attempts.write_text(json.dumps(history), encoding="utf-8")
     rank_does("if rank == 5: os.kill(os.getpid(), signal.SIGKILL)\nwait()")
-    assert ranks(run, claim=Claim(0, "t"), place=local.NodeRanks(4, 8, "127.0.0.1", 29_500)) == 1
+    assert ranks(run, claim=Claim(0, "t"), node_ranks=local.NodeRanks(4, 8, "127.0.0.1", 29_500)) == 1
     outcome = read_outcome(run, 0)
     assert outcome is not None
     assert (outcome.rank, outcome.exit_code, outcome.error) == (5, 1, "the rank was killed by SIGKILL")

@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parents[3]
         ("\x1b[?25h", None),
     ],
 )
-def test_a_log_keeps_plain_lines_without_the_bar(line, kept):
+def test_log_keeps_plain_lines_without_the_progress_bar(line, kept):
     assert plain(line) == kept
 
 
-def test_on_a_terminal_rank_zero_has_one_and_its_log_is_plain(tmp_path):
+def test_rank_zero_has_a_terminal_and_a_plain_log(tmp_path):
     (tmp_path / "worker.py").write_text(
         "import os, sys, time\n"
         "from rich.console import Console\nfrom rich.progress import Progress\n"
@@ -62,7 +62,7 @@ def test_on_a_terminal_rank_zero_has_one_and_its_log_is_plain(tmp_path):
 
 
 @pytest.mark.parametrize("log", ["/dev/full", "/nowhere/rank-0.log"])
-def test_a_log_that_cannot_be_written_costs_neither_the_output_nor_the_rank(log, capfd):
+def test_unwritable_log_costs_neither_output_nor_rank(log, capfd):
     """More than a pipe holds: a rank whose output nobody reads would wait for ever."""
     voice = OutputTee(Path(log))
     out, err = voice.ends()
@@ -75,10 +75,10 @@ def test_a_log_that_cannot_be_written_costs_neither_the_output_nor_the_rank(log,
     assert said.out.splitlines()[-1] == "a line of the run 19999"
     (warning,) = said.err.splitlines()
     assert warning.startswith(f"warning: {log}: cannot be written: No s")
-    assert warning.endswith("; the run goes on without it")
+    assert warning.endswith("; the run continues without it")
 
 
-def test_a_log_goes_on_when_its_disk_has_room_again(tmp_path, capfd):
+def test_log_continues_when_a_full_disk_has_room_again(tmp_path, capfd):
     log = tmp_path / "logs/rank-0.log"
     voice = OutputTee(log)
     out, err = voice.ends()

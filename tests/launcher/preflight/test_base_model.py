@@ -96,7 +96,7 @@ def test_of_a_run_its_own_copy_is_what_counts(llama, here, tiny, model):
     (found,) = findings("finetune.base=runs/base", "tokenizer.path=llama")
     assert "is not the tokenizer that runs/base was trained with (runs/base/tokenizer)" in found.text
     (found,) = check_own_copies(config, base)
-    assert (found.level, found.text.partition(" The run goes on")[0]) == (
+    assert (found.level, found.text.partition(" The run resumes")[0]) == (
         "warning",
         "tokenizer.path: llama: is not the tokenizer any more that runs/base began with.",
     )

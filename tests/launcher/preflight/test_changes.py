@@ -90,5 +90,5 @@ def test_one_that_is_over_may_be_of_any_length(found) -> None:
     assert "error" not in [level for level, _ in found(*change, before=before)]
 
 
-def test_a_start_from_an_older_checkpoint_is_compared_there(found, tiny) -> None:
+def test_resume_from_an_older_checkpoint_is_compared_there(found, tiny) -> None:
     assert found("optimizer.learning_rate=1e-5", step=5, resume="5")[-1][1].startswith("learning rate of step 6: ")

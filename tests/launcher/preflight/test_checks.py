@@ -249,7 +249,7 @@ def saved(run, step, model, sources=None):
     write_manifest(folder, manifest)
 
 
-def test_the_checkpoint_to_go_on_from_must_be_of_this_model_and_data(tiny, here):
+def test_checkpoint_to_resume_from_must_be_of_this_model_and_data(tiny, here):
     write_data(here / "data/train")
     config = tiny()
     run = run_folder(config)

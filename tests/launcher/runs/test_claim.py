@@ -84,7 +84,7 @@ def test_a_run_whose_history_was_deleted_is_claimed_once(run, launcher, monkeypa
         begin(run)
 
 
-def test_a_killed_launchers_attempt_is_closed_as_lost(run, launcher):
+def test_attempt_of_a_killed_launcher_is_closed_as_lost(run, launcher):
     launcher.kill()
     launcher.wait()
     assert begin(run).attempt == 1
@@ -94,7 +94,7 @@ def test_a_killed_launchers_attempt_is_closed_as_lost(run, launcher):
     assert lost.token != now.token
 
 
-def test_what_a_rank_said_is_the_end_of_an_attempt_that_its_launcher_could_not_close(run, launcher):
+def test_outcome_of_a_rank_closes_an_attempt_that_its_launcher_could_not(run, launcher):
     claim = Claim(0, read_attempts(run)[0].token)
     record_outcome(run, 5, "checkpoints: cannot be written: No space left on device", claim=claim)
     launcher.kill()
@@ -106,7 +106,7 @@ def test_what_a_rank_said_is_the_end_of_an_attempt_that_its_launcher_could_not_c
     assert (lost.exit_code, lost.error) == (5, "checkpoints: cannot be written: No space left on device")
 
 
-def test_two_that_find_it_free_at_the_same_time_do_not_both_get_it(run, monkeypatch):
+def test_claim_race_has_one_winner(run, monkeypatch):
     """Slurm takes its time to answer: what was asked about is looked at again with the lock held."""
     write_attempts(run, [an_attempt(ended=None)])
     both = threading.Barrier(2, timeout=20)
@@ -156,7 +156,7 @@ def test_no_lock_is_held_while_slurm_is_asked(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("ahead", "refused"), [(0.0, True), (1e7, False), (-1e7, False)])
-def test_a_heartbeat_from_the_future_locks_nobody_out(run, monkeypatch, ahead, refused):
+def test_heartbeat_with_clock_skew_locks_nobody_out(run, monkeypatch, ahead, refused):
     write_attempts(run, [an_attempt(job=None, host="elsewhere", ended=None)])
     clock = time.time()
     with monkeypatch.context() as patch:
@@ -169,7 +169,7 @@ def test_a_heartbeat_from_the_future_locks_nobody_out(run, monkeypatch, ahead, r
         assert begin(run).attempt == 1
 
 
-def test_a_number_that_another_process_has_now_is_not_the_owner(run):
+def test_reused_pid_is_not_the_owner(run):
     sleeping = subprocess.Popen(["sleep", "60"])
     try:
         write_attempts(
@@ -198,14 +198,14 @@ def test_stop_has_nothing_to_stop(run):
         stop_run(run, now=False)
 
 
-def test_a_start_by_hand_is_closed_however_it_ends(run):
+def test_attempt_without_slurm_is_closed_however_it_ends(run):
     assert attempted(run, 2, ["here"], lambda claim: 75 + claim.attempt) == 75
     with pytest.raises(ZeroDivisionError):
         attempted(run, 2, ["here"], lambda claim: claim.attempt // 0)
     assert attempted(run, 2, ["here"], lambda claim: 9) == 9
     ended = read_attempts(run)
     assert [one.exit_code for one in ended] == [75, ExitCode.CRASH, 9]
-    assert [one.error for one in ended][2] == "the ranks ended with 9, and recorded no error"
+    assert [one.error for one in ended][2] == "the ranks exited with 9 without recording an outcome"
     assert all(one.ended is not None for one in ended)
     assert read_heartbeat(run).activity == "starting"
 
@@ -215,7 +215,7 @@ def full(path, value):
 
 
 @pytest.mark.parametrize("harm", ["full", "deleted", "damaged", "replaced"])
-def test_the_ranks_exit_code_stays_when_the_end_cannot_be_recorded(run, capsys, monkeypatch, harm):
+def test_exit_code_of_the_ranks_stays_when_the_attempt_cannot_be_closed(run, capsys, monkeypatch, harm):
     import shutil
 
     from megatrain.run import attempts as history
@@ -235,12 +235,12 @@ def test_the_ranks_exit_code_stays_when_the_end_cannot_be_recorded(run, capsys, 
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith("error: ")
-    assert said[0].endswith("; that this start ended with exit code 5 is not recorded")
+    assert said[0].endswith("; that this attempt ended with exit code 5 is not recorded")
     assert str(run) in said[0]
     assert run.path.exists() == (harm != "deleted")
 
 
-def test_a_folder_that_cannot_be_written_refuses_the_start(run, monkeypatch):
+def test_unwritable_folder_refuses_the_claim(run, monkeypatch):
     from megatrain.run import attempts as history
 
     monkeypatch.setattr(history, "write_record", full)
@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_written_refuses_the_start(run, monkeypatch):
         attempted(run, 2, ["here"], lambda claim: 0)
 
 
-def test_a_lost_attempt_names_the_nodes_that_are_down(run, monkeypatch):
+def test_lost_attempt_names_the_nodes_that_are_down(run, monkeypatch):
     monkeypatch.setattr(claim_of.commands, "nodes_down", lambda nodes: ["n2"])
     write_attempts(run, [an_attempt(ended=None, nodes=["n1", "n2"])])
     begin(run, "7")
@@ -258,7 +258,7 @@ def test_a_lost_attempt_names_the_nodes_that_are_down(run, monkeypatch):
     assert now.nodes == ["n1", "n3"]
 
 
-def test_who_is_not_admitted_leaves_what_was_lost_closed_and_claims_nothing(run):
+def test_refused_claim_closes_the_lost_attempt_and_claims_nothing(run):
     def refuse(attempts):
         raise PreflightError(f"{len(attempts)} starts in vain")
 
@@ -269,7 +269,7 @@ def test_who_is_not_admitted_leaves_what_was_lost_closed_and_claims_nothing(run)
     assert lost.ended is not None
 
 
-def test_progress_counts_from_the_step_that_is_gone_back_to(run):
+def test_resume_from_a_step_counts_progress_from_there(run):
     for step in (40, 60):
         run.step(step).mkdir(parents=True)
         (run.step(step) / "MANIFEST.json").touch()
@@ -279,7 +279,7 @@ def test_progress_counts_from_the_step_that_is_gone_back_to(run):
     assert run.steps() == [40, 60], "the ranks set aside what is above, once they have verified the step"
 
 
-def test_a_run_that_is_begun_anew_has_no_history(run, capsys):
+def test_resume_never_starts_a_new_history_of_attempts(run, capsys):
     begin(run)
     run.step(40).mkdir(parents=True)
     (run.step(40) / "MANIFEST.json").touch()

@@ -69,7 +69,7 @@ def test_what_is_kept_of_a_pretrained_base(llama, tuned):
     assert own_base(tuned)["generation_config.json"] == b'{"temperature": 0.6}'
 
 
-def test_a_run_goes_on_from_any_place(tuned, here, monkeypatch):
+def test_run_resumes_from_its_own_copies_in_any_place(tuned, here, monkeypatch):
     (here / "runs").rename(here / "archive")
     monkeypatch.chdir("/")
     moved = RunDir(here / "archive/tuned")
@@ -86,7 +86,7 @@ def test_a_fine_tuning_of_a_fine_tuning_keeps_what_the_first_base_said(tuned, he
 
 
 @pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "base/config.json"])
-def test_a_copy_that_was_changed_is_refused(tuned, name):
+def test_copy_with_a_checksum_mismatch_is_refused(tuned, name):
     (tuned.path / name).write_text("{}")
     read = own_base if name.startswith("base") else partial(own_tokenizer, verify=True)
     with pytest.raises(DataError, match=f"{name}: checksum mismatch: it is not what the run began with"):

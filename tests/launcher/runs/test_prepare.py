@@ -75,7 +75,7 @@ def test_another_model_or_data_is_refused_once_the_run_has_a_checkpoint(tiny, he
         ["monitor.log_every_steps=1"],
     ],
 )
-def test_another_layout_or_length_goes_on(tiny, here, change):
+def test_resume_with_another_layout_or_length(tiny, here, change):
     run = prepare(tiny())
     save_checkpoint(run, 10)
     prepare(tiny(*change))
@@ -90,7 +90,7 @@ def test_a_run_that_never_started_may_be_changed(tiny, here):
     assert load_config(run.config).model.num_hidden_layers == 3
 
 
-def test_resume_never_may_follow_progress_which_the_start_sets_aside(tiny, here):
+def test_resume_never_may_follow_progress_which_the_attempt_sets_aside(tiny, here):
     run = prepare(tiny(), resume="never")
     save_checkpoint(run, 10)
     prepare(tiny(), resume="never")
@@ -111,7 +111,7 @@ def an_attempt(end_step):
     ],
     ids=["attempts", "metrics", "manifest", "unreadable"],
 )
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(tiny, here, leave, says):
+def test_run_whose_checkpoints_are_gone_does_not_start_over(tiny, here, leave, says):
     config = tiny("checkpoint.every_steps=100")
     run = prepare(config)
     leave(run)
@@ -122,7 +122,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(tiny, here, leave, s
         prepare(config, resume="never")
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again(tiny, here):
+def test_run_killed_before_its_first_checkpoint_starts_over(tiny, here):
     config = tiny("checkpoint.every_steps=100")
     run = prepare(config)
     run.metrics.write_text('{"step": 100}\n', encoding="utf-8")

@@ -41,12 +41,12 @@ def report(run, *steps, seconds=2.0):
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def test_a_run_that_was_never_started(run):
+def test_status_of_a_run_that_was_never_started(run):
     one = run_status(run)
-    assert (one.state, one.step, one.starts, one.goodput, one.eta_seconds) == ("prepared", 0, 0, None, None)
+    assert (one.state, one.step, one.attempts, one.goodput, one.eta_seconds) == ("prepared", 0, 0, None, None)
 
 
-def test_a_run_in_progress(run, monkeypatch):
+def test_status_of_a_running_run(run, monkeypatch):
     monkeypatch.setenv("MEGATRAIN_ATTEMPT", "1")
     write_attempts(
         run, [an_attempt(ended=120.0, end_step=4, exit_code=1, error="odd"), an_attempt(started=time.time())]
@@ -71,7 +71,7 @@ def test_a_run_in_progress(run, monkeypatch):
         ({}, "lost"),
     ],
 )
-def test_a_run_that_nobody_trains(run, fields, state):
+def test_status_of_a_run_that_nobody_trains(run, fields, state):
     write_attempts(run, [an_attempt(**fields)])
     saved(run, 4)
     one = run_status(run)
@@ -79,7 +79,7 @@ def test_a_run_that_nobody_trains(run, fields, state):
     assert one.last_error == fields.get("error")
 
 
-def test_a_finished_run(run):
+def test_status_of_a_finished_run(run):
     write_attempts(run, [an_attempt(ended=120.0, end_step=20, exit_code=0)])
     saved(run, 20)
     assert run_status(run).state == "finished"
@@ -126,7 +126,7 @@ def test_slurm_is_asked_once_however_many_runs_there_are(run, here, monkeypatch)
     assert asked == [{"0", "00", "1", "10"}]
 
 
-def test_without_an_answer_the_heartbeat_tells_who_trains(run, monkeypatch):
+def test_heartbeat_tells_who_trains_when_slurm_does_not_answer(run, monkeypatch):
     def no_answer(jobs):
         raise NoAnswerError("squeue: Unable to contact slurm controller")
 

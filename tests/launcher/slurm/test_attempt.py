@@ -1,4 +1,4 @@
-"""One start of a job: its end, and how Slurm is asked."""
+"""One attempt of a job: its end, and how Slurm is asked."""
 
 import json
 
@@ -26,7 +26,7 @@ def run(tiny, here):
 
 @pytest.fixture
 def requeued(run, monkeypatch):
-    """The jobs that were queued again, of a Slurm in which job 7 runs."""
+    """The jobs that were requeued, of a Slurm in which job 7 runs."""
     found = []
     write_attempts(run, [OURS])
     monkeypatch.setattr(attempt_of.commands, "job_states", lambda jobs: {"7": JobState("7", "RUNNING", "", "n1", "")})
@@ -34,23 +34,23 @@ def requeued(run, monkeypatch):
     return found
 
 
-def test_a_failed_start_is_closed_and_queued_again_with_its_error_as_it_was(run, requeued, capsys):
+def test_failed_attempt_is_closed_and_requeued_with_its_error(run, requeued, capsys):
     record_outcome(run, 1, "ERR_TRUNCATED in CUDA RUNTIME", claim=CLAIM)
     assert end(run, CLAIM, 1, "7") == 1
-    assert capsys.readouterr().out.endswith("queued again after: ERR_TRUNCATED in CUDA RUNTIME\n")
+    assert capsys.readouterr().out.endswith("requeued after: ERR_TRUNCATED in CUDA RUNTIME\n")
     assert requeued == ["7"]
     assert read_attempts(run)[0].exit_code == 1
 
 
-def test_a_job_whose_run_another_start_has_is_not_queued_again(run, requeued, capsys):
+def test_job_of_a_superseded_attempt_is_not_requeued(run, requeued, capsys):
     write_attempts(run, [OURS.model_copy(update={"ended": 20.0}), OURS.model_copy(update={"token": "u", "job": "8"})])
     assert end(run, CLAIM, 3, "7") == 3
-    assert "job 8 has started it anew; this job is not queued again" in capsys.readouterr().out
+    assert "job 8 has started a newer attempt; this job is not requeued" in capsys.readouterr().out
     assert requeued == []
     assert read_attempts(run)[1].ended is None
 
 
-def test_a_disk_that_is_full_changes_nothing_of_the_verdict(run, requeued, monkeypatch, capsys):
+def test_full_disk_does_not_change_the_verdict(run, requeued, monkeypatch, capsys):
     from megatrain.run import attempts as history
 
     def full(path, value):
@@ -59,12 +59,12 @@ def test_a_disk_that_is_full_changes_nothing_of_the_verdict(run, requeued, monke
     monkeypatch.setattr(history, "write_record", full)
     assert end(run, CLAIM, 137, "7") == 1
     said = capsys.readouterr()
-    assert "attempts.json: cannot be written: No space left on device; that this start ended" in said.err
+    assert "attempts.json: cannot be written: No space left on device; that this attempt ended" in said.err
     assert requeued == ["7"]
 
 
 @pytest.mark.parametrize("harm", ["outcome", "history", "book", "config"])
-def test_a_damaged_file_is_one_message_and_the_code_of_the_ranks_stays(run, requeued, monkeypatch, capsys, harm):
+def test_damaged_file_is_one_message_and_keeps_the_exit_code_of_the_ranks(run, requeued, monkeypatch, capsys, harm):
     paths = {"outcome": run.outcomes / "0.json", "history": run.attempts, "book": run.job, "config": run.config}
     run.outcomes.mkdir()
     paths[harm].write_text("[[", encoding="utf-8")
@@ -77,7 +77,7 @@ def test_a_damaged_file_is_one_message_and_the_code_of_the_ranks_stays(run, requ
     assert "Traceback" not in said.err
 
 
-def test_a_controller_that_is_away_is_asked_again(monkeypatch, capsys):
+def test_controller_that_is_away_is_retried(monkeypatch, capsys):
     monkeypatch.setattr(attempt_of, "_ASK_AGAIN_SECONDS", 0.01)
     answers = [NoAnswerError("scontrol: Unable to contact slurm controller"), NoAnswerError("again"), "at last"]
 
@@ -98,7 +98,7 @@ def test_a_controller_that_is_away_is_asked_again(monkeypatch, capsys):
         attempt_of._patiently(ask)
 
 
-def test_the_book_of_jobs(run):
+def test_job_record(run):
     assert read_job(run) == JobRecord()
     update_job(run, jobs=["1", "2"])
     assert update_job(run, stop=True) == JobRecord(jobs=["1", "2"], stop=True) == read_job(run)
@@ -109,7 +109,7 @@ def test_the_book_of_jobs(run):
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"jobs": 5}', '{"jobs": ["--all"]}', '{"jobs": [7]}', '{"stop": "no"}', "[" * 100_000]
 )
-def test_a_damaged_book_is_named(run, content):
+def test_damaged_job_record_is_named(run, content):
     run.job.write_text(content, encoding="utf-8")
     with pytest.raises(PreflightError, match=r"job\.json: "):
         read_job(run)

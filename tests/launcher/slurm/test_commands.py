@@ -1,4 +1,4 @@
-"""Slurm's clients: missing, failing and silent ones are told in a sentence; what they say is read."""
+"""Slurm's commands: missing, failing and silent ones are told in a sentence; what they say is read."""
 
 import pytest
 
@@ -18,14 +18,14 @@ def stand_in(monkeypatch, tmp_path):
     return write
 
 
-def test_a_client_that_is_missing(monkeypatch, tmp_path):
+def test_command_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PreflightError, match="sbatch: not found: this machine has no Slurm"):
         commands.test_only("#!/bin/sh\n")
     assert not commands.present()
 
 
-def test_a_client_that_fails_or_hangs(monkeypatch, stand_in):
+def test_command_that_fails_or_times_out(monkeypatch, stand_in):
     stand_in("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
     with pytest.raises(PreflightError, match=r"^sbatch: invalid partition$"):
         commands.run_slurm("sbatch")
@@ -35,7 +35,7 @@ def test_a_client_that_fails_or_hangs(monkeypatch, stand_in):
         commands.run_slurm("sbatch")
 
 
-def test_a_controller_that_is_away_is_no_refusal(stand_in):
+def test_controller_that_is_away_is_no_refusal(stand_in):
     stand_in("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
     with pytest.raises(commands.NoAnswerError, match="Unable to contact"):
         commands.job_states(["7"])
@@ -46,7 +46,7 @@ def test_a_controller_that_is_away_is_no_refusal(stand_in):
     assert not isinstance(refused.value, commands.NoAnswerError)
 
 
-def test_squeue_then_accounting(stand_in):
+def test_squeue_then_sacct(stand_in):
     stand_in("squeue", "echo '7|RUNNING|None|node[1-2]|2030-01-01T00:00:00'; echo '9|PENDING|Priority||N/A'")
     stand_in("sacct", "echo '8|CANCELLED by 0|None|node3|2030-01-01T00:00:00'")
     states = commands.job_states(["7", "8"])
@@ -58,13 +58,13 @@ def test_squeue_then_accounting(stand_in):
     ]
 
 
-def test_without_accounting_a_forgotten_job_is_over(stand_in):
+def test_job_that_squeue_forgot_is_over_without_sacct(stand_in):
     stand_in("squeue", "true")
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert commands.job_states(["7"]) == {}
 
 
-def test_nodes_that_cannot_be_used(stand_in):
+def test_nodes_down_by_sinfo(stand_in):
     stand_in("sinfo", "printf 'a idle\\nb down*\\nc drained\\nd allocated*\\ne mixed\\n'")
     assert commands.nodes_down(["a", "b", "c", "d", "e"]) == ["b", "c", "d"]
     stand_in("sinfo", "exit 1")

@@ -11,7 +11,7 @@ CRASH = Outcome(exit_code=1, error="ValueError: odd", rank=3, host="n2", time=0.
 SAVED = Outcome(exit_code=75, error="SIGUSR2", rank=0, host="n1", time=0.0)
 DATA = Outcome(exit_code=4, error="data/train: is gone", rank=0, host="n1", time=0.0)
 FINAL = Outcome(exit_code=1, error="the loss is NaN", rank=0, host="n1", time=0.0, retryable=False)
-WORDY = Outcome(exit_code=1, error="ERR_TRUNCATED in CUDA RUNTIME; queued again", rank=0, host="n1", time=0.0)
+WORDY = Outcome(exit_code=1, error="ERR_TRUNCATED in CUDA RUNTIME; requeued", rank=0, host="n1", time=0.0)
 
 
 def an_attempt(start=0, end=0, **fields):
@@ -20,33 +20,33 @@ def an_attempt(start=0, end=0, **fields):
 
 
 @pytest.mark.parametrize(
-    ("history", "outcome", "code", "book", "requeue", "exit_code", "words"),
+    ("history", "outcome", "code", "job_record", "requeue", "exit_code", "text"),
     [
-        ([(0, 20)], None, 0, JobRecord(), False, 0, "finished: step 20, after 1 starts"),
-        ([(0, 5)], SAVED, 0, JobRecord(), True, 75, "saved step 5; queued again"),
+        ([(0, 20)], None, 0, JobRecord(), False, 0, "finished: step 20, after 0 restarts"),
+        ([(0, 5)], SAVED, 0, JobRecord(), True, 75, "saved step 5; requeued"),
         ([(0, 5)], SAVED, 0, JobRecord(stop=True), False, 75, "stopped at step 5, as asked"),
-        ([(0, 0)], SAVED, 0, JobRecord(), True, 75, "no new checkpoint (1 of 4 starts); queued again"),
-        ([(0, 5)], CRASH, 1, JobRecord(), True, 1, "saved step 5; queued again after: ValueError: odd"),
-        ([(0, 5)], None, 137, JobRecord(), True, 1, "the ranks ended with 137, and recorded no error"),
-        ([(0, 0)], DATA, 4, JobRecord(), False, 4, "for it would fail again: data/train: is gone"),
-        ([(0, 5)], FINAL, 1, JobRecord(), False, 1, "for it would fail again: the loss is NaN"),
-        ([(5, 5)] * 4, CRASH, 1, JobRecord(), False, 1, "given up: 4 starts in a row without a new checkpoint"),
-        ([(5, 5)] * 4, SAVED, 0, JobRecord(), False, 75, "given up: 4 starts in a row"),
-        ([(5, 5)] * 3 + [(5, 6)], CRASH, 1, JobRecord(), True, 1, "saved step 6; queued again"),
-        ([(5, 5)] * 4, CRASH, 1, JobRecord(submitted=15.0), True, 1, "queued again"),
+        ([(0, 0)], SAVED, 0, JobRecord(), True, 75, "no new checkpoint (attempt 1 of 4); requeued"),
+        ([(0, 5)], CRASH, 1, JobRecord(), True, 1, "saved step 5; requeued after: ValueError: odd"),
+        ([(0, 5)], None, 137, JobRecord(), True, 1, "the ranks exited with 137 without recording an outcome"),
+        ([(0, 0)], DATA, 4, JobRecord(), False, 4, "non-retryable error: data/train: is gone"),
+        ([(0, 5)], FINAL, 1, JobRecord(), False, 1, "non-retryable error: the loss is NaN"),
+        ([(5, 5)] * 4, CRASH, 1, JobRecord(), False, 1, "aborted after 3 restarts without a new checkpoint"),
+        ([(5, 5)] * 4, SAVED, 0, JobRecord(), False, 75, "aborted after 3 restarts"),
+        ([(5, 5)] * 3 + [(5, 6)], CRASH, 1, JobRecord(), True, 1, "saved step 6; requeued"),
+        ([(5, 5)] * 4, CRASH, 1, JobRecord(submitted=15.0), True, 1, "requeued"),
     ],
 )
-def test_the_verdict(tiny, history, outcome, code, book, requeue, exit_code, words):
+def test_the_verdict(tiny, history, outcome, code, job_record, requeue, exit_code, text):
     attempts = [an_attempt(*steps) for steps in history]
-    said = verdict(tiny(), attempts, attempts[-1], outcome, code, book, complete=history == [(0, 20)])
-    assert (said.requeue, said.exit_code) == (requeue, exit_code)
-    assert words in said.words()
+    ending = verdict(tiny(), attempts, attempts[-1], outcome, code, job_record, complete=history == [(0, 20)])
+    assert (ending.requeue, ending.exit_code) == (requeue, exit_code)
+    assert text in ending.text()
 
 
-def test_the_text_of_an_error_is_told_as_it_is(tiny):
-    said = verdict(tiny(), [an_attempt(0, 5)], an_attempt(0, 5), WORDY, 1, JobRecord(), complete=False)
-    assert said.words() == f"saved step 5; queued again after: {WORDY.error}"
-    assert said.words("job 8 goes on") == f"saved step 5; job 8 goes on after: {WORDY.error}"
+def test_verdict_quotes_the_error_as_it_is(tiny):
+    ending = verdict(tiny(), [an_attempt(0, 5)], an_attempt(0, 5), WORDY, 1, JobRecord(), complete=False)
+    assert ending.text() == f"saved step 5; requeued after: {WORDY.error}"
+    assert ending.text("job 8 resumes") == f"saved step 5; job 8 resumes after: {WORDY.error}"
 
 
 @pytest.mark.parametrize(
