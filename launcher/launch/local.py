@@ -1,6 +1,6 @@
 """The ranks of a run on this machine, as plain processes: started together, signalled together, ended together.
 
-On a terminal rank 0 is given one as well, so that its progress bar lives; its log is kept all the same.
+On a terminal rank 0 draws its progress bar there; its log is kept all the same.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from launcher.launch.environment import NodeRanks, alone, rank_command, rank_environment
-from launcher.launch.output import OutputTee
+from launcher.launch.output import OutputTee, standard_error, terminal_variables
 from megatrain.base.errors import ExitCode, PreflightError
 from megatrain.base.files import reason
 from megatrain.base.terminal import complain, say
@@ -77,16 +77,15 @@ class RankGroup:
             self.logs[0].parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PreflightError(f"{self.logs[0].parent}: cannot be made: {reason(error)}") from None
-        tee = OutputTee(self.logs[0]) if self.node_ranks.first_rank == 0 else None
-        failed = None
+        tee = failed = None
         try:
             for index in range(self.count):
                 environment = rank_environment(index, self.count, self.node_ranks, device, self.claim)
-                self.processes.append(self._start(command, index, environment, tee))
+                self.processes.append(self._start(command, index, environment))
             if self.node_ranks.listener is not None:
                 self.node_ranks.listener.close()  # rank 0 has it
-            if tee is not None:
-                tee.begin(self.processes[0])
+            if self.node_ranks.first_rank == 0:
+                tee = OutputTee(self.processes[0], self.logs[0])
             if started is not None:
                 started(self)
             failed = self._first_failure()
@@ -107,18 +106,16 @@ class RankGroup:
         """End every rank at once, and wait until they are gone."""
         self._end(signal.SIGKILL)
 
-    def _start(
-        self, command: list[str], index: int, environment: dict[str, str], tee: "OutputTee | None"
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], index: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        shown = self.node_ranks.first_rank + index == 0  # on this terminal, too
         listener = self.node_ranks.listener if index == 0 else None
         with _appended(self.logs[index]) as log:
-            out, err = tee.ends() if tee is not None and index == 0 else (log.fileno(), log.fileno())
             return subprocess.Popen(
                 command,
-                env=environment,
+                env=environment | (terminal_variables() if shown else {}),
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=subprocess.PIPE if shown else log,
+                stderr=standard_error() if shown else log,
                 pass_fds=() if listener is None else (listener.fileno(),),
                 start_new_session=True,
                 preexec_fn=_prepare_rank,

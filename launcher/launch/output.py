@@ -1,23 +1,18 @@
 """What rank 0 prints: on to this terminal, and into its log.
 
-On a terminal rank 0 gets a pseudo-terminal, so that it draws its progress bar; off it, pipes. The log gets whole lines,
-without the bar and without the sequences that move the cursor.
+Rank 0 writes to pipes. Where they end on a terminal it is told so by variables that rich reads, and draws its progress
+bar; the log gets whole lines, without the bar and without the sequences that move the cursor.
 """
 
 import codecs
 import contextlib
-import fcntl
 import os
-import pty
 import re
-import signal
 import subprocess
 import sys
-import termios
 import threading
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO
+from typing import IO, TextIO
 
 from megatrain.base.files import reason
 
@@ -27,75 +22,44 @@ _BAR = "━"  # rich draws its bar of these
 _JOIN_SECONDS = 5.0
 
 
-class OutputTee:
-    """Made before rank 0, given its `ends`, begun with it, ended after it."""
+def terminal_variables() -> dict[str, str]:
+    """For rank 0's environment: that its output ends on a terminal, and the size of that; none where it does not."""
+    if not _is_terminal(sys.stdout):
+        return {}
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return {"TTY_COMPATIBLE": "1", "COLUMNS": str(size.columns), "LINES": str(size.lines)}
 
-    def __init__(self, log: Path) -> None:
+
+def standard_error() -> int:
+    """Where rank 0's goes, as Popen has it: the same pipe as its output when both end on this terminal, in order."""
+    return subprocess.STDOUT if _is_terminal(sys.stdout) and _is_terminal(sys.stderr) else subprocess.PIPE
+
+
+class OutputTee:
+    """Copies what a process prints until it, and what it started, have closed their ends of the pipes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._log = log
         self._lock = threading.Lock()
         self._warned = False
-        self._copiers: list[threading.Thread] = []
-        self._theirs: list[int] = []
-        self._ours: list[tuple[int, TextIO]] = []
-        self._window: Any = None
-        out = self._terminal() if _is_terminal(sys.stdout) else self._pipe(sys.stdout)
-        err = out if _is_terminal(sys.stdout) and _is_terminal(sys.stderr) else self._pipe(sys.stderr)
-        self._ends = (out, err)
-
-    def ends(self) -> tuple[int, int]:
-        """File descriptors for rank 0's standard output and error."""
-        return self._ends
-
-    def begin(self, process: subprocess.Popen[bytes]) -> None:
-        """Rank 0 has been started: copy what it prints until it, and what it started, have closed their ends."""
-        for descriptor in self._theirs:
-            os.close(descriptor)
-        self._theirs.clear()
-        for descriptor, target in self._ours:
-            thread = threading.Thread(target=self._copy, args=(descriptor, target), daemon=True)
-            self._copiers.append(thread)
-            thread.start()
+        pipes = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        self._copiers = [
+            threading.Thread(target=self._copy, args=(pipe, target), daemon=True)
+            for pipe, target in pipes
+            if pipe is not None
+        ]
+        for copier in self._copiers:
+            copier.start()
 
     def end(self) -> None:
         for copier in self._copiers:
             copier.join(timeout=_JOIN_SECONDS)
-        for descriptor in self._theirs:  # rank 0 never came to be
-            os.close(descriptor)
-        for descriptor, _ in self._ours:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        if self._window is not None:
-            signal.signal(signal.SIGWINCH, self._window)
 
-    def _pipe(self, target: TextIO) -> int:
-        ours, theirs = os.pipe()
-        self._theirs.append(theirs)
-        self._ours.append((ours, target))
-        return theirs
-
-    def _terminal(self) -> int:
-        ours, theirs = pty.openpty()
-        settings = termios.tcgetattr(theirs)
-        settings[1] &= ~termios.OPOST  # bytes pass as they are: the real terminal makes lines of them
-        termios.tcsetattr(theirs, termios.TCSANOW, settings)
-        self._theirs.append(theirs)
-        self._ours.append((ours, sys.stdout))
-
-        def resize(number: int, frame: FrameType | None) -> None:
-            with contextlib.suppress(OSError):
-                size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
-                fcntl.ioctl(ours, termios.TIOCSWINSZ, size)
-
-        resize(signal.SIGWINCH, None)
-        if threading.current_thread() is threading.main_thread():
-            self._window = signal.signal(signal.SIGWINCH, resize)
-        return theirs
-
-    def _copy(self, source: int, target: TextIO) -> None:
-        """Drain one end of rank 0's, whatever becomes of the terminal and the log: else the rank would wait for us."""
+    def _copy(self, source: IO[bytes], target: TextIO) -> None:
+        """Drain a pipe, whatever becomes of the terminal and the log: else the rank would wait for us."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk can end inside a character
         rest = ""
-        while chunk := _read(source):
+        while chunk := os.read(source.fileno(), 65536):
             text = decoder.decode(chunk)
             with contextlib.suppress(OSError, ValueError):  # a terminal that has gone does not stop a run
                 target.write(text)
@@ -103,6 +67,7 @@ class OutputTee:
             *lines, rest = (rest + text).split("\n")
             self._keep(lines)
         self._keep([rest] if rest else [])
+        source.close()
 
     def _keep(self, lines: list[str]) -> None:
         kept = "".join(f"{line}\n" for line in map(plain, lines) if line is not None)
@@ -124,13 +89,6 @@ def plain(line: str) -> str | None:
     """A line as a log keeps it; None when nothing but the bar was on it."""
     shown = _CONTROL.sub("", _ERASED.sub("", line.rstrip("\r"))).rstrip("\r")
     return None if _BAR in shown or (not shown and "\x1b" in line) else shown
-
-
-def _read(source: int) -> bytes:
-    try:
-        return os.read(source, 65536)
-    except OSError:  # a pseudo-terminal whose other end is closed
-        return b""
 
 
 def _is_terminal(stream: TextIO) -> bool:

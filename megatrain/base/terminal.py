@@ -4,6 +4,7 @@ Paths, manifests and other people's error texts may hold escape sequences; a ter
 """
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -44,6 +45,11 @@ def complain(text: object, kind: str = "error") -> None:
     """
     for line in without_credentials(str(text)).rstrip("\n").split("\n"):
         say(f"{kind}: {line}", file=sys.stderr, flush=True)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether what is written ends on a terminal: this is one, or the launcher has said so by rich's variable."""
+    return stream.isatty() or os.environ.get("TTY_COMPATIBLE") == "1"
 
 
 def copyable(path: object) -> str:

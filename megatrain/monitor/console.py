@@ -16,7 +16,7 @@ from rich.progress import Progress as ProgressBar
 
 from megatrain.base.formatting import duration, gib, percent, quantity, scientific
 from megatrain.base.progress import Progress
-from megatrain.base.terminal import copyable, printable
+from megatrain.base.terminal import copyable, is_terminal, printable
 from megatrain.config import Config, PretrainConfig
 from megatrain.monitor.metrics import StepMetrics
 from megatrain.run.directory import RunDir
@@ -44,7 +44,7 @@ class Console:
         self._unit = "rank" if config.cluster.hardware == "cpu" else "GPU"
         self._stream: TextIO | None = (stream or sys.stdout) if rank == 0 else None
         self._total_steps = config.total_steps
-        self._bar = _Bar(self._stream, self._total_steps) if self._stream and self._stream.isatty() else None
+        self._bar = _Bar(self._stream, self._total_steps) if self._stream and is_terminal(self._stream) else None
         self._waiting = False
         self._last: StepMetrics | None = None
         self._validation_loss: float | None = None

@@ -33,7 +33,7 @@ def test_rank_zero_has_a_terminal_and_a_plain_log(tmp_path):
     (tmp_path / "worker.py").write_text(
         "import os, sys, time\n"
         "from rich.console import Console\nfrom rich.progress import Progress\n"
-        "print('a terminal', sys.stdout.isatty(), os.get_terminal_size().columns)\n"
+        "print('a terminal', Console().is_terminal, Console().width)\n"
         "with Progress(console=Console(), transient=True) as bar:\n"
         "    task = bar.add_task('training', total=2)\n"
         "    for step in (1, 2):\n"
@@ -64,13 +64,11 @@ def test_rank_zero_has_a_terminal_and_a_plain_log(tmp_path):
 @pytest.mark.parametrize("log", ["/dev/full", "/nowhere/rank-0.log"])
 def test_unwritable_log_costs_neither_output_nor_rank(log, capfd):
     """More than a pipe holds: a rank whose output nobody reads would wait for ever."""
-    voice = OutputTee(Path(log))
-    out, err = voice.ends()
     code = "for number in range(20_000): print('a line of the run', number)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=out, stderr=err)
-    voice.begin(process)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    tee = OutputTee(process, Path(log))
     assert process.wait(60) == 0
-    voice.end()
+    tee.end()
     said = capfd.readouterr()
     assert said.out.splitlines()[-1] == "a line of the run 19999"
     (warning,) = said.err.splitlines()
@@ -80,15 +78,16 @@ def test_unwritable_log_costs_neither_output_nor_rank(log, capfd):
 
 def test_log_continues_when_a_full_disk_has_room_again(tmp_path, capfd):
     log = tmp_path / "logs/rank-0.log"
-    voice = OutputTee(log)
-    out, err = voice.ends()
-    process = subprocess.Popen(["sh", "-c", "echo first; read line; echo second"], stdin=-1, stdout=out, stderr=err)
-    voice.begin(process)
+    process = subprocess.Popen(["sh", "-c", "echo first; read line; echo second"], stdin=-1, stdout=-1, stderr=-1)
+    tee = OutputTee(process, log)
     while "warning" not in capfd.readouterr().err:
         assert process.poll() is None
     log.parent.mkdir()
-    process.communicate(b"\n")
-    voice.end()
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.wait(60) == 0
+    tee.end()
     assert log.read_text() == "second\n"
 
 
