@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from launcher.launch.environment import NodeRanks, alone, rank_command, rank_environment
 from launcher.launch.output import OutputTee, standard_error, terminal_variables
+from launcher.launch.processes import common_code, first_failure, forwarding, wait_until_ended
 from megatrain.base.errors import ExitCode, PreflightError
 from megatrain.base.files import reason
 from megatrain.base.terminal import complain, say
@@ -23,10 +23,8 @@ from megatrain.run.claim import Claim
 from megatrain.run.directory import RunDir
 from megatrain.run.outcomes import record_outcome
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 GRACE_SECONDS = 10.0  # between asking the survivors of a dead rank to end, and ending them
 SHOWN_LINES = 20  # of a dead rank's log
-_POLL_SECONDS = 0.05
 # every rank finds the same mistake, and rank 0 says it
 _EXPLAINED = (ExitCode.USAGE, ExitCode.PREFLIGHT, ExitCode.DATA, ExitCode.CHECKPOINT)
 _HELD = (signal.SIGINT, signal.SIGUSR2)  # of FORWARDED; SIGTERM ends the survivors of a failed rank at once
@@ -88,7 +86,7 @@ class RankGroup:
                 tee = OutputTee(self.processes[0], self.logs[0])
             if started is not None:
                 started(self)
-            failed = self._first_failure()
+            failed = first_failure(self.processes)
             if failed is not None:
                 self._record(failed)
                 self._end_survivors(self.processes[failed].returncode)
@@ -121,17 +119,6 @@ class RankGroup:
                 preexec_fn=_prepare_rank,
             )
 
-    def _first_failure(self) -> int | None:
-        """Wait until all ranks ended (None), or the first one failed."""
-        while True:
-            codes = [process.poll() for process in self.processes]
-            for rank, code in enumerate(codes):
-                if code not in (None, ExitCode.DONE, ExitCode.STOPPED):
-                    return rank
-            if None not in codes:
-                return None
-            time.sleep(_POLL_SECONDS)
-
     def _record(self, failed: int) -> None:
         """Leave the outcome of a rank that could not say how it ended, such as one that was killed."""
         code = self.processes[failed].returncode
@@ -141,15 +128,10 @@ class RankGroup:
 
     def _end_survivors(self, code: int) -> None:
         if code in _EXPLAINED:
-            self._wait_until_all_ended(GRACE_SECONDS)  # rank 0 may not have come to say it yet
+            wait_until_ended(self.processes, GRACE_SECONDS)  # rank 0 may not have come to say it yet
         self._end(signal.SIGTERM)
-        self._wait_until_all_ended(GRACE_SECONDS)
+        wait_until_ended(self.processes, GRACE_SECONDS)
         self._end(signal.SIGKILL)
-
-    def _wait_until_all_ended(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
-            time.sleep(_POLL_SECONDS)
 
     def _end(self, number: int) -> None:
         """Signal every rank. SIGKILL goes to whole process groups, and waits until they are gone."""
@@ -166,7 +148,7 @@ class RankGroup:
     def _verdict(self, failed: int | None) -> int:
         codes = [process.returncode for process in self.processes]
         if failed is None:
-            return ExitCode.STOPPED if ExitCode.STOPPED in codes else ExitCode.DONE
+            return common_code(self.processes)
         if self.interrupts > 1:
             return 128 + signal.SIGINT
         code = codes[failed]
@@ -183,17 +165,6 @@ class RankGroup:
 
 def _how(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-
-
-@contextlib.contextmanager
-def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
-    """Pass FORWARDED on to `forward` for as long as the block runs."""
-    before = {number: signal.signal(number, lambda n, _: forward(n)) for number in FORWARDED}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _prepare_rank() -> None:

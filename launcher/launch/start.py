@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.launch.environment import NodeRanks
-from launcher.launch.hosts import Host, parse_hosts, read_hostfile, run_hosts
+from launcher.launch.hosts import Host, parse_hosts, read_hostfile
 from launcher.launch.local import run_ranks
+from launcher.launch.ssh import run_hosts
 from launcher.planning.plan import PlanResult, resolve
 from launcher.runs.claim import attempted
 from launcher.runs.owner import busy_with

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.launch.hosts import Host, parse_hosts, read_hostfile, run_hosts
+from launcher.launch.hosts import Host, parse_hosts, read_hostfile
+from launcher.launch.ssh import run_hosts
 from launcher.launch.start import LaunchTarget, _check_port
 from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.run.directory import RunDir
@@ -70,7 +71,7 @@ def test_one_failed_host_ends_the_others(run, capfd):
     code = "(run / f'ready-{rank}').touch()\nwhile len(list(run.glob('ready-*'))) < 4: time.sleep(0.02)\n"
     rank_does(run, f"{code}if rank == 3: sys.exit(9)\nwait()")
     assert go(run, "first", "second") == 9
-    assert "error: second: its ranks ended with 9" in capfd.readouterr().err
+    assert "error: second: its ranks exited with 9" in capfd.readouterr().err
     pids = [int((run.path / f"pid-{rank}").read_text()) for rank in range(4)]
     wait_until(lambda: not any(running(pid) for pid in pids))
 
@@ -85,7 +86,8 @@ def test_a_host_that_cannot_be_reached(run, capfd):
 def test_a_signal_reaches_all_hosts_and_their_ranks_do_not_outlive_the_launcher(run, name, code):
     rank_does(run, "stop_on('SIGUSR2')\n(run / f'ready-{rank}').touch()\nwait()")
     call = (
-        "import sys; from launcher.launch.hosts import Host, run_hosts; from megatrain.run.directory import RunDir; "
+        "import sys; from launcher.launch.hosts import Host; from launcher.launch.ssh import run_hosts; "
+        "from megatrain.run.directory import RunDir; "
         f"sys.exit(run_hosts(RunDir({str(run)!r}), [Host('a', 2), Host('b', 2)], 2, module='worker', resume='auto', "
         "device='cpu'))"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.launch import local
+from launcher.launch.processes import FORWARDED
 from megatrain.base.errors import PreflightError
 from megatrain.run.claim import Claim
 from megatrain.run.directory import RunDir
@@ -211,10 +212,10 @@ def test_a_module_in_the_working_directory_is_not_run(run, rank_does, tmp_path, 
 
 
 def test_signal_handlers_are_restored(run, rank_does):
-    before = [signal.getsignal(number) for number in local.FORWARDED]
+    before = [signal.getsignal(number) for number in FORWARDED]
     rank_does("")
     ranks(run)
-    assert [signal.getsignal(number) for number in local.FORWARDED] == before
+    assert [signal.getsignal(number) for number in FORWARDED] == before
 
 
 def test_killed_rank_leaves_an_outcome(run, rank_does, capfd):
