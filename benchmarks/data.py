@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_contestants import BATCH, CONTESTANTS, SEQUENCE, section
-from megatrain.data.folder.files import FileRecord, write_bytes
+from megatrain.data.folder.hashed_files import FileRecord, write_bytes
 from megatrain.data.folder.index import Index
 from megatrain.data.folder.manifest import INDEX, MANIFEST, TOKENIZER, read_manifest
 from megatrain.data.loading.loader import TrainLoader

@@ -7,7 +7,7 @@ import os
 import socket
 from typing import NamedTuple
 
-from launcher.files import python_path
+from launcher.installation import python_path
 from megatrain.base.errors import PreflightError
 from megatrain.run.claim import VARIABLE as CLAIM_VARIABLE
 from megatrain.run.claim import Claim

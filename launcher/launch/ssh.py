@@ -16,7 +16,7 @@ import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.files import python_path
+from launcher.installation import python_path
 from launcher.launch.environment import NodeRanks
 from launcher.launch.hosts import Host
 from launcher.launch.local import RankGroup, run_ranks

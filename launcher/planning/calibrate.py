@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.files import python_path
+from launcher.installation import python_path
 from launcher.planning.hardware import GIB, Link, load_hardware
 from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.base.files import write_atomically

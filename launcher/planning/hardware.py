@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launcher.files import shipped
+from launcher.installation import shipped
 from launcher.planning.processor import rates
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import read_bytes

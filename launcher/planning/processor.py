@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.files import python_path
+from launcher.installation import python_path
 from megatrain.base.errors import MegatrainError, PreflightError
 from megatrain.base.files import parse_json, parse_model, read_model, write_json
 from megatrain.config.types import Positive

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from launcher.files import python_path
+from launcher.installation import python_path
 from launcher.planning.hardware import GIB, Hardware
 from launcher.preflight.on_disk import Finding
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from megatrain.base.errors import DataError, MegatrainError
 from megatrain.base.files import read_bytes, write_json
 from megatrain.config import Config, FinetuneConfig, PretrainConfig
-from megatrain.data.folder.files import write_bytes
+from megatrain.data.folder.hashed_files import write_bytes
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.text.tokenizer_files import CLASS, FILE_LIMIT, TOKENIZER_CONFIG, Files, read_tokenizer
 from megatrain.data.text.vocabulary import parse_vocabulary

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from launcher.files import shipped, source_root
+from launcher.installation import shipped, source_root
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan
 from launcher.runs.prepare import is_finetune

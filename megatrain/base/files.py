@@ -1,14 +1,16 @@
-"""Reading files that somebody else may have written: regular files only, a size limit before any allocation, and one
-message that names the file, whatever is wrong with it.
+"""Files: those that somebody else may have written are read as regular files only, with a size limit before any
+allocation and one message that names the file, whatever is wrong with it; our own are written whole or not at all.
 """
 
+import hashlib
 import json
 import os
 import stat
 from contextlib import suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -40,7 +42,7 @@ _SIGNATURES = (
 )
 
 
-def open_regular(path: Path, error: type[MegatrainError]) -> BinaryIO:
+def open_regular(path: Path, error: type[MegatrainError]) -> BufferedReader:
     """Open an existing regular file for reading; never waits for a writer, as opening a named pipe would.
 
     Raises:
@@ -72,6 +74,16 @@ def read_bytes(path: Path, *, limit: int, error: type[MegatrainError]) -> bytes:
     if size > limit or len(content) > limit:
         raise error(f"{path}: has {max(size, len(content)):,} bytes; at most {limit:,} are read of such a file")
     return content
+
+
+def sha256_file(path: Path, error: type[MegatrainError]) -> str:
+    """In hexadecimal.
+
+    Raises:
+        error: the file is absent, unreadable, or no regular file.
+    """
+    with open_regular(path, error) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(content: bytes | str, where: object, error: type[MegatrainError], *, values: int | None = None) -> Any:
@@ -171,3 +183,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

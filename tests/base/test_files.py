@@ -92,3 +92,10 @@ def test_more_values_than_a_file_may_hold_are_not_parsed(tmp_path: Path) -> None
     (tmp_path / "a.json").write_bytes(b"[" + b"0," * 1_000_001 + b"0]")
     with pytest.raises(DataError, match=r"a\.json: has 1,000,001 commas; at most 1,000,000 values"):
         files.read_json(tmp_path / "a.json", error=DataError)
+
+
+def test_sha256_of_a_file_and_of_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert files.sha256_file(tmp_path / "file", DataError).startswith("ba7816bf")
+    with pytest.raises(CheckpointError, match="absent: cannot be read"):
+        files.sha256_file(tmp_path / "absent", CheckpointError)

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.files import shipped
+from launcher.installation import shipped
 from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import has_control_characters
 from megatrain.config import FinetuneConfig, PretrainConfig

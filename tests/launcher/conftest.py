@@ -10,7 +10,7 @@ import pytest
 
 from megatrain.config import Config
 from megatrain.config.file import parse_config
-from megatrain.data.folder.files import FileRecord
+from megatrain.data.folder.hashed_files import FileRecord
 from megatrain.data.folder.index import BlockRecord, Index
 from megatrain.data.folder.manifest import Manifest, Recipe, SourceList
 from megatrain.run.directory import MANIFEST, RunDir

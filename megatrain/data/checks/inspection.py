@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megatrain.base.errors import DataError, PreflightError
 from megatrain.base.files import open_regular, parse_json, parse_model
-from megatrain.data.folder.files import FileRecord
+from megatrain.data.folder.hashed_files import FileRecord
 from megatrain.data.folder.locations import join, read_file
 from megatrain.data.folder.manifest import SOURCES, TOKENIZER, Manifest
 from megatrain.data.loading.shards import PreparedData

@@ -10,8 +10,8 @@ from typing import BinaryIO, TextIO
 import numpy as np
 
 from megatrain.base.errors import DataError
-from megatrain.base.files import open_regular, reason
-from megatrain.data.folder.files import FileRecord, sha256_file
+from megatrain.base.files import open_regular, reason, sha256_file
+from megatrain.data.folder.hashed_files import FileRecord
 from megatrain.data.folder.index import HASH_BYTES, TOKENS_MEMBER, Index, member_name, read_index
 from megatrain.data.folder.manifest import SOURCES, TOKENIZER, read_manifest
 from megatrain.data.preparation.progress import ProgressLine
@@ -39,7 +39,7 @@ def find_damage(path: str | Path, progress: TextIO | None = None) -> Iterator[st
     for name, (sha256, meaning) in expected.items():
         file = folder / name
         try:
-            if sha256_file(file) != sha256:
+            if sha256_file(file, DataError) != sha256:
                 yield f"{file}: is not {meaning}"
         except DataError as error:
             yield str(error)

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 
 from megatrain.base.errors import DataError
 from megatrain.base.files import parse_json, parse_model
-from megatrain.data.folder.files import Count, FileRecord, Sha256
+from megatrain.data.folder.hashed_files import Count, FileRecord, Sha256
 from megatrain.data.folder.locations import join, location, read_file
 
 FORMAT_VERSION = 2

@@ -19,8 +19,9 @@ from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from numpy.typing import NDArray
 
 from megatrain.base.errors import DataError
+from megatrain.base.files import sha256_file
 from megatrain.config import ReadingSection
-from megatrain.data.folder.files import TEMPORARY, FileRecord, sha256_file
+from megatrain.data.folder.hashed_files import TEMPORARY, FileRecord
 from megatrain.data.folder.locations import join, not_installed
 from megatrain.data.folder.manifest import MANIFEST
 from megatrain.data.folder.storage import FileState, LocalStorage, OpenFile, Range, ReadError, Storage
@@ -186,8 +187,8 @@ class CachedStorage(LocalStorage):
         temporary = Path(name)
         try:
             self._remote.download(record.name, temporary)
-            if temporary.stat().st_size != record.bytes or sha256_file(temporary) != record.sha256:
-                raise OSError(None, "what was downloaded is not what the manifest says: its hash is another")
+            if temporary.stat().st_size != record.bytes or sha256_file(temporary, DataError) != record.sha256:
+                raise OSError(None, "checksum mismatch: what was downloaded is not what the manifest says")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatrain.base.errors import DataError
-from megatrain.base.files import reason
-from megatrain.data.folder.files import FileRecord, sha256_file
+from megatrain.base.files import reason, sha256_file
+from megatrain.data.folder.hashed_files import FileRecord
 
 SHOWN_SHARDS = 3  # of those that are amiss
 CHECK_SECONDS = 1.0  # between two looks at a shard that is being read
@@ -202,7 +202,7 @@ class LocalStorage:
         if state == before:
             return
         record, path = self.shards[shard], self.path_of(shard)
-        if state.size != record.bytes or sha256_file(path) != record.sha256:
+        if state.size != record.bytes or sha256_file(path, DataError) != record.sha256:
             raise ChangedError(
                 f"{path}: changed while it was read: {before.difference(state)}, and it no longer has the SHA-256 that "
                 "the manifest names. Restore the shard; the run goes on from its last checkpoint."

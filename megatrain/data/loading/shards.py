@@ -220,7 +220,7 @@ class PreparedData:
                 if block_hash(*self._block_payloads(block)) == bytes(self.index.hash[block]).hex():
                     break
             else:
-                reason = "is not what was written: its hash is another. Copy the shard again."
+                reason = "checksum mismatch: it is not what was written. Copy the shard again."
                 raise self._error(block, TOKENS_MEMBER, int(self.index.offset[block]), reason)
             self._verified[block] = True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 from megatrain.base.errors import ConfigError
-from megatrain.data.folder.files import make_folder, sole_writer
+from megatrain.data.folder.hashed_files import make_folder, sole_writer
 from megatrain.data.folder.manifest import (
     MOST_BLOCK_TOKENS,
     SOURCES,

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatrain.base.errors import ConfigError, PreflightError
-from megatrain.data.folder.files import write_bytes
+from megatrain.data.folder.hashed_files import write_bytes
 from megatrain.data.preparation.workers import map_batches
 
 REASONS = ("too_short", "too_long", "repetitive", "other_language", "duplicate", "near_duplicate")

@@ -16,7 +16,7 @@ import numpy as np
 
 from megatrain.base.errors import DataError
 from megatrain.base.files import read_model
-from megatrain.data.folder.files import TEMPORARY, FileRecord, HashingWriter, atomic_file, write_bytes
+from megatrain.data.folder.hashed_files import TEMPORARY, FileRecord, HashingWriter, atomic_file, write_bytes
 from megatrain.data.folder.index import ENDS_MEMBER, TOKENS_MEMBER, BlockRecord, Index, block_hash, member_name
 from megatrain.data.folder.manifest import (
     INDEX,

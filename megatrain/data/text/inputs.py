@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, Field
 
 from megatrain.base.errors import DataError
-from megatrain.base.files import open_regular, read_model, reason
-from megatrain.data.folder.files import FileRecord, sha256_file
+from megatrain.base.files import open_regular, read_model, reason, sha256_file
+from megatrain.data.folder.hashed_files import FileRecord
 from megatrain.data.text.hub import HUB, HubDataset
 
 INDEX_ENDING = ".idx"  # of Megatron's tokens, which lie in NAME.bin beside it
@@ -86,7 +86,7 @@ def records(inputs: Sequence[Input]) -> Iterator[FileRecord]:
         tokens = given.with_suffix(".bin")
         for file in (given, tokens) if given.suffix == INDEX_ENDING and tokens.is_file() else (given,):
             try:
-                yield FileRecord(str(file), file.stat().st_size, sha256_file(file))
+                yield FileRecord(str(file), file.stat().st_size, sha256_file(file, DataError))
             except OSError as error:
                 raise DataError(f"{file}: cannot be read: {reason(error)}") from None
 

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.files import parse_json, read_bytes, read_json, recognise
-from megatrain.data.folder.files import make_folder, write_bytes
+from megatrain.data.folder.hashed_files import make_folder, write_bytes
 from megatrain.data.text.documents import read_documents
 from megatrain.data.text.inputs import find_inputs
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from megatrain.base.errors import DataError
-from megatrain.data.folder.files import sha256_file
+from megatrain.base.files import sha256_file
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
 
@@ -18,7 +18,7 @@ def test_it_reads_back_what_prepare_wrote(prepared, tokenizer, corpus):
     assert manifest.tokenizer_sha256 == tokenizer.sha256
     assert manifest.documents == 120
     (source,) = map(json.loads, (prepared / "sources.jsonl").read_text().splitlines())
-    assert source == {"name": str(corpus), "bytes": corpus.stat().st_size, "sha256": sha256_file(corpus)}
+    assert source == {"name": str(corpus), "bytes": corpus.stat().st_size, "sha256": sha256_file(corpus, DataError)}
     assert manifest.recipe.sources.count == 1
     assert manifest.manifest_hash == json.loads((prepared / "manifest.json").read_text())["manifest_hash"]
 

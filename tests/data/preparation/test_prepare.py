@@ -17,7 +17,7 @@ import pytest
 import webdataset
 
 from megatrain.base.errors import ConfigError, DataError
-from megatrain.data.folder.files import sole_writer
+from megatrain.data.folder.hashed_files import sole_writer
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.preparation.prepare import PrepareOptions, prepare

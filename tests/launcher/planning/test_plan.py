@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.files import shipped
+from launcher.installation import shipped
 from launcher.planning.memory import USABLE
 from launcher.planning.plan import make_plan, resolve
 from megatrain.base.errors import ConfigError, DataError, PreflightError

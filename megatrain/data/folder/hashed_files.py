@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Files that appear whole or not at all, with the SHA-256 of what was written."""
 
 import errno
 import fcntl
@@ -13,10 +13,9 @@ from typing import IO, Annotated
 from pydantic import ConfigDict, Field
 
 from megatrain.base.errors import DataError
-from megatrain.base.files import open_regular
+from megatrain.base.files import sync_folder
 
 TEMPORARY = ".tmp"  # suffix of a file that is being written
-_CHUNK_BYTES = 1 << 20
 
 Count = Annotated[int, Field(strict=True, ge=0, le=10**15)]
 Sha256 = Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
@@ -115,23 +114,5 @@ def sole_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_file(path: Path) -> str:
-    """In hexadecimal. Raises DataError: it is absent, unreadable, or no regular file."""
-    digest = hashlib.sha256()
-    with open_regular(path, DataError) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _not_writable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written: {error.strerror}. Mend that and run the command again.")
+    return DataError(f"{path}: cannot be written: {error.strerror}. Fix that and run the command again.")
