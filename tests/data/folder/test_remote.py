@@ -130,7 +130,7 @@ def test_a_copy_that_is_not_what_the_manifest_says_is_refused(make_loader, serve
         damaged = bytearray(shard.read_bytes())
         damaged[600] ^= 1
         shard.write_bytes(damaged)
-    with pytest.raises(DataError, match=r"shard-\d+\.tar: .* checksum mismatch: what was downloaded is not what the manifest says"):
+    with pytest.raises(DataError, match=r"shard-\d+\.tar: .* checksum mismatch"):
         first_steps(make_loader, f"{server.address}/bucket/a", cache=str(tmp_path / "cache"), attempts=1)
     assert list((tmp_path / "cache").rglob("*.tar")) == []
 
