@@ -1,4 +1,4 @@
-"""The size of files and functions: what does not fit on a few screens is split where a reader would want to."""
+"""How the code is kept: short files and functions, and imports at the top, where no circle can hide in them."""
 
 import ast
 from pathlib import Path
@@ -22,6 +22,13 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     "megatrain/finetune/__main__.py:finetune",
     "megatrain/train/build.py:build",
+}
+
+# Imports inside functions: what takes time and is not always needed, or is optional. Verbs import theirs when they run.
+LATE_IMPORTS = {
+    "launcher/planning/examples.py",
+    "launcher/planning/sweep.py",
+    "launcher/preflight/checks.py",
 }
 
 
@@ -54,3 +61,16 @@ def test_files_and_functions_are_short(number: int, allowed: set[str]) -> None:
     found = sizes()[number]
     assert {name: lines for name, lines in found.items() if name not in allowed} == {}, "split these"
     assert allowed - found.keys() == set(), "these are short, or gone: take them off the list"
+
+
+def test_launcher_and_run_import_at_the_top() -> None:
+    found = set()
+    for path in sorted(path for room in ("launcher", "megatrain/run") for path in (ROOT / room).rglob("*.py")):
+        functions = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if _is_function(node)]
+        if any(isinstance(node, ast.Import | ast.ImportFrom) for one in functions for node in ast.walk(one)):
+            found.add(str(path.relative_to(ROOT)))
+    assert {name for name in found if not name.startswith("launcher/commands/")} == LATE_IMPORTS
+
+
+def _is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)

@@ -25,9 +25,9 @@ def resubmit(run: Run, chain: Chain = 1) -> None:
     if is_complete(folder, config):
         step = folder.steps()[-1]
         raise ConfigError(f"{run}: is complete, at step {step:,}. Submit it with more steps or tokens to resume.")
-    found = checks.examine(config, as_job=True)
-    found.findings.extend(check_job(script, folder))
-    for finding in found.warnings:
+    preflight = checks.examine(config, as_job=True)
+    preflight.findings.extend(check_job(script, folder))
+    for finding in preflight.warnings:
         complain(finding.text, "warning")
-    found.demand()
+    preflight.demand()
     say(submitted_text(job.submit(script, folder, chain=chain), folder))

@@ -33,19 +33,19 @@ def start_run(
         section = "a" if is_finetune(config) else "no"
         raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {expected}`.")
     config, world_size = target.apply_to(config)
-    found = checks.examine(config, world_size=world_size, resume=resume)
-    if found.report is not None and target.hosts is None:  # hosts are looked at where they are
-        chosen, starting = found.report.chosen, not dry_run
+    preflight = checks.examine(config, world_size=world_size, resume=resume)
+    if preflight.result is not None and target.hosts is None:  # hosts are looked at where they are
+        chosen, starting = preflight.result.chosen, not dry_run
         here = chosen.world_size // target.nodes
-        machine = check_machine(found.report.hardware, ranks=chosen.world_size, here=here, starting=starting)
-        found.findings.extend(machine)
+        machine = check_machine(preflight.result.hardware, ranks=chosen.world_size, here=here, starting=starting)
+        preflight.findings.extend(machine)
     if as_json:
-        say(json.dumps(found.to_json(), indent=2), flush=True)
-    elif dry_run and found.report:
-        say(plan_text(resolve(config, found.report.chosen), found.report), flush=True)
+        say(json.dumps(preflight.to_json(), indent=2), flush=True)
+    elif dry_run and preflight.result:
+        say(plan_text(resolve(config, preflight.result.chosen), preflight.result), flush=True)
     if not as_json:
-        for finding in (*found.notes, *found.warnings):
+        for finding in (*preflight.notes, *preflight.warnings):
             complain(finding.text, finding.level)
-    report = found.demand()
+    result = preflight.demand()
     if not dry_run:
-        raise typer.Exit(start(config, report, target, resume=resume))
+        raise typer.Exit(start(config, result, target, resume=resume))

@@ -41,28 +41,28 @@ def submit(
     from launcher.runs.rewind import rewind_run
     from launcher.slurm import job
 
-    found = checks.examine(load(file, overrides), resume=resume, as_job=True)
-    script, findings = render_job(found.config, found.report, profile=profile, dry_run=dry_run)
-    found.findings.extend(findings)
-    if as_json and (dry_run or found.errors):
-        say(json.dumps(found.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
+    preflight = checks.examine(load(file, overrides), resume=resume, as_job=True)
+    script, findings = render_job(preflight.config, preflight.result, profile=profile, dry_run=dry_run)
+    preflight.findings.extend(findings)
+    if as_json and (dry_run or preflight.errors):
+        say(json.dumps(preflight.to_json() | {"script": script, "jobs": []}, indent=2), flush=True)
     elif dry_run and script:
         say(script, end="", flush=True)
     if not as_json:
-        for finding in (*found.notes, *found.warnings):
+        for finding in (*preflight.notes, *preflight.warnings):
             complain(finding.text, finding.level)
-    report = found.demand()
+    result = preflight.demand()
     if dry_run:
         return
     assert script is not None, "there is a plan"
-    run = prepare_run(found.config, report.chosen, resume=resume)
+    run = prepare_run(preflight.config, result.chosen, resume=resume)
     if moved := rewind_run(run, resume):
         complain(moved, "megatrain")
     jobs = job.submit(script, run, chain=chain)
     if as_json:
-        say(json.dumps(found.to_json() | {"script": script, "jobs": jobs}, indent=2))
+        say(json.dumps(preflight.to_json() | {"script": script, "jobs": jobs}, indent=2))
     else:
-        _tell_of_jobs(resolve(found.config, report.chosen), report.chosen, chain)
+        _tell_of_jobs(resolve(preflight.config, result.chosen), result.chosen, chain)
         say(submitted_text(jobs, run))
 
 

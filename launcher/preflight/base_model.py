@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.planning.resolve import run_folder, tokenizer_path
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.config import AUTO, FinetuneConfig
 from megatrain.data.folder.manifest import TOKENIZER
@@ -25,7 +25,7 @@ def check_base(config: FinetuneConfig) -> Iterator[Finding]:
         yield from _weights(config)
     path = tokenizer_path(config)
     if path is None:
-        return  # said elsewhere
+        return  # reported elsewhere
     try:
         files = read_tokenizer(path)
         vocabulary = parse_vocabulary(files[TOKENIZER], path)
@@ -100,5 +100,5 @@ def _tokenizer_of_base(base: str) -> str | None:
     try:
         tokenizer = load_run(base_run(base)).tokenizer
     except MegatrainError:
-        return None  # said elsewhere
+        return None  # reported elsewhere
     return tokenizer.path if tokenizer is not None else None

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 from launcher.run_fields import differences, meaning
 from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.base.formatting import scientific
@@ -39,7 +39,7 @@ def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]
     try:
         before = load_config(run.config)
     except MegatrainError:
-        return  # said elsewhere
+        return  # reported elsewhere
     changed = {name: values for name, values in differences(before, config).items() if meaning(name) == "SAID"}
     for name, (old, new) in changed.items():
         yield Finding("note", f"{name}: {_value(new)}, was {_value(old)}")

@@ -15,7 +15,8 @@ from launcher.planning.resolve import complete_model, run_folder, tokenizer_path
 from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
 from launcher.preflight.data_plan import plan_data
-from launcher.preflight.on_disk import Finding, check_checkpoint, check_files, check_tokenizer, check_vocabulary
+from launcher.preflight.finding import Finding
+from launcher.preflight.on_disk import check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
 from launcher.runs.prepare import check_resume, check_same_run
@@ -39,10 +40,10 @@ class PreflightFailedError(PreflightError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """All that was found about one run. `report` is None where no layout is legal and fits."""
+    """All that was found about one run. `result` is None where no layout is legal and fits."""
 
     config: Config
-    report: PlanResult | None
+    result: PlanResult | None
     findings: list[Finding]
 
     @property
@@ -61,8 +62,8 @@ class Preflight:
         """The plan; raises PreflightFailedError, with every error, when there is one."""
         if self.errors:
             raise PreflightFailedError(self.errors)
-        assert self.report is not None, "else there is an error"
-        return self.report
+        assert self.result is not None, "else there is an error"
+        return self.result
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,7 +71,7 @@ class Preflight:
             "errors": [finding.text for finding in self.errors],
             "warnings": [finding.text for finding in self.warnings],
             "notes": [finding.text for finding in self.notes],
-            "plan": self.report.chosen.to_json() if self.report else None,
+            "plan": self.result.chosen.to_json() if self.result else None,
         }
 
 
@@ -82,14 +83,14 @@ def examine(config: Config, *, world_size: int | None = None, resume: str = "aut
         as_job: it will be a Slurm job; see also `commands.test_only`.
     """
     findings: list[Finding] = []
-    report: PlanResult | None = None
+    result: PlanResult | None = None
     try:
-        report = make_plan(config, world_size=world_size)
+        result = make_plan(config, world_size=world_size)
     except MegatrainError as error:
         findings.append(_from(error))
-    findings += check(config, report.chosen if report else None, resume=resume, as_job=as_job)
+    findings += check(config, result.chosen if result else None, resume=resume, as_job=as_job)
     unique = list({finding.text: finding for finding in findings}.values())
-    return Preflight(config=config, report=report, findings=unique)
+    return Preflight(config=config, result=result, findings=unique)
 
 
 def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bool = True) -> list[Finding]:

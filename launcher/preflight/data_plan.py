@@ -8,6 +8,8 @@ from megatrain.base.errors import DataError
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
+from megatrain.data.ordering.curriculum import curriculum, samples_per_stage
+from megatrain.data.ordering.order import Order, SourceSize
 
 WORTHWHILE_EPOCHS = 4.0  # reading data more often than this pays less and less (arXiv 2305.16264)
 
@@ -100,9 +102,6 @@ def plan_data(
     Raises:
         DataError: a source is missing, unsuitable or empty, or its weight is too small to be read at all.
     """
-    from megatrain.data.ordering.curriculum import curriculum, samples_per_stage  # needs NumPy
-    from megatrain.data.ordering.order import Order, SourceSize
-
     data, length = config.data, config.sequence_length
     if data.sequential:
         raise DataError("data.train: webdataset sources are read as they come: what they hold is not known beforehand.")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from launcher.planning.examples import example_set
 from launcher.planning.resolve import base_positions, run_folder, tokenizer_path
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 from launcher.preflight.same_data import check_same_files
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.checkpoint.progress import saved_progress

@@ -2,7 +2,7 @@
 
 from launcher.planning.plan import PlanResult, resolve
 from launcher.planning.resolve import run_folder
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 from launcher.runs.owner import busy_with
 from launcher.slurm import commands
 from launcher.slurm.nodes import cores_per_gpu
@@ -14,7 +14,7 @@ from megatrain.run.directory import RunDir
 
 
 def render_job(
-    config: Config, report: PlanResult | None, *, profile: str | None, dry_run: bool
+    config: Config, result: PlanResult | None, *, profile: str | None, dry_run: bool
 ) -> tuple[str | None, list[Finding]]:
     """The job's script, and what is to be said of it; no script without a plan.
 
@@ -24,28 +24,28 @@ def render_job(
     Raises:
         ConfigError: as `render`.
     """
-    if report is None:
+    if result is None:
         return None, []
-    resolved, run = resolve(config, report.chosen), run_folder(config)
+    resolved, run = resolve(config, result.chosen), run_folder(config)
     answers = not dry_run or commands.answers()
-    ask = answers and report.hardware.device != "cpu" and resolved.slurm.cpus_per_task is None
+    ask = answers and result.hardware.device != "cpu" and resolved.slurm.cpus_per_task is None
     cores = cores_per_gpu(resolved.slurm.partition) if ask else None
-    script = render(resolved, run, report.chosen, profile=profile, cores_per_gpu=cores)
+    script = render(resolved, run, result.chosen, profile=profile, cores_per_gpu=cores)
     return script, check_job(script, run) if answers else []
 
 
 def check_job(script: str, run: RunDir) -> list[Finding]:
     """What Slurm has against this job, and whether the run has one already."""
-    found = []
+    findings = []
     if "#SBATCH --gpus-per-node" in script and "#SBATCH --cpus-per-" not in script:
         text = "slurm.cpus_per_task: not given, and Slurm names no node with GPUs: a rank may get one core."
-        found.append(Finding("warning", text))
+        findings.append(Finding("warning", text))
     try:
         if busy := busy_with(run):
             word = copyable(run)
             text = f"{run}: {busy} already holds this run. Follow it: megatrain status {word}."
-            found.append(Finding("error", f"{text} Stop it: megatrain stop {word}"))
+            findings.append(Finding("error", f"{text} Stop it: megatrain stop {word}"))
         commands.test_only(script)
     except MegatrainError as error:
-        found.append(Finding("error", str(error), error.exit_code))
-    return found
+        findings.append(Finding("error", str(error), error.exit_code))
+    return findings

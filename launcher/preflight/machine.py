@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from launcher.installation import python_path
 from launcher.planning.hardware import GIB, Hardware
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 
 DESCRIPTORS_PER_RANK = 4  # of rank 0: gloo's full mesh, the store's clients, and as many for data
 _OWN_DESCRIPTORS = 40  # of any rank: libraries, pipes, logs

@@ -1,38 +1,28 @@
 """The part of the preflight that reads what lies on disk: prepared data, tokenizer, the checkpoint to resume from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launcher.planning.examples import example_set
 from launcher.planning.resolve import tokenizer_path
+from launcher.preflight.finding import Finding
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.state import read_state
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
+from megatrain.data.examples.identity import check_same_examples, identity
+from megatrain.data.folder.index import read_index
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
+from megatrain.data.folder.storage import check_shards
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.run.directory import RunDir, parse_resume
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    level: Literal["error", "warning", "note"]
-    text: str
-    code: ExitCode = ExitCode.PREFLIGHT
-
-    def to_json(self) -> dict[str, Any]:
-        return {"level": self.level, "text": self.text}
-
-
 def check_files(field: str, path: str, manifest: Manifest) -> Iterator[Finding]:
     """The index by its hash and what it says, the shards by their sizes. `megatrain data verify` reads every byte."""
-    from megatrain.data.folder.index import read_index  # needs NumPy
-    from megatrain.data.folder.storage import check_shards
-
     folder = Path(path)
     if folder.is_file():
         folder = folder.parent
@@ -78,7 +68,7 @@ def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Findi
     try:
         wanted, steps = parse_resume(resume), run.steps()
     except MegatrainError:
-        return  # said elsewhere
+        return  # reported elsewhere
     if isinstance(wanted, int):
         steps = [step for step in steps if step == wanted]
     if wanted == "never" or not steps:
@@ -115,7 +105,7 @@ def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, An
     try:
         now = [read_manifest(source.path).manifest_hash[:SHORT_HASH_DIGITS] for source in config.data.train]
     except DataError:
-        return  # said elsewhere
+        return  # reported elsewhere
     if now != loader["sources"]:
         yield _data(
             f"data.train: is not the data that {folder} was trained on: its position would mean other samples. "
@@ -124,15 +114,13 @@ def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, An
 
 
 def _example_differences(config: FinetuneConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
-    from megatrain.data.examples.identity import check_same_examples, identity  # numpy takes a while
-
     try:
         check_same_examples(loader, identity(example_set(config, tokenizer_path(config)).rows, config.run.seed))
     except DataError as error:
-        if not str(error).startswith("finetune.train"):  # else it is said elsewhere
+        if not str(error).startswith("finetune.train"):  # else it is reported elsewhere
             yield _data(f"finetune.train: {folder}: {error}")
     except (MegatrainError, ValueError):
-        return  # said elsewhere: the model, the tokenizer or the length is unknown
+        return  # reported elsewhere: the model, the tokenizer or the length is unknown
 
 
 def _data(text: str) -> Finding:

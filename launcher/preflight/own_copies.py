@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 from megatrain.base.errors import MegatrainError
 from megatrain.config import Config, FinetuneConfig
 from megatrain.data.text.tokenizer_files import tokenizer_file, tokenizer_sha256

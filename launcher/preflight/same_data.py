@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher.preflight.on_disk import Finding
+from launcher.preflight.finding import Finding
 from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular
 
@@ -53,7 +53,7 @@ def _size(path: str) -> int:
     try:
         return Path(path).stat().st_size if Path(path).is_file() else 0
     except (OSError, ValueError):
-        return 0  # said elsewhere
+        return 0  # reported elsewhere
 
 
 def _hash(path: str) -> str:
@@ -63,5 +63,5 @@ def _hash(path: str) -> str:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     except (OSError, DataError):
-        return ""  # said elsewhere
+        return ""  # reported elsewhere
     return digest.hexdigest()

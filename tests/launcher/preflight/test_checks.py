@@ -184,7 +184,7 @@ def test_slurm_times(text, seconds):
 def test_what_no_layout_allows_is_told_beside_all_else(tiny, here):
     config = tiny("training.global_batch_size=7", "parallel.tensor_parallel=1", "data.validation=[{path: data/gone}]")
     found = examine(config)
-    assert found.report is None
+    assert found.result is None
     said = "\n".join(finding.text for finding in found.errors)
     for part in ("data-parallel ranks do not divide training.global_batch_size (7)", "data/train", "data/gone"):
         assert part in said
@@ -202,7 +202,7 @@ def test_what_no_layout_allows_is_told_beside_all_else(tiny, here):
 def test_a_run_that_may_start_has_a_plan(tiny, here):
     write_data(here / "data/train")
     found = examine(tiny(), as_job=True)
-    assert found.demand() is found.report
+    assert found.demand() is found.result
     assert found.to_json()["ok"] is True
     assert found.to_json()["plan"]["data_parallel"] == 2
 
