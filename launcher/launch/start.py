@@ -83,37 +83,37 @@ class LaunchTarget:
         return config, self.ranks
 
 
-def start(config: Config, report: PlanResult, where: LaunchTarget, *, resume: str) -> int:
+def start(config: Config, report: PlanResult, target: LaunchTarget, *, resume: str) -> int:
     """Write the run's folder and run its ranks to their end; the exit code of the whole."""
     module = "megatrain.finetune" if is_finetune(config) else "megatrain.train"
     device, ranks = report.hardware.device, report.chosen.world_size
-    if where.node:
+    if target.node:
         run = run_folder(config)
         _wait_for_folder(run.config, dump_config(resolve(config, report.chosen)))
         claim = _wait_for_claim(run)
         return run_ranks(
             run,
-            ranks // where.nodes,
+            ranks // target.nodes,
             module=module,
             resume=resume,
             device=device,
-            node_ranks=_node_ranks(where, ranks),
+            node_ranks=_node_ranks(target, ranks),
             claim=claim,
         )
     folder = run_folder(config)
     if busy := busy_with(folder):  # before a file of the run that it has is changed
         raise PreflightError(f"{folder}: {busy} already holds this run. Stop it: megatrain stop {copyable(folder)}")
-    node_ranks = _node_ranks(where, ranks) if where.node == 0 else None
+    node_ranks = _node_ranks(target, ranks) if target.node == 0 else None
     run = prepare_run(config, report.chosen, resume=resume)
-    if where.hosts is not None:
-        hosts = where.hosts
+    if target.hosts is not None:
+        hosts = target.hosts
         names = [host.name for host in hosts]
 
         def go(claim: Claim) -> int:
             return run_hosts(run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, claim=claim)
 
         return attempted(run, ranks, names, go, resume=resume)
-    here = ranks // where.nodes
+    here = ranks // target.nodes
     return attempted(
         run,
         ranks,
@@ -125,13 +125,13 @@ def start(config: Config, report: PlanResult, where: LaunchTarget, *, resume: st
     )
 
 
-def _node_ranks(where: LaunchTarget, ranks: int) -> NodeRanks:
-    assert where.node is not None, "one of several launchers"
-    each = ranks // where.nodes
+def _node_ranks(target: LaunchTarget, ranks: int) -> NodeRanks:
+    assert target.node is not None, "one of several launchers"
+    each = ranks // target.nodes
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if where.node == 0:
+    if target.node == 0:
         _check_port(port)
-    return NodeRanks(first_rank=where.node * each, world_size=ranks, address=address, port=port)
+    return NodeRanks(first_rank=target.node * each, world_size=ranks, address=address, port=port)
 
 
 def _check_port(port: int) -> None:

@@ -1,69 +1,21 @@
-"""Exactly one start has a run, whatever the clocks, the disks and Slurm do."""
+"""Exactly one attempt has a run, whatever the clocks, the disks and Slurm do."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from launcher.planning.plan import make_plan
 from launcher.runs import claim as claim_of
-from launcher.runs.claim import attempted, claimed
-from launcher.runs.owner import busy_with
-from launcher.runs.prepare import prepare_run
+from launcher.runs.claim import attempted
 from launcher.runs.status import run_status
-from launcher.runs.stop import stop_run
 from launcher.slurm import commands
 from megatrain.base.errors import ExitCode, PreflightError
 from megatrain.run import heartbeat
-from megatrain.run.attempts import Attempt, read_attempts, write_attempts
+from megatrain.run.attempts import read_attempts, write_attempts
 from megatrain.run.claim import Claim
 from megatrain.run.heartbeat import read_heartbeat, write_heartbeat
 from megatrain.run.outcomes import record_outcome
-
-ROOT = Path(__file__).resolve().parents[3]
-LAUNCHER = (
-    "import sys\nfrom launcher.runs.claim import attempted\nfrom megatrain.run.directory import RunDir\n"
-    "def go(claim):\n    print('started', flush=True)\n    sys.stdin.read()\n    return 0\n"
-    "attempted(RunDir(sys.argv[1]), 2, ['here'], go)"
-)
-
-
-def an_attempt(start=0, end=0, **fields):
-    given = {"job": "7", "host": "n1", "pid": 1, "ranks": 2, "started": 10.0, "ended": 20.0}
-    return Attempt(**given | {"start_step": start, "end_step": end} | fields)
-
-
-@pytest.fixture
-def run(tiny, here, monkeypatch):
-    monkeypatch.setattr(commands, "ask", lambda jobs: {})
-    monkeypatch.setattr(heartbeat, "WATCH_SECONDS", 0.1)
-    return prepare_run(tiny(), make_plan(tiny()).chosen)
-
-
-@pytest.fixture
-def launcher(run):
-    """A launcher that has the run, until its standard input ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, str(run.path.absolute())],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def begin(run, job=None, **given):
-    with claimed(run, ranks=2, nodes=["n1", "n3"], job=job, **given) as claim:
-        return claim
+from tests.launcher.runs.conftest import an_attempt, begin
 
 
 @pytest.mark.parametrize("seconds", [-1e9, -30, 0, 30, 1e9])
@@ -167,35 +119,6 @@ def test_heartbeat_with_clock_skew_locks_nobody_out(run, monkeypatch, ahead, ref
             begin(run)
     else:
         assert begin(run).attempt == 1
-
-
-def test_reused_pid_is_not_the_owner(run):
-    sleeping = subprocess.Popen(["sleep", "60"])
-    try:
-        write_attempts(
-            run, [an_attempt(job=None, host=os.uname().nodename, pid=sleeping.pid, started=1e10, ended=None)]
-        )
-        assert busy_with(run) is None
-        with pytest.raises(PreflightError, match=r"nothing is stopped: .*it may be any process"):
-            stop_run(run, now=False)
-        assert sleeping.poll() is None
-        assert begin(run).attempt == 1
-    finally:
-        sleeping.kill()
-        sleeping.wait()
-
-
-def test_stop_reaches_the_launcher_of_this_run(run, launcher):
-    assert f"process {launcher.pid} on" in stop_run(run, now=True)
-    launcher.wait(20)
-
-
-def test_stop_has_nothing_to_stop(run):
-    with pytest.raises(PreflightError, match="nothing trains it"):
-        stop_run(run, now=False)
-    write_attempts(run, [an_attempt(job=None, host="elsewhere", ended=None)])
-    with pytest.raises(PreflightError, match="gives no sign of life"):
-        stop_run(run, now=False)
 
 
 def test_attempt_without_slurm_is_closed_however_it_ends(run):
