@@ -41,7 +41,7 @@ class Measurement:
 
 
 def check_health(group: dist.ProcessGroup, device: torch.device) -> list[str]:
-    """A sentence for each thing amiss, the same on every rank. Collective over `group` (gloo) and the default group."""
+    """A sentence per problem, the same on every rank. Collective over `group` (gloo) and the default group."""
     complaints = _nvidia_smi(device)
     matmul = _matmul_seconds(device)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -61,10 +61,10 @@ def check_health(group: dist.ProcessGroup, device: torch.device) -> list[str]:
     )
     found: list[Measurement] = [mine] * len(now)
     dist.all_gather_object(found, mine, group=group)
-    return amiss(found, SLOW[device.type], _NOISE_SECONDS[device.type])
+    return find_outliers(found, SLOW[device.type], _NOISE_SECONDS[device.type])
 
 
-def amiss(found: Sequence[Measurement], slow: float, noise: float = 0.0) -> list[str]:
+def find_outliers(found: Sequence[Measurement], slow: float, noise: float = 0.0) -> list[str]:
     """What is wrong with these measurements, in sentences that name rank and host.
 
     Args:

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatrain.hardware.health import Measurement, _nvidia_smi, _partners, amiss, gpu_complaints, memory_complaints
+from megatrain.hardware.health import (
+    Measurement,
+    _nvidia_smi,
+    _partners,
+    find_outliers,
+    gpu_complaints,
+    memory_complaints,
+)
 
 
 def measured(rank, *, matmul=1.0, near=1.0, far=1.0, clock=0.0, complaints=()):
@@ -16,34 +23,36 @@ def measured(rank, *, matmul=1.0, near=1.0, far=1.0, clock=0.0, complaints=()):
 
 
 def test_equal_ranks_are_well():
-    assert amiss([measured(rank, matmul=1.0 + rank / 100) for rank in range(8)], 1.5) == []
-    assert amiss([measured(0, near=0.0, far=0.0)], 1.5) == [], "a single rank has nobody to talk to"
+    assert find_outliers([measured(rank, matmul=1.0 + rank / 100) for rank in range(8)], 1.5) == []
+    assert find_outliers([measured(0, near=0.0, far=0.0)], 1.5) == [], "a single rank has nobody to talk to"
 
 
 def test_a_slow_rank_is_named():
     found = [measured(rank, matmul=2.0 if rank == 5 else 1.0) for rank in range(8)]
-    assert amiss(found, 1.5) == ["rank 5 on node2: its matmul takes 2.0 times the median (2000.0 ms against 1000.0 ms)"]
+    assert find_outliers(found, 1.5) == [
+        "rank 5 on node2: its matmul takes 2.0 times the median (2000.0 ms against 1000.0 ms)"
+    ]
 
 
 def test_a_moment_is_no_fault():
     found = [measured(rank, matmul=0.010 if rank == 5 else 0.001) for rank in range(8)]
-    assert len(amiss(found, 5.0)) == 1
-    assert amiss(found, 5.0, noise=0.05) == []
+    assert len(find_outliers(found, 5.0)) == 1
+    assert find_outliers(found, 5.0, noise=0.05) == []
 
 
 def test_of_two_ranks_the_slower_one_is_named():
-    (said,) = amiss([measured(0), measured(1, matmul=3.0)], 1.5)
+    (said,) = find_outliers([measured(0), measured(1, matmul=3.0)], 1.5)
     assert said.startswith("rank 1 on node0")
 
 
 def test_a_slow_link_is_named_at_both_ends():
     found = [measured(rank, far=4.0 if rank in (1, 5) else 1.0) for rank in range(8)]
-    assert [said.split(":")[0] for said in amiss(found, 1.5)] == ["rank 1 on node0", "rank 5 on node2"]
+    assert [said.split(":")[0] for said in find_outliers(found, 1.5)] == ["rank 1 on node0", "rank 5 on node2"]
 
 
 def test_a_clock_that_is_off_is_told_once_a_host():
     found = [measured(rank, clock=30.0 if rank >= 2 else 0.1) for rank in range(4)]
-    assert amiss(found, 1.5) == ["node1: its clock is +30 s off that of node0"]
+    assert find_outliers(found, 1.5) == ["node1: its clock is +30 s off that of node0"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])

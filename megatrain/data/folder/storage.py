@@ -23,7 +23,7 @@ from megatrain.base.errors import DataError
 from megatrain.base.files import reason, sha256_file
 from megatrain.data.folder.hashed_files import FileRecord
 
-SHOWN_SHARDS = 3  # of those that are amiss
+SHOWN_SHARDS = 3  # of those with problems
 CHECK_SECONDS = 1.0  # between two looks at a shard that is being read
 _CHECKS_PER_READ = 8  # shards at most, so that thousands of ranks do not overwhelm a file system's metadata
 _BACKOFF_SECONDS = 0.1  # before the second try; twice as long before each further one
