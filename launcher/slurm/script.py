@@ -13,11 +13,10 @@ from typing import NamedTuple
 from launcher.installation import shipped, source_root
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan
-from launcher.runs.prepare import is_finetune
 from megatrain.base.credentials import credentials_in, is_secret_name
 from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import copyable
-from megatrain.config import Config
+from megatrain.config import Config, FinetuneConfig
 from megatrain.run.directory import RunDir
 
 TEMPLATE = "slurm/train.sbatch"
@@ -99,7 +98,7 @@ def render(
         "run": shlex.quote(str(folder)),
         "python": shlex.quote(sys.executable),
         "python_path": _python_path(),
-        "module": "megatrain.finetune" if is_finetune(config) else "megatrain.train",
+        "module": "megatrain.finetune" if isinstance(config, FinetuneConfig) else "megatrain.train",
         "accelerator": _ON_CPU if on_cpu else _ON_GPU,
     }
     template = shipped(TEMPLATE).read_text(encoding="utf-8")

@@ -1,13 +1,15 @@
 """One attempt of a job: its end, and how Slurm is asked."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from launcher.planning.plan import make_plan
+from launcher.runs import job_attempt
+from launcher.runs.job_attempt import end
 from launcher.runs.prepare import prepare_run
-from launcher.slurm import attempt as attempt_of
-from launcher.slurm.attempt import end
 from launcher.slurm.commands import JobState, NoAnswerError
 from launcher.slurm.job_record import JobRecord, read_job, update_job
 from megatrain.base.errors import PreflightError
@@ -29,8 +31,8 @@ def requeued(run, monkeypatch):
     """The jobs that were requeued, of a Slurm in which job 7 runs."""
     found = []
     write_attempts(run, [OURS])
-    monkeypatch.setattr(attempt_of.commands, "job_states", lambda jobs: {"7": JobState("7", "RUNNING", "", "n1", "")})
-    monkeypatch.setattr(attempt_of.commands, "requeue", lambda job, exclude: found.append(job))
+    monkeypatch.setattr(job_attempt.commands, "job_states", lambda jobs: {"7": JobState("7", "RUNNING", "", "n1", "")})
+    monkeypatch.setattr(job_attempt.commands, "requeue", lambda job, exclude: found.append(job))
     return found
 
 
@@ -71,14 +73,14 @@ def test_damaged_file_is_one_message_and_keeps_the_exit_code_of_the_ranks(run, r
     monkeypatch.setattr("sys.argv", ["attempt", "end", str(run), "137"])
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("MEGATRAIN_ATTEMPT", str(CLAIM))
-    assert attempt_of.main() == (1 if harm == "outcome" else 137)
+    assert job_attempt.main() == (1 if harm == "outcome" else 137)
     said = capsys.readouterr()
     assert str(paths[harm]) in said.out + said.err
     assert "Traceback" not in said.err
 
 
 def test_controller_that_is_away_is_retried(monkeypatch, capsys):
-    monkeypatch.setattr(attempt_of, "_ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(job_attempt, "_ASK_AGAIN_SECONDS", 0.01)
     answers = [NoAnswerError("scontrol: Unable to contact slurm controller"), NoAnswerError("again"), "at last"]
 
     def ask():
@@ -87,15 +89,15 @@ def test_controller_that_is_away_is_retried(monkeypatch, capsys):
             raise answer
         return answer
 
-    assert attempt_of._patiently(ask) == "at last"
+    assert job_attempt._patiently(ask) == "at last"
     assert capsys.readouterr().out.count("asking again") == 1
-    monkeypatch.setattr(attempt_of, "_AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(job_attempt, "_AWAY_SECONDS", 0.0)
     answers[:] = [NoAnswerError("away")] * 5
     with pytest.raises(NoAnswerError):
-        attempt_of._patiently(ask)
+        job_attempt._patiently(ask)
     answers[:] = [PreflightError("scontrol: Access denied"), "too late"]
     with pytest.raises(PreflightError, match="denied"):
-        attempt_of._patiently(ask)
+        job_attempt._patiently(ask)
 
 
 def test_job_record(run):
@@ -115,3 +117,9 @@ def test_damaged_job_record_is_named(run, content):
         read_job(run)
     with pytest.raises(PreflightError, match=r"job\.json: "):
         update_job(run, stop=True)
+
+
+def test_job_scripts_of_earlier_versions_still_find_it():
+    command = [sys.executable, "-m", "launcher.slurm.attempt", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "begin" in done.stdout
