@@ -33,7 +33,7 @@ from megatrain.data.folder.index import Index
 from megatrain.data.folder.manifest import INDEX, MANIFEST, TOKENIZER, read_manifest
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.data.loading.stream import SampleStream
-from megatrain.data.ordering.order import Order, ShuffleRule, SourceSize, Stage
+from megatrain.data.ordering.order import Order, Phase, ShuffleRule, SourceSize
 from megatrain.data.preparation.prepare import PrepareOptions, prepare
 from megatrain.data.text.tokenizer import train_tokenizer
 
@@ -156,7 +156,7 @@ def measure_order(rounds: int) -> Iterator[str]:
         for attempt in range(rounds):
             tracemalloc.start()
             began = time.perf_counter()
-            order = Order([SourceSize(10**9, 128)], [Stage(0, (4096,))], attempt, ShuffleRule(mode))  # type: ignore[arg-type]
+            order = Order([SourceSize(10**9, 128)], [Phase(0, (4096,))], attempt, ShuffleRule(mode))  # type: ignore[arg-type]
             order.locate(np.arange(BATCH))
             times.append(time.perf_counter() - began)
             peak = max(peak, tracemalloc.get_traced_memory()[1])
@@ -170,7 +170,7 @@ def measure_remote(work: Path) -> Iterator[str]:
     from tests.data.file_server import FileServer
 
     server = FileServer(work)
-    data = section(work, train=[{"path": f"{server.address}/prepared"}], shuffle={"lanes": 16})
+    data = section(work, train=[{"path": f"{server.address}/prepared"}], shuffle={"streams": 16})
     began = time.perf_counter()
     stream = SampleStream(data, seed=1)
     rows = stream.sources.sizes[0].rows // 4

@@ -10,6 +10,7 @@ from launcher.planning.cost import block_time, estimate_step, model_flops_utiliz
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from megatrain.config import ModelSection
+from megatrain.model.families.llama.section import LlamaSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Published:
 def _model(
     layers: int, hidden: int, heads: int, kv: int, intermediate: int, vocabulary: int, tied: bool = False
 ) -> ModelSection:
-    return ModelSection(
+    return LlamaSection(
         num_hidden_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,

@@ -1,24 +1,19 @@
-"""A resolved configuration -> what DeepSpeed is given. The only writer of DeepSpeed configuration."""
+"""A resolved run -> what DeepSpeed is given. The only writer of DeepSpeed configuration."""
 
 from typing import Any
 
 from launcher.planning.zero import live_parameters, prefetch_bucket, reduce_bucket, reuse_distance
-from megatrain.config import Config
+from megatrain.config.resolved import ResolvedRun
 
 
-def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
     """The `ds_config.json` of a run on `world_size` ranks.
 
-    Args:
-        config: resolved; no "auto" is left in it.
-
     Raises:
-        ValueError: the batch does not divide over the ranks, or a field is still "auto".
+        ValueError: the batch does not divide over the ranks.
     """
     training, parallel = config.training, config.parallel
     tensor, context, micro_batch = parallel.tensor_parallel, parallel.context_parallel, training.micro_batch_size
-    if isinstance(tensor, str) or isinstance(context, str) or isinstance(micro_batch, str):
-        raise ValueError("the configuration is not resolved yet")
     data_parallel = world_size // (tensor * context)
     accumulation, rest = divmod(training.global_batch_size, micro_batch * data_parallel)
     if rest:
@@ -46,10 +41,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     return settings
 
 
-def _zero(config: Config, tensor_parallel: int) -> dict[str, Any]:
-    assert config.model is not None, "resolved"
+def _zero(config: ResolvedRun, tensor_parallel: int) -> dict[str, Any]:
     stage = config.parallel.zero_stage
-    assert isinstance(stage, int), "resolved"
     settings: dict[str, Any] = {"stage": stage}
     if stage != 0:
         settings["reduce_bucket_size"] = reduce_bucket(config.model, tensor_parallel, stage)

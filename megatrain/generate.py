@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_model
+from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, FinetuneConfig
 from megatrain.data.text.prompts import PromptEncoder
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
-from megatrain.model.transformer import Transformer
 from megatrain.run.directory import locate
 from megatrain.run.inputs import load_run
 
@@ -50,7 +50,7 @@ def generate(
     tokenizer = Tokenizer.load(config.tokenizer.path)
     model = read_model(folder).eval()
     start, prefix = encode_prompt(prompt, tokenizer, config)
-    if (largest := max(start)) >= (rows := model.embedding.num_embeddings):
+    if (largest := max(start)) >= (rows := read_state(folder).model.padded_vocab_size):
         raise ConfigError(f"PROMPT: holds the id {largest} of the tokenizer; the model's embedding has {rows} rows")
     if len(start) + max_new_tokens > config.sequence_length:
         warn(
@@ -91,7 +91,7 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, config: Config) -> tuple[li
 
 @torch.no_grad()
 def sample(
-    model: Transformer,
+    model: nn.Module,
     tokens_1S: Tensor,
     *,
     max_new_tokens: int,

@@ -11,11 +11,14 @@ import torch.distributed.checkpoint as dcp
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
-from megatrain.config import ModelSection, PretrainConfig
+from megatrain.config import ModelSection
 from megatrain.config.file import dump_config
+from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.text.tokenizer import train_tokenizer
+from megatrain.model.architecture import row_of
+from megatrain.model.families.llama.module import Llama
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.initialization import initial_weight, materialize
-from megatrain.model.transformer import Transformer
 from megatrain.run.directory import RunDir
 
 VOCABULARY = 384
@@ -23,7 +26,7 @@ SEQUENCE = 16
 
 
 def section(vocab_size: int, *, tied: bool = False) -> ModelSection:
-    return ModelSection(
+    return LlamaSection(
         num_hidden_layers=2,
         hidden_size=16,
         num_attention_heads=2,
@@ -34,25 +37,33 @@ def section(vocab_size: int, *, tied: bool = False) -> ModelSection:
     )
 
 
-def tiny_model(vocab_size: int, *, tied: bool = False) -> Transformer:
+def tiny_model(vocab_size: int, *, tied: bool = False) -> Llama:
     return random_model(section(vocab_size, tied=tied))
 
 
-def random_model(config: ModelSection) -> Transformer:
+def random_model(config: ModelSection) -> Llama:
     with torch.device("meta"):
-        model = Transformer(config)
-    materialize(model, lambda name, p: initial_weight(name, p.shape, config, 0))
+        model = Llama(config)
+    materialize(model, lambda name, p: initial_weight(row_of(config, name), 0))
     return model
 
 
-def make_config(tokenizer: str, *, tied: bool = False, **sections: dict[str, Any]) -> PretrainConfig:
-    return PretrainConfig.model_validate(
+def make_config(tokenizer: str, *, tied: bool = False, **sections: dict[str, Any]) -> ResolvedPretrain:
+    return ResolvedPretrain.model_validate(
         {
             "run": {"name": "tiny"},
             "model": section(VOCABULARY, tied=tied).model_dump(),
             "tokenizer": {"path": tokenizer},
             "data": {"sequence_length": SEQUENCE, "train": [{"path": "none"}]},
-            "training": {"steps": 1, "global_batch_size": 1},
+            "training": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
+            "parallel": {
+                "tensor_parallel": 1,
+                "context_parallel": 1,
+                "zero_stage": 1,
+                "sequence_parallel": False,
+                "activation_checkpointing": "none",
+            },
+            "cluster": {"peak_tflops": 1.0},
             **sections,
         }
     )

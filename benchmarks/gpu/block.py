@@ -9,8 +9,8 @@ from torch import nn
 from benchmarks.gpu.measure import Recorder
 from launcher.planning.activations import activation_bytes
 from launcher.planning.layout import Layout
-from megatrain.config import ModelSection
-from megatrain.model.transformer import Transformer
+from megatrain.model.families.llama.module import Llama
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.parallel.activation_checkpointing import Mode, apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 
@@ -30,9 +30,9 @@ def main() -> None:
 
 def blocks(record: Recorder, compiled: bool, mode: Mode, documents: int | None) -> dict[str, Any]:
     length = 64 if record.toy else 8192
-    section = ModelSection(num_hidden_layers=LAYERS, vocab_size=256, **(TOY if record.toy else LLAMA_8B))
+    section = LlamaSection(num_hidden_layers=LAYERS, vocab_size=256, **(TOY if record.toy else LLAMA_8B))
     with torch.device("meta"):
-        model: nn.Module = Transformer(section).to(torch.bfloat16)
+        model: nn.Module = Llama(section).to(torch.bfloat16)
     model = model.to_empty(device=record.device)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.02)

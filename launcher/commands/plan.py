@@ -87,15 +87,15 @@ def show_plan(config: "Config", as_json: bool, assumed: Sequence[str] = ()) -> N
     from launcher.planning.plan import NothingFitsError, make_plan, resolve
 
     try:
-        result = make_plan(config)
+        report = make_plan(config)
     except NothingFitsError as error:
         if as_json:
             say(json.dumps({**error.to_json(), "assumed": list(assumed)}, indent=2))
         raise
     if as_json:
-        say(json.dumps({**result.to_json(), "assumed": list(assumed)}, indent=2))
+        say(json.dumps({**report.to_json(), "assumed": list(assumed)}, indent=2))
     else:
-        say(plan_text(resolve(config, result.chosen), result))
+        say(plan_text(resolve(config, report.chosen), report))
 
 
 def show_sweep(config: "Config", text: str, png: Path | None, as_json: bool) -> None:

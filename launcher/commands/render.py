@@ -34,15 +34,15 @@ def headline(config: Config, plan: Plan) -> str:
     )
 
 
-def plan_text(config: Config, result: PlanResult) -> str:
+def plan_text(config: Config, report: PlanResult) -> str:
     """The chosen plan by its parts, the runners-up, and why the others cannot be."""
-    chosen = result.chosen
+    chosen = report.chosen
     memory = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.to_json().items() if name != "total"}
     other = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.other_to_json().items()}
     seconds = {name: f"{value * 1e3:.1f}" for name, value in chosen.time.to_json().items() if name != "total"}
     assert config.model is not None, "resolved"
     safety = reliability(config.model, config.cluster, config.cluster.nodes)
-    capacity = result.hardware.memory_bytes / GIB
+    capacity = report.hardware.memory_bytes / GIB
     lines = [
         headline(config, chosen),
         *_examples(config),
@@ -55,11 +55,11 @@ def plan_text(config: Config, result: PlanResult) -> str:
         f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
         f"{safety.lost:.1%} of the time",
         "",
-        f"{len(result.candidates)} layouts fit; the best:",
+        f"{len(report.candidates)} layouts fit; the best:",
     ]
-    lines += [_candidate(plan) for plan in result.candidates[:SHOWN_CANDIDATES]]
-    if result.rejected:
-        lines += ["", f"{len(result.rejected)} do not:", *_reasons(result)]
+    lines += [_candidate(plan) for plan in report.candidates[:SHOWN_CANDIDATES]]
+    if report.rejected:
+        lines += ["", f"{len(report.rejected)} do not:", *_reasons(report)]
     return "\n".join(lines)
 
 
@@ -81,9 +81,9 @@ def _candidate(plan: Plan) -> str:
     )
 
 
-def _reasons(result: PlanResult) -> list[str]:
-    memory = [rejected for rejected in result.rejected if rejected.overshoot < float("inf")]
-    others = Counter(rejected.reason for rejected in result.rejected if rejected.overshoot == float("inf"))
+def _reasons(report: PlanResult) -> list[str]:
+    memory = [rejected for rejected in report.rejected if rejected.overshoot < float("inf")]
+    others = Counter(rejected.reason for rejected in report.rejected if rejected.overshoot == float("inf"))
     lines = [f"  {reason}" for reason in others]
     if memory:
         nearest = min(memory, key=lambda rejected: rejected.overshoot)

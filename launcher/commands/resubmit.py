@@ -15,13 +15,13 @@ def resubmit(run: Run, chain: Chain = 1) -> None:
     from launcher.preflight.job import check_job
     from launcher.slurm import job
     from megatrain.checkpoint.progress import is_complete
-    from megatrain.config.file import load_config
+    from megatrain.config.file import load_own_config
 
     folder = existing_run(run)
     if not folder.job_script.is_file():
         raise ConfigError(f"{run}: was never submitted. Use `megatrain submit FILE`, or `megatrain train FILE`.")
     script = folder.job_script.read_text(encoding="utf-8")
-    config = load_config(folder.config)
+    config = load_own_config(folder.config)
     if is_complete(folder, config):
         step = folder.steps()[-1]
         raise ConfigError(f"{run}: is complete, at step {step:,}. Submit it with more steps or tokens to resume.")

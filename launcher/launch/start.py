@@ -83,13 +83,13 @@ class LaunchTarget:
         return config, self.ranks
 
 
-def start(config: Config, result: PlanResult, target: LaunchTarget, *, resume: str) -> int:
+def start(config: Config, report: PlanResult, target: LaunchTarget, *, resume: str) -> int:
     """Write the run's folder and run its ranks to their end; the exit code of the whole."""
     module = "megatrain.finetune" if is_finetune(config) else "megatrain.train"
-    device, ranks = result.hardware.device, result.chosen.world_size
+    device, ranks = report.hardware.device, report.chosen.world_size
     if target.node:
         run = run_folder(config)
-        _wait_for_folder(run.config, dump_config(resolve(config, result.chosen)))
+        _wait_for_folder(run.config, dump_config(resolve(config, report.chosen)))
         claim = _wait_for_claim(run)
         return run_ranks(
             run,
@@ -104,7 +104,7 @@ def start(config: Config, result: PlanResult, target: LaunchTarget, *, resume: s
     if busy := busy_with(folder):  # before a file of the run that it has is changed
         raise PreflightError(f"{folder}: {busy} already holds this run. Stop it: megatrain stop {copyable(folder)}")
     node_ranks = _node_ranks(target, ranks) if target.node == 0 else None
-    run = prepare_run(config, result.chosen, resume=resume)
+    run = prepare_run(config, report.chosen, resume=resume)
     if target.hosts is not None:
         hosts = target.hosts
         names = [host.name for host in hosts]

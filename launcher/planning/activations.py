@@ -75,7 +75,7 @@ def activation_bytes(
     weight = vocabulary * h
     per_logit = 2 * c if fused_head else 4 + (c if c == 2 else 0)
     logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
-    flash = 4 * model.num_attention_heads * model.head_size / t if device != "cpu" else 0  # the fp32 sum of dq
+    flash = 4 * model.attention_heads * model.head_size / t if device != "cpu" else 0  # the fp32 sum of dq
     return ActivationBytes(
         kept=T * (model.num_hidden_layers * kept + width.norm),
         recomputed=T * (everything - still_there),
@@ -94,11 +94,11 @@ def _widths(model: ModelSection, layout: Layout, c: int, *, fused_norm: bool) ->
         whole=c * h,
         # a fused kernel keeps its input and one number a row; a CPU's ops the input and the quotient, both in fp32
         norm=(c * h + 4 if fused_norm else 8 * h) * share,
-        queries=c * model.num_attention_heads * model.head_size / t,
+        queries=c * model.attention_heads * model.head_size / t,
         keys=c * model.key_value_heads * model.head_size / t,
-        statistics=4 * model.num_attention_heads / t,
-        mlp=c * model.intermediate_size / t,
-        swapped=c * model.num_attention_heads * model.head_size / t if layout.context_parallel > 1 else 0.0,
+        statistics=4 * model.attention_heads / t,
+        mlp=c * model.mlp_width / t,
+        swapped=c * model.attention_heads * model.head_size / t if layout.context_parallel > 1 else 0.0,
     )
 
 

@@ -12,18 +12,18 @@ from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
 from launcher.planning.zero import local_parameters, number_bytes
-from megatrain.config import ModelSection
+from megatrain.model.architecture import ModelSection, rows
 
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 OVERLAP = 0.6  # the share that computation hides, at most: of ZeRO-3's traffic, and of ZeRO-1's reduction in bf16
 _NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled
-ADAM_BYTES = 30  # a parameter: reads a gradient, reads and writes weight and both moments in fp32, writes in bf16
+_UPDATE_BYTES = 14  # per parameter: reads a gradient, reads and writes the weight in fp32, writes it in bf16
 READ_TOKENS_A_SECOND = 136e6  # the loader's one thread, measured; it works behind the step
 # Host work a parameter tensor and step, over a plain loop, in seconds: 75 tensors, measured (ms 51, 60, 66, 102 of 49).
 HOST_SECONDS = {0: 0.03e-3, 1: 0.15e-3, 2: 0.23e-3, 3: 0.7e-3}
-TENSORS_A_LAYER = 9
+TENSORS_PER_LAYER = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,19 +142,26 @@ def _moving(size: float, hardware: Hardware) -> float:
 def block_time(
     model: ModelSection, layout: Layout, sequence_length: int, precision: str, hardware: Hardware, compiled: bool
 ) -> BlockTime:
-    h, f, t = model.hidden_size, model.intermediate_size / layout.tensor_parallel, layout.tensor_parallel
+    h, f, t = model.hidden_size, model.mlp_width / layout.tensor_parallel, layout.tensor_parallel
     T = local_tokens(layout, sequence_length)
-    queries, keys = model.num_attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
-    shapes = [(h, queries), (h, keys), (h, keys), (queries, h), (h, f), (h, f), (f, h)]
+    queries, keys = model.attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
+    shapes = _block_matmuls(model, t)
     rate = hardware.tflops(precision) * 1e12 * hardware.training_efficiency
     # elements that elementwise ops read and write a token: norms and residuals, rotation (in fp32), gated activation
     moved = 6 * h + 2 * (queries + keys) + 3 * f if compiled else 12 * h + 20 * (queries + keys) + 5 * f
     return BlockTime(
         matmuls=sum(_matmul(T, k, n, precision, hardware) for k, n in shapes),
-        last_matmul=_matmul(T, f, h, precision, hardware),
+        last_matmul=_matmul(T, *shapes[-1], precision, hardware),
         attention=2 * T * sequence_length * queries / (rate * ATTENTION_RATE),  # causal: half of 4·T·S·H
         elementwise=_moving(T * number_bytes(precision) * moved, hardware),
     )
+
+
+def _block_matmuls(model: ModelSection, tensor_parallel: int) -> list[tuple[float, float]]:
+    """(in, out) of each matrix of a block, on a tensor-parallel rank, in the order of the table."""
+    share = {None: (1, 1), 0: (1, tensor_parallel), 1: (tensor_parallel, 1)}
+    matrices = (row for row in rows(model) if row.layers is not None and 0 in row.layers and len(row.shape) == 2)
+    return [(row.shape[1] / share[row.split][0], row.shape[0] / share[row.split][1]) for row in matrices]
 
 
 def _matmul(m: float, k: float, n: float, precision: str, hardware: Hardware) -> float:
@@ -201,7 +208,7 @@ def _context_parallel(
     if x == 1:
         return 0.0
     link = hardware.link if t * x <= ranks_per_node else hardware.network
-    width = 2 * (model.num_attention_heads + model.key_value_heads) * model.head_size / t
+    width = 2 * (model.attention_heads + model.key_value_heads) * model.head_size / t
     payload = local_tokens(layout, sequence_length) * width * number_bytes(precision)
     passes = 3 if layout.activation_checkpointing == "full" else 2
     one = payload * (x - 1) / x / (link.bandwidth * 1e9) + 2 * (x - 1) * link.latency * 1e-6
@@ -271,8 +278,11 @@ def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Ha
     """Memory that is moved to sum and send gradients, then to update. Then the host's share, which an accelerator hides
     behind its queue and a CPU rank pays."""
     owners = layout.replicas if layout.zero_stage >= 1 else 1
-    each = gradient_bytes(layout, precision) + (ADAM_BYTES + _NORM_AND_CLIP_BYTES) / owners
-    host = HOST_SECONDS[layout.zero_stage] * (TENSORS_A_LAYER * model.num_hidden_layers + 3)
+    each = (
+        gradient_bytes(layout, precision)
+        + (_UPDATE_BYTES + 2 * layout.optimizer_state_bytes + _NORM_AND_CLIP_BYTES) / owners
+    )
+    host = HOST_SECONDS[layout.zero_stage] * (TENSORS_PER_LAYER * model.num_hidden_layers + 3)
     seconds = _moving(each * local_parameters(model, layout.tensor_parallel), hardware)
     return seconds + (host if hardware.device == "cpu" else 0.0)
 

@@ -39,7 +39,7 @@ def example_set(
         raise ConfigError("finetune.base: model and tokenizer are not known yet")
     paths: Sequence[str] = getattr(config.finetune, part)
     tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
-    section = config.finetune.model_dump(exclude={"base", "train", "validation", "maximum_epochs"})
+    section = config.finetune.model_dump(exclude={"base", "train", "validation", "max_epochs"})
     vocabulary = config.model.padded_vocab_size
     prefix = f"finetune.{part}: "
     try:

@@ -11,7 +11,7 @@ from launcher.installation import shipped
 from launcher.planning.processor import rates
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import read_bytes
-from megatrain.config.types import Rate
+from megatrain.base.types import Rate
 
 PROFILES = "configs/hardware"
 GIB = 2**30

@@ -18,6 +18,7 @@ class Layout:
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: ActivationCheckpointing
+    optimizer_state_bytes: int = 8  # per parameter, besides an fp32 weight; not a choice: the optimizer's
 
     @property
     def world_size(self) -> int:
@@ -29,7 +30,8 @@ class Layout:
         return self.context_parallel * self.data_parallel
 
     def to_json(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__dataclass_fields__}
+        names = (name for name in self.__dataclass_fields__ if name != "optimizer_state_bytes")
+        return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         sequence = " + sequence" if self.sequence_parallel else ""

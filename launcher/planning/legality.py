@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatrain.config import ModelSection
+from megatrain.model.architecture import FAMILIES, Divisible, ModelSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class Run:
     world_size: int
     ranks_per_node: int
     global_batch_size: int
-    sequence_lengths: tuple[int, ...]  # the run's, and those that stages of its curriculum cut it into
+    sequence_lengths: tuple[int, ...]  # the run's, and those that phases of its curriculum cut it into
 
 
 Choice = Mapping[str, Any]  # fields of a Layout, as far as they are decided
@@ -50,20 +50,17 @@ def problem(run: Run, choice: Choice, *, known: Choice | None = None) -> tuple[d
     return None
 
 
-def _divides(what: str, number: Callable[[Run], int]) -> Callable[[Run, Choice], str | None]:
-    def broken(run: Run, choice: Choice) -> str | None:
-        tensor = choice["tensor_parallel"]
-        return f"tensor_parallel={tensor} does not divide {number(run)} {what}" if number(run) % tensor else None
-
-    return broken
+def _ranks(run: Run, choice: Choice) -> str | None:
+    tensor = choice["tensor_parallel"]
+    return f"tensor_parallel={tensor} does not divide {run.world_size} ranks" if run.world_size % tensor else None
 
 
-def _divides_field(field: str) -> Callable[[Run, Choice], str | None]:
-    def broken(run: Run, choice: Choice) -> str | None:
-        tensor, number = choice["tensor_parallel"], getattr(run.model, field)
-        return f"tensor_parallel={tensor} does not divide model.{field} ({number})" if number % tensor else None
-
-    return broken
+def _slices(run: Run, choice: Choice) -> str | None:
+    tensor = choice["tensor_parallel"]
+    vocabulary = Divisible(number=run.model.padded_vocab_size, field="vocab_size")
+    whole = (*FAMILIES.get(run.model.family).divisible(run.model), vocabulary)
+    broken = next((one for one in whole if one.number % tensor), None)
+    return f"tensor_parallel={tensor} does not divide {broken}" if broken is not None else None
 
 
 def _within_a_node(run: Run, choice: Choice) -> str | None:
@@ -130,21 +127,10 @@ def _known_stage(run: Run, choice: Choice) -> str | None:
 
 
 RULES = (
-    Rule("ranks", ("tensor_parallel",), _divides("ranks", lambda run: run.world_size), "megatrain/topology.py"),
+    Rule("ranks", ("tensor_parallel",), _ranks, "megatrain/topology.py"),
     Rule(
-        "key-value heads",
-        ("tensor_parallel",),
-        _divides("key-value heads", lambda run: run.model.key_value_heads),
-        "a column-split key and value projection keeps whole heads; megatrain/parallel/tensor_parallel.py",
+        "slices", ("tensor_parallel",), _slices, "whole heads and equal slices; megatrain/parallel/tensor_parallel.py"
     ),
-    Rule(
-        "attention heads",
-        ("tensor_parallel",),
-        _divides("attention heads", lambda run: run.model.num_attention_heads),
-        "a column-split query projection keeps whole heads; megatrain/parallel/tensor_parallel.py",
-    ),
-    Rule("MLP", ("tensor_parallel",), _divides_field("intermediate_size"), "megatrain/parallel/tensor_parallel.py"),
-    Rule("vocabulary", ("tensor_parallel",), _divides_field("vocab_size"), "megatrain/parallel/vocab_parallel.py"),
     Rule("node", ("tensor_parallel",), _within_a_node, "collectives at every layer: the network is too slow for them"),
     Rule("context ranks", ("tensor_parallel", "context_parallel"), _context_ranks, "megatrain/topology.py"),
     Rule(

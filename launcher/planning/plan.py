@@ -13,9 +13,11 @@ from launcher.planning.hardware import GIB, Hardware, load_hardware
 from launcher.planning.layout import ActivationCheckpointing, Layout
 from launcher.planning.legality import Run, problem
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
-from launcher.planning.resolve import complete_model
+from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError, PreflightError
-from megatrain.config import AUTO, Config, ModelSection, PretrainConfig
+from megatrain.config import AUTO, Config, PretrainConfig
+from megatrain.config.resolved import ResolvedRun, resolved
+from megatrain.optim.registry import OPTIMIZERS
 
 # Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
 # hooks; 2 and 3 pay a hook for each tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
@@ -153,8 +155,8 @@ def make_plan(config: Config, *, world_size: int | None = None) -> PlanResult:
     return _Planner(complete_model(config), world_size).report()
 
 
-def resolve(config: Config, plan: Plan) -> Config:
-    """The configuration with every `auto` decided, as the trainer reads it."""
+def resolve(config: Config, plan: Plan) -> ResolvedRun:
+    """The configuration with every `auto` decided, as the ranks read it."""
     config = complete_model(config)
     cluster = config.cluster
     if plan.world_size != cluster.nodes * cluster.gpus_per_node:
@@ -169,20 +171,18 @@ def resolve(config: Config, plan: Plan) -> Config:
         "sequence_parallel": plan.sequence_parallel,
         "activation_checkpointing": plan.activation_checkpointing,
     }
-    return config.model_copy(
-        update={
-            "cluster": cluster,
-            "parallel": config.parallel.model_copy(update=chosen),
-            "training": config.training.model_copy(update={"micro_batch_size": plan.micro_batch_size}),
-        }
-    )
+    decided = {
+        "cluster": cluster,
+        "parallel": config.parallel.model_copy(update=chosen),
+        "training": config.training.model_copy(update={"micro_batch_size": plan.micro_batch_size}),
+    }
+    return resolved(config.model_copy(update=decided), config.run.name)
 
 
 class _Planner:
     def __init__(self, config: Config, world_size: int | None) -> None:
-        assert config.model is not None, "complete_model completes it"
         self.config = config
-        self.model: ModelSection = config.model
+        self.model = complete_section(config)
         cluster = config.cluster
         self.world_size = world_size or cluster.nodes * cluster.gpus_per_node
         one_machine = world_size is not None or cluster.nodes == 1
@@ -193,7 +193,7 @@ class _Planner:
             world_size=self.world_size,
             ranks_per_node=self.ranks_per_node,
             global_batch_size=config.training.global_batch_size,
-            sequence_lengths=(config.sequence_length, *_stage_lengths(config)),
+            sequence_lengths=(config.sequence_length, *_phase_lengths(config)),
         )
         self.rejected: list[Rejected] = []
         self._check_cluster()
@@ -230,6 +230,7 @@ class _Planner:
                                     gradient_accumulation_steps=batch
                                     // (micro["data_parallel"] * micro["micro_batch_size"]),
                                     activation_checkpointing=recompute,
+                                    optimizer_state_bytes=OPTIMIZERS.get(self.config.optimizer.name).state_bytes,
                                 )
 
     def _legal(self, known: dict[str, Any], field: str, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -335,10 +336,10 @@ class _Planner:
         return f"no layout of this run on {run} is legal and fits. {fix}.\n{misses}"
 
 
-def _stage_lengths(config: Config) -> list[int]:
-    """Of the sequences that stages of the curriculum cut samples into."""
-    stages = config.data.stages if isinstance(config, PretrainConfig) else ()
-    return [stage.sequence_length for stage in stages if stage.sequence_length is not None]
+def _phase_lengths(config: Config) -> list[int]:
+    """Of the sequences that phases of the curriculum cut samples into."""
+    phases = config.data.phases if isinstance(config, PretrainConfig) else ()
+    return [phase.sequence_length for phase in phases if phase.sequence_length is not None]
 
 
 def _rank(plan: Plan, hardware: Hardware) -> tuple[bool, float]:

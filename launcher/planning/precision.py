@@ -5,7 +5,7 @@ from typing import Literal
 from launcher.planning.hardware import Hardware, load_hardware
 from megatrain.base.errors import MegatrainError
 from megatrain.config import AUTO, Config
-from megatrain.config.file import load_config
+from megatrain.config.file import load_own_config
 from megatrain.run.directory import RunDir
 
 
@@ -31,7 +31,7 @@ def _earlier(config: Config) -> Literal["bf16", "fp32"] | None:
     """Of the starts of this run before."""
     written = RunDir(f"{config.run.directory}/{config.run.name}").config
     try:
-        earlier = load_config(written).training.precision if written.is_file() else AUTO
+        earlier = load_own_config(written).training.precision if written.is_file() else AUTO
     except (MegatrainError, OSError, ValueError):
         return None  # said by the preflight, which reads the same file
     return None if earlier == AUTO else earlier

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from launcher.installation import python_path
 from megatrain.base.errors import MegatrainError, PreflightError
 from megatrain.base.files import parse_json, parse_model, read_model, write_json
-from megatrain.config.types import Positive
+from megatrain.base.types import Positive
 
 CACHE_VARIABLE = "MEGATRAIN_CACHE"  # where figures are remembered; default: ~/.cache/megatrain
 _TIMEOUT = 120

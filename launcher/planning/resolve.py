@@ -8,7 +8,7 @@ from launcher.planning.examples import example_set
 from launcher.planning.precision import with_precision
 from megatrain.base.errors import ConfigError, DataError, MegatrainError
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
-from megatrain.config.file import load_config
+from megatrain.config.file import load_own_config
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import parse_vocabulary
@@ -36,6 +36,13 @@ def complete_model(config: Config) -> Config:
     return config.model_copy(update={"model": _with_vocabulary(config.model, _vocabulary(config))})
 
 
+def complete_section(config: Config) -> ModelSection:
+    """The model of a run that `complete_model` has been through."""
+    if config.model is None:
+        raise ValueError("the model is taken from the base, which complete_model reads")
+    return config.model
+
+
 def run_folder(config: Config) -> RunDir:
     return RunDir(Path(config.run.directory) / config.run.name)
 
@@ -52,7 +59,7 @@ def base_positions(base: str) -> int | None:
     try:
         run = base_run(base)
         if run.config.is_file():
-            return load_config(run.config).sequence_length
+            return load_own_config(run.config).sequence_length
         return read_pretrained(Path(base))[1] if is_pretrained(Path(base)) else None
     except MegatrainError:
         return None  # whoever takes the model from it says why
@@ -118,7 +125,7 @@ def _begun(config: FinetuneConfig) -> _Base | None:
     run = run_folder(config)
     if not (run.steps() and run.config.is_file()):
         return None
-    own = load_config(run.config)
+    own = load_own_config(run.config)
     if not isinstance(own, FinetuneConfig) or own.model is None or own.finetune.sequence_length is None:
         return None
     return _Base(own.model, own.tokenizer, own.sequence_length)

@@ -9,7 +9,7 @@ from typing import Any
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.reliability import Reliability, reliability
-from launcher.planning.resolve import complete_model
+from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.base.formatting import duration, quantity
 from megatrain.config import Config
@@ -89,8 +89,7 @@ def sweep(config: Config, nodes: Iterable[int]) -> list[Row]:
 
 def plan_on(config: Config, nodes: int, gpus_per_node: int | None = None) -> Row:
     """The run on a number of nodes. `config` has its inputs resolved."""
-    model = config.model
-    assert model is not None, "complete_model completes it"
+    model = complete_section(config)
     per_node = gpus_per_node or config.cluster.gpus_per_node
     cluster = config.cluster.model_copy(update={"nodes": nodes, "gpus_per_node": per_node})
     config = config.model_copy(update={"cluster": cluster})

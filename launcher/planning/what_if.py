@@ -3,15 +3,14 @@ the nodes would change."""
 
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import MICRO_BATCHES, make_plan
-from launcher.planning.resolve import complete_model
+from launcher.planning.resolve import complete_model, complete_section
 from launcher.planning.sweep import Row, plan_on
 from megatrain.base.errors import PreflightError
 from megatrain.base.formatting import duration, quantity
-from megatrain.config import Config, ModelSection
+from megatrain.config import Config
+from megatrain.model.architecture import FAMILIES, ModelSection
 
 _MOST_GPUS = 16_384
-_HEAD = 128  # a head's width; as many heads as the width has room for
-_VOCABULARY_MULTIPLE = 128
 
 
 def gpus_for_days(config: Config, days: float) -> str:
@@ -53,23 +52,24 @@ def largest_batch(config: Config) -> str:
 
 
 def largest_model(config: Config) -> str:
-    """The largest Llama of this vocabulary, sequence and batch that fits with any layout, on the cluster as it is.
-
-    The shape of Llama 3: a layer for each head of 128, 8 key-value heads, an MLP 3.5 times as wide as the model.
-    """
+    """The largest model of this family, vocabulary, sequence and batch that fits with any layout, on the cluster as it
+    is; its shape at each size is the family's."""
     config = complete_model(config)
-    assert config.model is not None, "complete_model completes it"
+    section = complete_section(config)
+    resized = FAMILIES.get(section.family).resized
+    if resized is None:
+        return f"largest model: the {section.family} family does not say what its larger models look like"
     fits = 0
     low, high = 1, 64  # eights of heads, so that tensor parallelism can divide them
     while low <= high:
         middle = (low + high) // 2
-        if _fits(config, _shape(8 * middle, config.model)):
+        if _fits(config, resized(section, 8 * middle)):
             fits, low = middle, middle + 1
         else:
             high = middle - 1
     if not fits:
-        return "largest model: none of a Llama's shape fits"
-    model = _shape(8 * fits, config.model)
+        return "largest model: none of the family's shape fits"
+    model = resized(section, 8 * fits)
     chosen = make_plan(config.model_copy(update={"model": model})).chosen
     return (
         f"largest model: {quantity(model.parameters)} parameters ({model.num_hidden_layers} layers of "
@@ -126,20 +126,6 @@ def _enough(config: Config, days: float, row: Row) -> str:
         f"{row.gpus:,} GPUs ({row.nodes} × {row.gpus // row.nodes} {config.cluster.hardware}) end this run in "
         f"{duration(row.hours * 3600)}, within {days:g} days: {row.plan.layout}, MFU {row.plan.mfu:.0%}, "
         f"{quantity(row.gpu_hours)} GPU-hours"
-    )
-
-
-def _shape(heads: int, like: ModelSection) -> ModelSection:
-    width = heads * _HEAD
-    return like.model_copy(
-        update={
-            "num_hidden_layers": max(2, heads),
-            "hidden_size": width,
-            "num_attention_heads": heads,
-            "num_key_value_heads": 8,
-            "head_dim": None,
-            "intermediate_size": -(-width * 7 // 2 // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
-        }
     )
 
 

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass, replace
 
 from launcher.planning.layout import Layout
-from megatrain.config import ModelSection
+from megatrain.model.architecture import ModelSection, rows
 
 # Elements. DeepSpeed's own size, but a part of a small model: it allocates the buckets whole.
 REDUCE_BUCKET = 500_000_000
@@ -25,7 +25,7 @@ _BUCKETS_A_MODEL = 4
 LIVE_PARAMETERS = 1_000_000_000  # elements: DeepSpeed's own limit to what ZeRO-3 keeps gathered
 _PREFETCHED_BLOCKS = 1.1  # a block is gathered as one: what is less than the next block hides nothing of it
 _LIVE_BLOCKS = 3  # the one that is computed, the one that is gathered, and one that the backward pass will start with
-MASTER_AND_MOMENTS = 12  # bytes: an fp32 weight and Adam's two moments (ZeRO, arXiv 1910.02054, section 3.1)
+_MASTER = 4  # bytes of an fp32 weight; Adam's moments are 8 more (ZeRO, arXiv 1910.02054, section 3.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,9 @@ class ZeroBytes:
 
 
 def local_parameters(model: ModelSection, tensor_parallel: int) -> float:
-    """Ψ: the matrices are split over the tensor-parallel ranks, the norms are on each."""
-    norms = (2 * model.num_hidden_layers + 1) * model.hidden_size
-    return (model.parameters - norms) / tensor_parallel + norms
+    """Ψ: what the parameter table splits is divided over the tensor-parallel ranks, the rest is on each."""
+    split = sum(row.count * row.elements for row in rows(model) if row.split is not None)
+    return split / tensor_parallel + (model.parameters - split)
 
 
 def number_bytes(precision: str) -> int:
@@ -64,11 +64,11 @@ def number_bytes(precision: str) -> int:
 
 def largest_parameter(model: ModelSection, tensor_parallel: int) -> float:
     """Elements of the largest tensor on a rank."""
-    return model.hidden_size * max(model.padded_vocab_size, model.intermediate_size) / tensor_parallel
+    return max(row.local_elements(tensor_parallel) for row in rows(model))
 
 
 def embedding_parameters(model: ModelSection, tensor_parallel: int) -> float:
-    """Elements of the embedding, as many as of the head, on a rank."""
+    """Elements of the embedding of the vocabulary, as many as of the head, on a rank."""
     return model.padded_vocab_size * model.hidden_size / tensor_parallel
 
 
@@ -96,7 +96,7 @@ def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) 
     psi, n = local_parameters(model, layout.tensor_parallel), layout.replicas
     if layout.zero_stage == 0:
         return (6 if c == 2 else 4) * psi
-    if layout.zero_stage == 3:  # each parameter is gathered once, to hang hooks on it, before there are moments
+    if layout.zero_stage == 3:  # each parameter is gathered once, to attach hooks to it, before there are moments
         return max(4 * psi / n, c * largest_parameter(model, layout.tensor_parallel) - 8 * psi / n)
     joining = 2 * c * psi  # all parameters into one tensor
     return max(4 * psi / n, joining - training.standing)
@@ -108,14 +108,14 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     largest = largest_parameter(model, layout.tensor_parallel)
     again = layout.gradient_accumulation_steps > 1
     if layout.zero_stage == 0:
-        return _unpartitioned(psi, c, again, largest)
+        return _unpartitioned(psi, layout.optimizer_state_bytes, c, again, largest)
     if layout.zero_stage == 3:
         return _stage_3(model, layout, psi, n, c, bucket)
     if layout.zero_stage == 1 and precision == "bf16":
         return ZeroBytes(
             parameters=2 * psi,
             gradients=4 * psi,  # the fp32 sums, whole on every rank, reduced in place
-            optimizer=MASTER_AND_MOMENTS * psi / n,
+            optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
             reducing=2 * embedding_parameters(model, layout.tensor_parallel),  # its gradient, the last that is made
         )
     partition = 4 * psi / n
@@ -123,7 +123,7 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
         return ZeroBytes(
             parameters=4 * psi,
             gradients=0,
-            optimizer=MASTER_AND_MOMENTS * psi / n,
+            optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
             held=4 * psi if again else 0,
             made=4 * psi,
             in_forward=bucket if again else 0,
@@ -136,7 +136,7 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     return ZeroBytes(
         parameters=c * psi,
         gradients=0,
-        optimizer=MASTER_AND_MOMENTS * psi / n,
+        optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
         held=partition if again else 0,
         made=partition if again or c == 2 else 0,
         in_backward=bucket,
@@ -155,12 +155,12 @@ def _blocks_of_a_bucket(model: ModelSection, tensor_parallel: int) -> int:
     return min(model.num_hidden_layers, max(0, blocks))
 
 
-def _unpartitioned(psi: float, c: int, again: bool, largest: float) -> ZeroBytes:
+def _unpartitioned(psi: float, state: int, c: int, again: bool, largest: float) -> ZeroBytes:
     """In bf16 the optimizer copies the gradients to fp32; in fp32 the parameters are their own master copy."""
     return ZeroBytes(
         parameters=c * psi,
         gradients=0,
-        optimizer=(MASTER_AND_MOMENTS if c == 2 else 8) * psi,
+        optimizer=(_MASTER + state if c == 2 else state) * psi,
         held=c * psi if again else 0,
         made=c * psi,
         reducing=c * min(REDUCE_BUCKET, psi),
@@ -195,7 +195,7 @@ def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bu
     return ZeroBytes(
         parameters=c * psi / n,
         gradients=4 * psi / n,
-        optimizer=MASTER_AND_MOMENTS * psi / n,
+        optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
         buckets=bucket,
         gathered=c * min(live_parameters(model, layout.tensor_parallel), psi) if n > 1 else 0,
         in_forward=c * prefetch_bucket(model, layout.tensor_parallel) if n > 1 else 0,

@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 
 from launcher.preflight.finding import Finding
-from launcher.run_fields import differences, meaning
+from launcher.run_fields import differences, resume_rule
 from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.base.formatting import scientific
 from megatrain.base.progress import Progress
+from megatrain.base.section import REPORTED
 from megatrain.checkpoint.progress import saved_progress
 from megatrain.config import Config
-from megatrain.config.file import load_config
+from megatrain.config.file import load_own_config
 from megatrain.config.rules import warmup_issue
 from megatrain.run.directory import RunDir
-from megatrain.train.schedule import learning_rate
+from megatrain.schedule.learning_rate import learning_rate
 
 _JUMP = 1.05  # a rate that goes up by more, from one step to the next, is worth a warning
 
@@ -37,10 +38,12 @@ def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]
     if not progress.step or not run.config.is_file():
         return
     try:
-        before = load_config(run.config)
+        before = load_own_config(run.config)
     except MegatrainError:
         return  # reported elsewhere
-    changed = {name: values for name, values in differences(before, config).items() if meaning(name) == "SAID"}
+    changed = {
+        name: values for name, values in differences(before, config).items() if resume_rule(config, name) is REPORTED
+    }
     for name, (old, new) in changed.items():
         yield Finding("note", f"{name}: {_value(new)}, was {_value(old)}")
     if any(name.startswith(("optimizer.learning_rate", "schedule.", "training.")) for name in changed):

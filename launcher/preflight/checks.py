@@ -232,30 +232,33 @@ def _finetune(config: FinetuneConfig) -> Iterator[Finding]:
 def _time(config: Config, plan: Plan) -> Iterator[Finding]:
     """A job is requeued until the run is done, so a short walltime only has to hold a checkpoint or two."""
     slurm = config.slurm
-    useful = slurm_seconds(slurm.time) - slurm.signal_lead_seconds
+    useful = slurm_seconds(slurm.time) - slurm.signal_before_limit_seconds
     assert config.model is not None, "resolved"
     saving = reliability(config.model, config.cluster, config.cluster.nodes).checkpoint_seconds
     if useful <= 0:
         yield Finding(
             "error",
-            f"slurm.signal_lead_seconds: {slurm.signal_lead_seconds}: leaves nothing of slurm.time ({slurm.time}). "
+            f"slurm.signal_before_limit_seconds: {slurm.signal_before_limit_seconds}: "
+            f"leaves nothing of slurm.time ({slurm.time}). "
             "Make it shorter, or the time longer.",
             ExitCode.USAGE,
         )
     elif useful < 10 * plan.step_seconds:
         yield Finding("warning", f"slurm.time: {slurm.time}: holds fewer than 10 planned steps.")
-    if slurm.signal_lead_seconds < 3 * plan.step_seconds + saving:  # two steps are ended after the one it comes in
+    if (
+        slurm.signal_before_limit_seconds < 3 * plan.step_seconds + saving
+    ):  # two steps are ended after the one it comes in
         yield Finding(
             "warning",
-            f"slurm.signal_lead_seconds: {slurm.signal_lead_seconds}: a step is planned to take "
+            f"slurm.signal_before_limit_seconds: {slurm.signal_before_limit_seconds}: a step is planned to take "
             f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps), and up to three steps "
             "end before the checkpoint. Make it longer, "
             "or the end of a job may lose work.",
         )
-    if config.monitor.hang_seconds < 2 * (plan.step_seconds + saving):
+    if config.monitor.hang_timeout_seconds < 2 * (plan.step_seconds + saving):
         yield Finding(
             "warning",
-            f"monitor.hang_seconds: {config.monitor.hang_seconds}: a step is planned to take "
+            f"monitor.hang_timeout_seconds: {config.monitor.hang_timeout_seconds}: a step is planned to take "
             f"{plan.step_seconds:.0f} s and a checkpoint {saving:.0f} s (cluster.storage_gbps). Make it longer, "
             "or the watchdog may end a run that is well.",
         )
@@ -264,7 +267,7 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
 def jobs_needed(config: Config, plan: Plan) -> int:
     """How many walltimes the rest of the run is planned to take; `config` is resolved."""
     progress = saved_progress(run_folder(config))
-    useful = slurm_seconds(config.slurm.time) - config.slurm.signal_lead_seconds
+    useful = slurm_seconds(config.slurm.time) - config.slurm.signal_before_limit_seconds
     return max(1, math.ceil(plan.step_seconds * config.steps_left(progress) / max(1, useful)))
 
 

@@ -1,4 +1,4 @@
-"""What a run will read of each source, stage by stage, and whether that is more often than it may. Without torch."""
+"""What a run will read of each source, phase by phase, and whether that is more often than it may. Without torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from megatrain.base.errors import DataError
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
-from megatrain.data.ordering.curriculum import curriculum, samples_per_stage
+from megatrain.data.ordering.curriculum import curriculum, samples_per_phase
 from megatrain.data.ordering.order import Order, SourceSize
 
 WORTHWHILE_EPOCHS = 4.0  # reading data more often than this pays less and less (arXiv 2305.16264)
@@ -16,9 +16,9 @@ WORTHWHILE_EPOCHS = 4.0  # reading data more often than this pays less and less 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one stage reads of one source."""
+    """What one phase reads of one source."""
 
-    stage: int
+    phase: int
     first_sample: int
     source: int
     path: str
@@ -44,21 +44,21 @@ class Total:
 class DataPlan:
     parts: tuple[Part, ...]
     totals: tuple[Total, ...]
-    maximum_epochs: float
+    max_epochs: float
 
     def refusals(self) -> Iterator[str]:
-        """A sentence for each source that is read more often than `data.maximum_epochs`."""
+        """A sentence for each source that is read more often than `data.max_epochs`."""
         for total in self.totals:
-            if total.epochs > self.maximum_epochs:
+            if total.epochs > self.max_epochs:
                 yield (
                     f"data.train.{total.source}: {total.path}: the run reads it {total.epochs:.1f} times, more than "
-                    f"data.maximum_epochs ({self.maximum_epochs:g}). Give more data, a smaller weight or a shorter "
+                    f"data.max_epochs ({self.max_epochs:g}). Give more data, a smaller weight or a shorter "
                     "run, or raise the limit."
                 )
 
     def warnings(self) -> Iterator[str]:
         for total in self.totals:
-            if WORTHWHILE_EPOCHS < total.epochs <= self.maximum_epochs:
+            if WORTHWHILE_EPOCHS < total.epochs <= self.max_epochs:
                 yield (
                     f"data.train.{total.source}: {total.path}: the run reads it {total.epochs:.1f} times. "
                     "More data, a smaller weight or a shorter run would serve it better."
@@ -66,17 +66,17 @@ class DataPlan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "stages": [asdict(part) for part in self.parts],
+            "phases": [asdict(part) for part in self.parts],
             "sources": [asdict(total) for total in self.totals],
             "tokens": sum(total.tokens for total in self.totals),
-            "maximum_epochs": self.maximum_epochs,
+            "max_epochs": self.max_epochs,
             "refused": [*self.refusals()],
         }
 
     def as_text(self) -> str:
-        head = ("stage", "from sample", "source", "samples", "tokens", "epochs")
+        head = ("phase", "from sample", "source", "samples", "tokens", "epochs")
         rows = [
-            (str(p.stage), f"{p.first_sample:,}", p.path, f"{p.samples:,}", f"{p.tokens:,}", f"{p.epochs:.2f}")
+            (str(p.phase), f"{p.first_sample:,}", p.path, f"{p.samples:,}", f"{p.tokens:,}", f"{p.epochs:.2f}")
             for p in self.parts
         ]
         rows += [("all", "", t.path, f"{t.samples:,}", f"{t.tokens:,}", f"{t.epochs:.2f}") for t in self.totals]
@@ -93,7 +93,7 @@ class DataPlan:
 def plan_data(
     config: PretrainConfig, manifests: Sequence[Manifest] | None = None, progress: Progress | None = None
 ) -> DataPlan:
-    """Count, exactly, what the run's order gives each source in each stage.
+    """Count, exactly, what the run's order gives each source in each phase.
 
     Args:
         manifests: of the training sources, if they have been read already.
@@ -111,22 +111,22 @@ def plan_data(
         if not rows:
             raise DataError(f"{given.path}: holds {manifest.tokens:,} tokens: not one sequence of {length}.")
     sizes = [SourceSize(rows, manifest.rows_per_block(length)) for manifest, rows in zip(manifests, held, strict=True)]
-    stages = curriculum(data)
-    order = Order(sizes, [stage.order_stage() for stage in stages], config.run.seed)
+    phases = curriculum(data)
+    order = Order(sizes, [phase.order_phase() for phase in phases], config.run.seed)
     parts: list[Part] = []
     progress = progress or Progress()
     samples_left = config.steps_left(progress) * config.training.global_batch_size
-    each = samples_per_stage(stages, progress.samples + samples_left)
-    for number, (stage, samples) in enumerate(zip(stages, each, strict=True)):
+    each = samples_per_phase(phases, progress.samples + samples_left)
+    for number, (phase, samples) in enumerate(zip(phases, each, strict=True)):
         if not samples:
             continue  # the run ends before
-        counts = (order.counts(stage.first + samples) - order.counts(stage.first)).tolist()
+        counts = (order.counts(phase.first + samples) - order.counts(phase.first)).tolist()
         for source, count in enumerate(counts):
             path = data.train[source].path
-            parts.append(Part(number, stage.first, source, path, count, count * length, count / held[source]))
+            parts.append(Part(number, phase.first, source, path, count, count * length, count / held[source]))
     totals = []
     for source, (manifest, rows) in enumerate(zip(manifests, held, strict=True)):
         count = sum(part.samples for part in parts if part.source == source)
         path = data.train[source].path
         totals.append(Total(source, path, manifest.tokens, rows, count, count * length, count / rows))
-    return DataPlan(tuple(parts), tuple(totals), data.maximum_epochs)
+    return DataPlan(tuple(parts), tuple(totals), data.max_epochs)

@@ -64,7 +64,7 @@ def _tokenizer_problem(path: str | None) -> MegatrainError | None:
 
 
 def _epochs(config: FinetuneConfig, examples: ExampleSet) -> Iterator[Finding]:
-    progress, most = saved_progress(run_folder(config)), config.finetune.maximum_epochs
+    progress, most = saved_progress(run_folder(config)), config.finetune.max_epochs
     epochs = examples.epochs(config, progress)
     if epochs < MANY_EPOCHS and epochs <= most:
         return
@@ -72,7 +72,7 @@ def _epochs(config: FinetuneConfig, examples: ExampleSet) -> Iterator[Finding]:
     if epochs > most:
         yield Finding(
             "error",
-            f"{text}, more than finetune.maximum_epochs ({most:g}). Give training.epochs, add examples, or raise the "
+            f"{text}, more than finetune.max_epochs ({most:g}). Give training.epochs, add examples, or raise the "
             "limit.",
             ExitCode.DATA,
         )

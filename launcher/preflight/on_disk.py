@@ -91,8 +91,8 @@ def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Findi
 def _model_differences(config: Config, folder: Path, saved: ModelSection) -> Iterator[Finding]:
     if config.model is None:
         return
-    for name in ModelSection.model_fields:
-        then, now = getattr(saved, name), getattr(config.model, name)
+    for name in type(config.model).model_fields:
+        then, now = getattr(saved, name, None), getattr(config.model, name)
         if then != now and now != AUTO:
             text = f"model.{name}: {now}: {folder} was saved with {then}. Undo the change, or give another run.name."
             yield Finding("error", text, ExitCode.CHECKPOINT)
@@ -100,7 +100,7 @@ def _model_differences(config: Config, folder: Path, saved: ModelSection) -> Ite
 
 def _data_differences(config: PretrainConfig, folder: Path, loader: dict[str, Any]) -> Iterator[Finding]:
     """The loader refuses a position of other data; here it is said before a GPU is held."""
-    if not isinstance(loader.get("sources"), list) or config.data.stages:
+    if not isinstance(loader.get("sources"), list) or config.data.phases:
         return  # of a curriculum some sources may change; the loader knows which
     try:
         now = [read_manifest(source.path).manifest_hash[:SHORT_HASH_DIGITS] for source in config.data.train]

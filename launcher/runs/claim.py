@@ -21,7 +21,7 @@ from megatrain.run.attempts import Attempt, ended, keep_room, newest_step, read_
 from megatrain.run.claim import Claim, close_attempt, new_token
 from megatrain.run.directory import RunDir, parse_resume
 from megatrain.run.heartbeat import read_heartbeat, write_heartbeat
-from megatrain.run.launcher_process import process_identity
+from megatrain.run.launchers import identity
 from megatrain.run.lock import LockHeldError, launcher_lock, locked
 from megatrain.run.outcomes import Outcome, read_outcome
 
@@ -32,7 +32,7 @@ class _Owner(NamedTuple):
     """What was found out of the last attempt, without a lock."""
 
     attempt: Attempt | None  # that was open
-    trainer: str | None  # who trains the run, in words
+    lives: str | None  # who trains the run, in words
     down: list[str]  # of its nodes, those that Slurm holds for unusable
 
 
@@ -120,8 +120,8 @@ def _launcher_lock(run: RunDir, owner: _Owner) -> Iterator[None]:
     def refused(by: str) -> PreflightError:
         return PreflightError(f"{run}: is being trained by {by}. Stop that first: megatrain stop {copyable(run)}")
 
-    if owner.trainer:
-        raise refused(owner.trainer)
+    if owner.lives:
+        raise refused(owner.lives)
     try:
         with launcher_lock(run):
             yield
@@ -148,7 +148,7 @@ def _write_claim(
         admit(attempts)
     claim = Claim(len(attempts), new_token())
     pid = os.getppid() if job else os.getpid()
-    boot, namespace, ticks = process_identity(pid)
+    boot, namespace, ticks = identity(pid)
     start = {
         "job": job,
         "host": socket.gethostname(),

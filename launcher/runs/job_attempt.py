@@ -24,7 +24,7 @@ from megatrain.base.errors import ExitCode, MegatrainError, PreflightError
 from megatrain.base.files import reason
 from megatrain.base.terminal import accept_any_text, complain, copyable, say
 from megatrain.checkpoint.progress import is_complete
-from megatrain.config.file import load_config
+from megatrain.config.file import load_own_config
 from megatrain.run.attempts import Attempt, attempts_without_progress, ended, read_attempts, unreliable_nodes
 from megatrain.run.claim import VARIABLE, Claim, superseded
 from megatrain.run.directory import RunDir
@@ -53,7 +53,7 @@ def begin(run: RunDir, job: str) -> int:
     if read_job(run).stop:
         say(f"megatrain: {run} was stopped; `megatrain resubmit {copyable(run)}` resumes it", file=sys.stderr)
         return ExitCode.STOPPED
-    config = load_config(run.config)
+    config = load_own_config(run.config)
     if is_complete(run, config):
         say(f"megatrain: {run} is complete; nothing to do", file=sys.stderr)
         return ExitCode.DONE
@@ -64,7 +64,7 @@ def begin(run: RunDir, job: str) -> int:
     def admit(attempts: list[Attempt]) -> None:
         """Slurm requeues a job after a node failure, and starts the next of a chain, however the one before ended."""
         in_vain = attempts_without_progress(attempts, job_record.submitted)
-        if in_vain > config.slurm.restarts_without_progress:
+        if in_vain > config.slurm.max_restarts_without_progress:
             raise _NoProgressError(
                 f"{run}: aborted after {in_vain - 1} restarts without a new checkpoint. "
                 f"When that is fixed: megatrain resubmit {copyable(run)}"
@@ -99,7 +99,7 @@ def end(run: RunDir, claim: Claim, code: int, job: str) -> int:
     exit_code = outcome.exit_code if outcome else code
     close(run, claim, exit_code, outcome=outcome, blamed=blamed)
     attempts[claim.attempt] = ended(run, attempts[claim.attempt], exit_code=exit_code, failed_nodes=blamed)
-    config, job_record = load_config(run.config), read_job(run)
+    config, job_record = load_own_config(run.config), read_job(run)
     complete = is_complete(run, config)
     ending = verdict(config, attempts, attempts[claim.attempt], outcome, code, job_record, complete=complete)
     others = [other for other in job_record.jobs if other != job]

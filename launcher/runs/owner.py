@@ -7,7 +7,7 @@ from launcher.slurm.job_record import read_job
 from megatrain.run.attempts import Attempt, read_attempts
 from megatrain.run.directory import RunDir
 from megatrain.run.heartbeat import beats
-from megatrain.run.launcher_process import is_alive, is_elsewhere
+from megatrain.run.launchers import is_elsewhere, lives
 
 
 def busy_with(run: RunDir) -> str | None:
@@ -45,5 +45,5 @@ def living_owner(
     if attempt.job is not None:
         running = [state for state in commands.active(states, [attempt.job]) if state.state != "PENDING"]
         return f"job {attempt.job} ({running[0].state})" if running else None
-    alive = beats(run, index, watch=watch) if is_elsewhere(attempt) else is_alive(run, attempt)
+    alive = beats(run, index, watch=watch) if is_elsewhere(attempt) else lives(run, attempt)
     return f"process {attempt.pid} on {attempt.host}" if alive else None

@@ -7,14 +7,15 @@ from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.hardware import load_hardware
 from launcher.planning.plan import Plan, resolve
 from launcher.planning.resolve import run_folder
-from launcher.run_fields import differences, meaning
+from launcher.run_fields import differences, resume_rule
 from launcher.runs.inputs import keep_inputs, keep_inputs_late
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.base.files import write_atomically, write_json
+from megatrain.base.section import FIXED
 from megatrain.checkpoint.rewind import refuse_lost_progress
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
-from megatrain.config.file import dump_config, load_config
+from megatrain.config.file import dump_config, load_own_config
 from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.ordering.position import changes_since, identity
 from megatrain.data.text.tokenizer_files import tokenizer_sha256
@@ -63,7 +64,7 @@ def check_resume(run: RunDir, resume: str) -> None:
     if isinstance(wanted, int) and wanted not in steps:
         raise CheckpointError(f"--resume {resume}: {run} has no checkpoint of that step; it has: {_few(steps)}.")
     if wanted == "auto" and run.config.is_file():
-        refuse_lost_progress(run, load_config(run.config).checkpoint.every_steps)
+        refuse_lost_progress(run, load_own_config(run.config).checkpoint.interval_steps)
 
 
 def check_same_run(run: RunDir, resolved: Config) -> None:
@@ -75,8 +76,8 @@ def check_same_run(run: RunDir, resolved: Config) -> None:
     """
     if not (started(run) and run.config.is_file()):
         return
-    changes = differences(load_config(run.config), resolved)
-    changed = [name for name in changes if meaning(name) == "FIXED"]
+    changes = differences(load_own_config(run.config), resolved)
+    changed = [name for name in changes if resume_rule(resolved, name) is FIXED]
     if isinstance(resolved, PretrainConfig) and _is_same_data(run, resolved.data, resolved.run.seed):
         changed = [key for key in changed if key != "data.train"]  # folders may have moved, sources may be new
     if "tokenizer.path" in changed and _is_same_tokenizer(run, *changes["tokenizer.path"]):

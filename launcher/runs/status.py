@@ -16,7 +16,7 @@ from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.base.formatting import duration, quantity
 from megatrain.base.terminal import copyable
 from megatrain.checkpoint.progress import is_complete, saved_progress
-from megatrain.config.file import load_config
+from megatrain.config.file import load_own_config
 from megatrain.monitor.metrics import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts
 from megatrain.run.directory import RunDir
@@ -71,7 +71,7 @@ def all_statuses(folder: Path) -> list[Status]:
 
 
 def _status(run: RunDir, states: States) -> Status:
-    config, attempts, rows = load_config(run.config), read_attempts(run), _rows(run)
+    config, attempts, rows = load_own_config(run.config), read_attempts(run), _rows(run)
     progress = saved_progress(run)
     state, detail = _state(run, attempts, states, complete=is_complete(run, config))
     steps = [row for row in rows if row.get("step_seconds")]

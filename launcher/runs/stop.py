@@ -12,7 +12,7 @@ from megatrain.base.errors import PreflightError
 from megatrain.base.files import reason
 from megatrain.run.attempts import Attempt, read_attempts
 from megatrain.run.directory import RunDir
-from megatrain.run.launcher_process import is_elsewhere, why_not_signal
+from megatrain.run.launchers import is_elsewhere, not_to_be_signalled
 
 _BETWEEN_INTERRUPTS = 0.3  # seconds
 
@@ -40,7 +40,7 @@ def _stop_process(run: RunDir, index: int, attempt: Attempt, *, now: bool) -> st
         if living_owner(run, index, attempt, None, watch=True):
             raise PreflightError(f"{run}: is trained by {owner}. Give the command there.")
         raise PreflightError(f"{run}: nothing trains it: {owner}, which did, gives no sign of life.")
-    if why := why_not_signal(run, attempt):
+    if why := not_to_be_signalled(run, attempt):
         raise PreflightError(f"{run}: nothing is stopped: {why}.")
     try:
         os.kill(attempt.pid, signal.SIGINT if now else signal.SIGUSR2)

@@ -35,7 +35,7 @@ _OWNED = {
     "ntasks-per-node": "cluster.gpus_per_node",
     "gpus-per-node": "cluster.gpus_per_node",
     "time": "slurm.time",
-    "signal": "slurm.signal_lead_seconds",
+    "signal": "slurm.signal_before_limit_seconds",
     "output": "run.directory",
     "open-mode": "",
     "requeue": "",
@@ -91,7 +91,7 @@ def render(
         "time": _word("slurm.time", slurm.time),
         "output": _path("run.directory", folder / "logs").replace("%", "%%") + "/slurm-%j.log",
         "directory": _path("the working directory", Path.cwd()),
-        "signal_lead_seconds": slurm.signal_lead_seconds,
+        "signal_before_limit_seconds": slurm.signal_before_limit_seconds,
         "site_lines": "\n".join(_site_lines(config, site, None if on_cpu else cores_per_gpu))
         or "# no options of this site",
         "profile": site.commands,

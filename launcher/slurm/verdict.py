@@ -66,7 +66,7 @@ def verdict(
     if not stopped and (failed in _MISTAKES or (outcome is not None and not outcome.retryable)):
         return Verdict(False, failed, f"not requeued: non-retryable error: {why}")
     in_vain = attempts_without_progress(attempts, job_record.submitted)
-    allowed = config.slurm.restarts_without_progress
+    allowed = config.slurm.max_restarts_without_progress
     exit_code = int(ExitCode.STOPPED) if stopped else failed
     if in_vain > allowed:
         text = f"aborted {_restarts(in_vain - 1)} without a new checkpoint. The last error: {why}."

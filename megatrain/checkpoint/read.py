@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.planner import TensorPlanner
 from megatrain.checkpoint.state import read_state
 from megatrain.checkpoint.storage import SafeReader, cause_of
-from megatrain.model.transformer import Transformer
+from megatrain.model.build import build_model
 
 
 def read_tensors(folder: Path, *, kind: str | None = None, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def read_tensors(folder: Path, *, kind: str | None = None, names: Collection[str
     return tensors if kind is None else {name.removeprefix(f"{kind}."): tensor for name, tensor in tensors.items()}
 
 
-def read_model(folder: Path) -> Transformer:
+def read_model(folder: Path) -> nn.Module:
     """The model with the checkpoint's fp32 weights.
 
     Raises:
@@ -58,7 +58,7 @@ def read_model(folder: Path) -> Transformer:
         raise _other_model(folder, f"{len(weights)} weights are too few for {config.num_hidden_layers:,} layers")
     try:
         with torch.device("meta"):
-            model = Transformer(config)
+            model = build_model(config)
     except (RuntimeError, ValueError, OverflowError, TypeError) as error:  # of sizes that no tensor can have
         raise _other_model(folder, str(error)) from None
     for name, expected in model.state_dict().items():

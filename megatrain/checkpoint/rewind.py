@@ -96,11 +96,11 @@ def begin_anew(run: RunDir) -> SetAside | None:
     return SetAside(steps, folder)
 
 
-def refuse_lost_progress(run: RunDir, every_steps: int) -> None:
+def refuse_lost_progress(run: RunDir, interval_steps: int) -> None:
     """Absent is not new: refuse to begin where the run's own files tell of checkpoints, and none is there.
 
     Args:
-        every_steps: of the checkpoints, in the configuration that the run was started with.
+        interval_steps: of the checkpoints, in the configuration that the run was started with.
 
     Raises:
         CheckpointError: says what is missing, and how to begin all the same.
@@ -112,8 +112,8 @@ def refuse_lost_progress(run: RunDir, every_steps: int) -> None:
         why = f"step {folders[-1]:,} is there without its {MANIFEST}"
     elif saved := max((max(a.start_step, a.end_step or 0) for a in read_attempts(run)), default=0):
         why = f"{run.attempts.name} tells of step {saved:,} saved"
-    elif (reported := last_step(run)) > every_steps:
-        why = f"{run.metrics.name} goes on to step {reported:,}, and one was saved every {every_steps:,} steps"
+    elif (reported := last_step(run)) > interval_steps:
+        why = f"{run.metrics.name} goes on to step {reported:,}, and one was saved every {interval_steps:,} steps"
     else:
         return
     raise CheckpointError(

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import read_model
-from megatrain.config import AUTO, ModelSection
+from megatrain.config import AUTO
+from megatrain.config.chosen import AnyModel
 
 STATE = "state.json"
 STATE_FORMAT = 1
@@ -60,7 +61,7 @@ class State(Counts):
     model_config = ConfigDict(extra="forbid")
 
     format: int = Field(STATE_FORMAT, ge=1, le=STATE_FORMAT)  # the first version had no such field
-    model: ModelSection
+    model: AnyModel
     seed: int = Field(0, ge=-(2**63), lt=2**64)
 
     @model_validator(mode="after")

@@ -12,9 +12,12 @@ from pydantic import BaseModel, ValidationError
 from megatrain.base.credentials import without_credentials
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import read_bytes
+from megatrain.base.section import Choice
 from megatrain.base.terminal import printable
 from megatrain.config import Config, FinetuneConfig, PretrainConfig
 from megatrain.config.document import Document, Dumper, KeyPath, dotted
+from megatrain.config.extensions import load_extensions
+from megatrain.config.migrate import RENAMED, migrated
 from megatrain.config.rules import ConfigIssue, validate
 
 _MOST_BYTES = 1 << 20
@@ -29,19 +32,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file cannot be read, or holds mistakes; one line for each of them.
     """
-    path = Path(path)
-    try:
-        text = read_bytes(path, limit=_MOST_BYTES, error=ConfigError).decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
-    return parse_config(text, name=str(path), overrides=overrides)
+    return parse_config(_read(Path(path)), name=str(path), overrides=overrides)
+
+
+def load_own_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read what a run keeps of its configuration; an older version of megatrain may have written it.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    document = Document(str(path), _read(path))
+    migrated(document.data)
+    return _parse(document, overrides)
 
 
 def parse_config(text: str, *, name: str = "<config>", overrides: Sequence[str] = ()) -> Config:
-    """As `load`, from text. `name` stands for the file in messages."""
-    document = Document(name, text)
+    """As `load_config`, from text. `name` stands for the file in messages."""
+    return _parse(Document(name, text), overrides)
+
+
+def _parse(document: Document, overrides: Sequence[str]) -> Config:
     for assignment in overrides:
         document.override(assignment)
+    _import_extensions(document)
     kind = FinetuneConfig if "finetune" in document.data else PretrainConfig
     found = list(document.problems)
     config: Config | None = None
@@ -63,8 +76,29 @@ def parse_config(text: str, *, name: str = "<config>", overrides: Sequence[str] 
     return config
 
 
+def _read(path: Path) -> str:
+    try:
+        return read_bytes(path, limit=_MOST_BYTES, error=ConfigError).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
+
+
+def _import_extensions(document: Document) -> None:
+    """Only what is well formed: of the rest, validation says what is wrong."""
+    modules = document.data.get("extensions")
+    if isinstance(modules, list):
+        for number, module in enumerate(modules):
+            if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
+                continue
+            try:
+                load_extensions([module])
+            except ConfigError as error:
+                path = ("extensions", number)
+                raise ConfigError(f"{document.where(path)}: {dotted(path)}: {printable(str(error))}") from None
+
+
 def dump_config(config: Config) -> str:
-    """YAML that `parse` reads back to an equal config."""
+    """YAML that `parse_config` reads back to an equal config."""
     plain = config.model_dump(mode="json", exclude_none=True)
     return yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
@@ -76,10 +110,7 @@ def _structural(error: ValidationError, kind: type[BaseModel], data: Any) -> lis
         path = _within(data, item["loc"], missing=item["type"] == "missing")
         field, value = dotted(path), item["input"]
         if item["type"] == "extra_forbidden":
-            known = _fields_at(kind, path[:-1])
-            close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
-            fix = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}." if known else ""
-            problem = ConfigIssue(field, value, "unknown key", fix)
+            problem = _unknown_key(kind, data, path, value)
         elif item["type"] == "missing":
             short = isinstance(value, list | tuple)  # a pair with one element
             problem = ConfigIssue(field, None, "has too few elements" if short else "is required")
@@ -92,6 +123,16 @@ def _structural(error: ValidationError, kind: type[BaseModel], data: Any) -> lis
         found[path] = problem
     # a container that fails only because of what is in it adds nothing
     return [(path, p) for path, p in found.items() if not any(o[: len(path)] == path != o for o in found)]
+
+
+def _unknown_key(kind: type[BaseModel], data: Any, path: KeyPath, value: Any) -> ConfigIssue:
+    field = dotted(path)
+    if field in RENAMED:
+        return ConfigIssue(field, value, "has another name now", f"Write {RENAMED[field]}.")
+    known = _fields_at(kind, data, path[:-1])
+    close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
+    fix = f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}." if known else ""
+    return ConfigIssue(field, value, "unknown key", fix)
 
 
 def _rule(item: Any) -> str:
@@ -133,12 +174,22 @@ def _within(data: Any, location: Sequence[str | int], *, missing: bool) -> KeyPa
     return tuple(path)
 
 
-def _fields_at(kind: type[BaseModel], path: KeyPath) -> list[str]:
+def _fields_at(kind: type[BaseModel], data: Any, path: KeyPath) -> list[str]:
     """The keys that a section knows, found by walking the models' annotations."""
     current: Any = kind
     for part in path:
-        annotation = current.model_fields[part].annotation if isinstance(part, str) else current
-        current = next((arm for arm in _arms(annotation) if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
+        data = data[part]
+        if isinstance(part, str):
+            field = current.model_fields[part]
+            marks = [*field.metadata, *_arms(field.annotation)]
+            choice = next((mark for mark in marks if isinstance(mark, Choice)), None)
+            if choice is not None:
+                current = choice.section(data)
+                continue
+            arms = _arms(field.annotation)
+        else:
+            arms = _arms(current)
+        current = next((arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel)), None)
         if current is None:
             return []
     return list(current.model_fields)

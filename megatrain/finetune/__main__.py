@@ -4,7 +4,7 @@ from contextlib import closing
 from pathlib import Path
 
 from megatrain.base.errors import ConfigError
-from megatrain.config import FinetuneConfig
+from megatrain.config.resolved import ResolvedFinetune
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import load_run
 from megatrain.train import rank
@@ -20,12 +20,9 @@ def finetune(run_dir: RunDir, resume: str) -> None:
     from megatrain.train.loop import run_validation, train
 
     config = load_run(run_dir)
-    if not isinstance(config, FinetuneConfig):
+    if not isinstance(config, ResolvedFinetune):
         raise ConfigError(f"{run_dir.config}: is a pretraining run; start it with `megatrain train`")
     section, micro_batch_size = config.finetune, config.training.micro_batch_size
-    assert config.tokenizer is not None, "a resolved configuration"
-    assert isinstance(micro_batch_size, int), "a resolved configuration"
-    assert config.model is not None, "a resolved configuration"
     tokenizer, template = Tokenizer.load(config.tokenizer.path), ChatTemplate.load(config.tokenizer.path)
     vocabulary = config.model.padded_vocab_size
 

@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
-from megatrain.config import ModelSection, ParallelSection, RopeScaling
+from megatrain.config import ParallelSection
 from megatrain.config.rules import validate_model
+from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.families.llama.huggingface import SCALED
+from megatrain.model.families.llama.section import LlamaSection, RopeScaling
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -19,7 +22,6 @@ CONFIG_LIMIT = 8 << 20  # bytes; such files have a few KiB
 _MOST_LAYERS = 100_000
 _WIDEST = 1 << 24  # of any dimension of a tensor
 _LONGEST = 1 << 40  # positions
-_SCALED = "llama3"  # their name of RopeScaling
 
 _Layers = Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
 _Width = Annotated[int, Field(ge=1, le=_WIDEST)]
@@ -100,7 +102,7 @@ def read_pretrained(path: Path) -> tuple[ModelSection, int]:
     content = read_model(file, ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
     values = {name: getattr(content, name) for name in _SAME_NAME}
     values |= {"rope_theta": _theta(content, file), "rope_scaling": _scaling(content, file)}
-    section = parse_model(ModelSection, values, file, ConfigError)
+    section = parse_model(LlamaSection, values, file, ConfigError)
     for problem in validate_model(section, ParallelSection()):
         raise ConfigError(f"{file}: {problem.field.removeprefix('model.')}: {problem.value}: {problem.rule}")
     return section, content.max_position_embeddings
@@ -146,8 +148,8 @@ def _scaling(content: ConfigJson, file: Path) -> RopeScaling | None:
 def _scaling_of(given: dict[str, Any], where: str) -> RopeScaling | None:
     rope = parse_model(_Rope, given, where, ConfigError)
     kind = rope.rope_type or rope.type or "default"
-    if kind not in ("default", _SCALED):
-        text = f"is {kind!r:.60}; megatrain has 'default' and {_SCALED!r}"
+    if kind not in ("default", SCALED):
+        text = f"is {kind!r:.60}; megatrain has 'default' and {SCALED!r}"
         raise ConfigError(f"{where}.rope_type: {text}")
     if rope.partial_rotary_factor != 1:
         text = f"is {rope.partial_rotary_factor}; megatrain turns all channels of a head (1.0)"
@@ -160,7 +162,7 @@ def _scaling_of(given: dict[str, Any], where: str) -> RopeScaling | None:
     return parse_model(RopeScaling, values, where, ConfigError)
 
 
-def llama_config(
+def config_json(
     config: ModelSection,
     *,
     max_position_embeddings: int,
@@ -174,27 +176,16 @@ def llama_config(
     Args:
         max_position_embeddings: the sequence length of training, in tokens.
         dtype: of the tensors beside it, such as "bfloat16".
+
+    Raises:
+        ConfigError: the family has no counterpart in `transformers`.
     """
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling is not None:
-        rope = {"rope_type": _SCALED, **config.rope_scaling.model_dump()}
+    family = FAMILIES.get(config.family)
+    if family.huggingface_config is None:
+        raise ConfigError(f"model.family: {config.family}: has no counterpart in transformers, and is not exported")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "num_hidden_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.key_value_heads,
-        "head_dim": config.head_size,
-        "intermediate_size": config.intermediate_size,
+        **family.huggingface_config(config),
         "vocab_size": config.padded_vocab_size,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,  # this and the next line are for transformers 4; 5 reads the one after
-        "rope_scaling": rope if config.rope_scaling is not None else None,
-        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
         "max_position_embeddings": max_position_embeddings,

@@ -112,7 +112,7 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     sizes = shapes(source.model)
     whole = read_tensors(checkpoint, kind="weight", names=list(sizes))
     kind: torch.dtype = getattr(torch, dtype)
-    weights = {their_name(name): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
+    weights = {their_name(name, source.model): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
@@ -164,7 +164,7 @@ def _write_weights(
         whole = read_tensors(checkpoint, kind="weight", names=names)
         if missing := sorted(set(names) - whole.keys()):
             raise CheckpointError(f"{checkpoint}: has no tensor {missing[0]}")
-        tensors = {their_name(name): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
+        tensors = {their_name(name, model): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
         save_file(tensors, out / file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())

@@ -13,7 +13,7 @@ from megatrain.config import ModelSection
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer_files import TOKENIZER_CONFIG, Files, token_text
 from megatrain.data.text.vocabulary import parse_vocabulary
-from megatrain.huggingface.config_json import CONFIG, GENERATION_CONFIG, llama_config
+from megatrain.huggingface.config_json import CONFIG, GENERATION_CONFIG, config_json
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENS = ("bos_token", "eos_token", "pad_token")
@@ -48,7 +48,7 @@ def _config(source: Source) -> dict[str, Any]:
     said = _parsed(source.base, CONFIG)
     longest = said.get("max_position_embeddings")
     positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
-    ours = llama_config(source.model, max_position_embeddings=positions, dtype=source.dtype)
+    ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype)
     if not source.base:
         return ours | _ids(source)
     kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}

@@ -34,6 +34,7 @@ class PretrainedReader(StorageReader):
     """
 
     def __init__(self, folder: Path, model: ModelSection) -> None:
+        self._model = model
         self._shapes = shapes(model)
         self._files = weight_files(folder, model)
 
@@ -65,11 +66,11 @@ class PretrainedReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Of each tensor only the boxes that this rank needs, cast to what it holds."""
+        """Of each tensor only the chunks that this rank needs, cast to what it holds."""
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for item in plan.items:
-                name = their_name(item.storage_index.fqn.removeprefix(_KIND))
+                name = their_name(item.storage_index.fqn.removeprefix(_KIND), self._model)
                 file = self._files[name]
                 target = planner.resolve_tensor(item).detach()
                 try:

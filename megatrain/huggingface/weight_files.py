@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import VALUES_LIMIT, open_regular, parse_json, parse_model, read_model, reason, recognise
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import NAMES, shapes, their_name
+from megatrain.huggingface.names import TIED, count
+from megatrain.model.architecture import parameter_table
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -29,7 +30,6 @@ _SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what weights may be stored as
 _COMPUTED = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq")  # follows from rope_theta
-_TIED = NAMES["head.weight"]  # in some files of models whose word embeddings are tied, a copy of them
 
 _Offset = Annotated[int, Field(ge=0, le=1 << 62)]
 
@@ -64,13 +64,13 @@ def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
             shape, is stored as something other than floating-point numbers, or is not of this architecture.
     """
     found = _tensors(path)
-    expected = 3 + (len(NAMES) - 3) * config.num_hidden_layers - config.tie_word_embeddings
+    expected = count(config)
     if expected > len(found) + _TOO_MANY:  # before a list as long as the configuration says is made
         raise CheckpointError(
             f"{path}: its weights are {len(found):,} tensors; the model section says "
             f"{expected:,} ({config.num_hidden_layers:,} layers)"
         )
-    wanted = {their_name(ours): shape for ours, shape in shapes(config).items()}
+    wanted = {row.huggingface or row.name: row.shape for row in parameter_table(config)}
     wrong = []
     for name, shape in wanted.items():
         if name not in found:
@@ -81,7 +81,7 @@ def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
             text = f"is stored as {found[name].dtype}; weights are read as {', '.join(_ITEM_BYTES)}"
             wrong.append(f"{found[name].file}: {name}: {text}. A quantized model is not read: take its original.")
     for name in found.keys() - wanted.keys():
-        if not (_COMPUTED.fullmatch(name) or (name == _TIED and config.tie_word_embeddings)):
+        if not (_COMPUTED.fullmatch(name) or (name == TIED and config.tie_word_embeddings)):
             wrong.append(f"{found[name].file}: {name[:200]}: is not a weight of this architecture")
     if wrong:
         more = [f"{path}: and {len(wrong) - _SHOWN:,} more like these"] if len(wrong) > _SHOWN else []

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from megatrain.config import RopeScaling
+from megatrain.model.families.llama.section import RopeScaling
 
 
 def rotary_table(

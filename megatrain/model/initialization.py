@@ -13,49 +13,43 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from megatrain.config import ModelSection
+from megatrain.model.architecture import Constant, ParameterRow
 
-ROW_OUTPUTS = ("attention.output.weight", "mlp.down.weight")  # they write into the residual stream
 CHUNK_ELEMENTS = 2**22  # at most, but never less than a row; another number gives other weights
 _MOST_THREADS = 8  # each holds a chunk
 
 
-def initial_weight(name: str, shape: torch.Size, config: ModelSection, seed: int) -> Tensor:
+def initial_weight(row: ParameterRow, seed: int) -> Tensor:
     """The whole weight, fp32 on the CPU; see `write_initial_weight`."""
-    whole = torch.empty(shape)
-    write_initial_weight(name, shape, [([0] * len(shape), whole)], config, seed)
+    whole = torch.empty(row.shape)
+    write_initial_weight(row, [([0] * len(row.shape), whole)], seed)
     return whole
 
 
-def write_initial_weight(
-    name: str, shape: Sequence[int], parts: Iterable[tuple[Sequence[int], Tensor]], config: ModelSection, seed: int
-) -> None:
+def write_initial_weight(row: ParameterRow, parts: Iterable[tuple[Sequence[int], Tensor]], seed: int) -> None:
     """Write the initial values of parts of a weight in place; memory for one chunk per thread is taken beside them.
 
-    Matrices are normal with standard deviation initializer_range; those that write into the residual stream are
-    divided by √(2L), so that its variance does not grow with depth (GPT-2, section 2.3). Norm weights are one.
-
     Args:
-        shape: of the whole weight.
+        row: of one weight, with its own name; `init` says how it begins.
         parts: (where the part begins in the whole, the tensor to write, of any dtype and device).
     """
-    if len(shape) == 1:
+    if isinstance(row.init, Constant):
         for _, out in parts:
-            out.fill_(1.0)
+            out.fill_(row.init.value)
         return
+    if len(row.shape) != 2:
+        raise ValueError(f"{row.name}: only matrices are drawn, and this has shape {row.shape}")
+    name, shape, deviation = row.name, row.shape, row.init.std
     columns = shape[1]
     rows = max(1, CHUNK_ELEMENTS // columns)  # of a chunk
     wanted: dict[int, list[tuple[tuple[slice, slice], Tensor]]] = defaultdict(list)  # by chunk: (where in it, to where)
-    for (row, column), out in parts:
+    for (top, left), out in parts:
         height, width = out.shape
-        for chunk in range(row // rows, math.ceil((row + height) / rows)):
+        for chunk in range(top // rows, math.ceil((top + height) / rows)):
             start = chunk * rows
-            first, last = max(row, start), min(row + height, start + rows)
-            within = (slice(first - start, last - start), slice(column, column + width))
-            wanted[chunk].append((within, out[first - row : last - row]))
-    deviation = config.initializer_range
-    if name.endswith(ROW_OUTPUTS):
-        deviation /= math.sqrt(2 * config.num_hidden_layers)
+            first, last = max(top, start), min(top + height, start + rows)
+            within = (slice(first - start, last - start), slice(left, left + width))
+            wanted[chunk].append((within, out[first - top : last - top]))
 
     @torch.no_grad()
     def write(chunk: int) -> None:

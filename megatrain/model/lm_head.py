@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from megatrain.config import ModelSection
 from megatrain.kernels.cross_entropy import VocabSlice, linear_cross_entropy
+from megatrain.model.architecture import ModelSection
 
 
 class LMHead(nn.Module):

@@ -17,7 +17,8 @@ from rich.progress import Progress as ProgressBar
 from megatrain.base.formatting import duration, gib, percent, quantity, scientific
 from megatrain.base.progress import Progress
 from megatrain.base.terminal import copyable, is_terminal, printable
-from megatrain.config import Config, PretrainConfig
+from megatrain.config import PretrainConfig
+from megatrain.config.resolved import ResolvedRun
 from megatrain.monitor.metrics import StepMetrics
 from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
@@ -36,7 +37,7 @@ class Console:
     """
 
     def __init__(
-        self, config: Config, run: RunDir, *, rank: int, world_size: int, stream: TextIO | None = None
+        self, config: ResolvedRun, run: RunDir, *, rank: int, world_size: int, stream: TextIO | None = None
     ) -> None:
         self._config = config
         self._run = run
@@ -212,13 +213,9 @@ class _Bar:
         self._progress.stop()
 
 
-def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str, *, goes_on: bool) -> list[str]:
+def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit: str, *, goes_on: bool) -> list[str]:
     training, parallel, cluster = config.training, config.parallel, config.cluster
     tensor, context = parallel.tensor_parallel, parallel.context_parallel
-    assert isinstance(tensor, int), "a resolved configuration"
-    assert isinstance(context, int), "a resolved configuration"
-    assert isinstance(training.micro_batch_size, int), "a resolved configuration"
-    assert config.model is not None, "a resolved configuration"
     topology = Topology(world_size=world_size, tensor_parallel=tensor, context_parallel=context)
     accumulation = training.global_batch_size // (training.micro_batch_size * topology.data_parallel)
     as_configured = cluster.nodes > 1 and cluster.nodes * cluster.gpus_per_node == world_size
@@ -239,13 +236,13 @@ def _header(config: Config, world_size: int, plan: Mapping[str, Any], unit: str,
     return [" · ".join(filter(None, first)), " · ".join(second)]
 
 
-def _length(config: Config) -> str:
+def _length(config: ResolvedRun) -> str:
     tokens = config.total_steps * config.tokens_per_step
     unit = "tokens" if isinstance(config, PretrainConfig) else "tokens (padding counted)"
     return f"{quantity(tokens)} {unit} = {config.total_steps:,} steps of {config.tokens_per_step:,}"
 
 
-def _length_left(config: Config) -> str:
+def _length_left(config: ResolvedRun) -> str:
     """Of a run whose steps so far may have had another size."""
     training = config.training
     length = f"{quantity(training.tokens)} tokens" if training.tokens is not None else f"{training.steps:,} steps"

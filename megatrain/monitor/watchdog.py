@@ -36,14 +36,14 @@ class Watchdog:
     """Watches one rank from its construction to `close`; rank 0's also keeps RUN/heartbeat.json.
 
     Args:
-        hang_seconds: the longest that a step, an evaluation batch or a checkpoint may take.
+        hang_timeout_seconds: the longest that a step, an evaluation batch or a checkpoint may take.
     """
 
-    def __init__(self, run: RunDir, *, rank: int, hang_seconds: float) -> None:
+    def __init__(self, run: RunDir, *, rank: int, hang_timeout_seconds: float) -> None:
         self._run = run
         self._rank = rank
-        self._limit = hang_seconds
-        self._poll = min(POLL_SECONDS, hang_seconds / 4)
+        self._limit = hang_timeout_seconds
+        self._poll = min(POLL_SECONDS, hang_timeout_seconds / 4)
         self._last, self._step, self._activity = time.monotonic(), 0, "starting"
         self._sequence = itertools.count(1)
         self._uneven = False  # whether the last beat is for the ranks that wait for this one, too
@@ -114,7 +114,7 @@ class Watchdog:
 
     def _bark(self, silent: float) -> None:
         said = (
-            f"no progress for {silent:.0f} s (monitor.hang_seconds is {self._limit:g}); "
+            f"no progress for {silent:.0f} s (monitor.hang_timeout_seconds is {self._limit:g}); "
             f"last: {self._activity}, after step {self._step:,}"
         )
         with suppress(OSError):  # a full disk must not keep a rank that hangs

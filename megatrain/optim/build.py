@@ -1,35 +1,43 @@
-"""Parameters -> optimizer."""
+"""Parameters -> groups -> optimizer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from megatrain.config import OptimizerSection
+from megatrain.base.registry import load_object
+from megatrain.optim.registry import OPTIMIZERS, OptimizerSection
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerSection, *, bucket_elements: int | None = None
+    model: nn.Module,
+    config: OptimizerSection,
+    *,
+    decays: Callable[[str], bool],
+    bucket_elements: int | None = None,
 ) -> torch.optim.Optimizer:
-    """AdamW, fused, in groups of two kinds: matrices decay, vectors (norm weights) do not.
+    """The optimizer of a run, in groups of two kinds: weights that decay, and those that do not.
 
     Its rate is zero until the loop sets one before each step: DeepSpeed takes a step of its own to make the state, and
     at any other rate that step would already decay the weights.
 
     Args:
+        decays: whether a weight of this name does; of a model, its parameter table knows.
         bucket_elements: of which a kind makes groups of so many elements each, or of a single parameter that has more;
             the group of a model's first parameters, whose gradients are made last, may be smaller. None: one group.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": bucket, "weight_decay": decay}
-        for kind, decay in (
-            ([p for p in trained if _is_matrix(p)], config.weight_decay),
-            ([p for p in trained if not _is_matrix(p)], 0.0),
-        )
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decay = [p for name, p in trained if decays(name)]
+    rest = [p for name, p in trained if not decays(name)]
+    groups: list[dict[str, Any]] = [
+        {"params": bucket, "weight_decay": weight_decay, "lr_scale": 1.0}
+        for kind, weight_decay in ((decay, config.weight_decay), (rest, 0.0))
         for bucket in _buckets(kind, bucket_elements)
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    spec = OPTIMIZERS.get(config.name)
+    optimizer: torch.optim.Optimizer = load_object(spec.optimizer)(groups, lr=0.0, **spec.arguments(config))
+    return optimizer
 
 
 def _buckets(parameters: list[nn.Parameter], elements: int | None) -> Iterator[list[nn.Parameter]]:
@@ -42,8 +50,3 @@ def _buckets(parameters: list[nn.Parameter], elements: int | None) -> Iterator[l
         bucket.append(parameter)
     if bucket:
         yield bucket[::-1]
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    shape = getattr(parameter, "ds_shape", parameter.shape)  # of the whole, where ZeRO-3 has left a flat part of it
-    return len(shape) >= 2

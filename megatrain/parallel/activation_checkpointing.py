@@ -15,6 +15,9 @@ Mode = Literal["none", "selective", "full"]
 # What "selective" keeps: results that cost more to make than to store. Everything between them is elementwise.
 _KEPT = {
     torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,  # a linear layer with a bias
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,

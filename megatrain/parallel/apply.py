@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from megatrain.config import ModelSection, ParallelSection
+from megatrain.config.resolved import ResolvedParallel
+from megatrain.model.architecture import ModelSection
+from megatrain.model.build import build_model
 from megatrain.model.initialization import materialize
-from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.context_parallel import apply_context_parallel
@@ -17,26 +18,25 @@ from megatrain.parallel.tensor_parallel import apply_tensor_parallel, sum_replic
 
 def build_parallel_model(
     model_config: ModelSection,
-    parallel: ParallelSection,
+    parallel: ResolvedParallel,
     mesh: Mesh,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     placed: Callable[[str, nn.Parameter], None] = lambda name, parameter: None,
-) -> Transformer:
+) -> nn.Module:
     """A model with this rank's slices of the weights, ready for DeepSpeed. Memory is all they are: `train.weights` or a
     checkpoint gives them their values, and only the part of them that this rank owns.
 
     Args:
-        parallel: resolved; no "auto" is left in it.
         dtype: that the model computes in.
         placed: called with (name, slice) before the next slice is made, so that ZeRO-3 can keep a part of it only.
     """
     with torch.device("meta"):
-        model = Transformer(model_config)
-    sequence_parallel = parallel.sequence_parallel is True
+        model = build_model(model_config)
+    sequence_parallel = parallel.sequence_parallel
     # 1. Slices and collectives first: checkpointing must recompute them, and compile must see them.
-    apply_tensor_parallel(model, mesh.tensor_group, sequence_parallel=sequence_parallel)
+    apply_tensor_parallel(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
     apply_context_parallel(model, mesh.context_group)
     # 2. Only what is left of each weight becomes real, one after the other.
     materialize(model, lambda _, p: torch.empty(p.shape, dtype=dtype, device=device), device, dtype, placed=placed)
@@ -44,8 +44,7 @@ def build_parallel_model(
     if sequence_parallel:
         sum_replicated_gradients(model, mesh.tensor_group)
     # 4. Checkpointing wraps a block's forward, collectives on its modules included.
-    if parallel.activation_checkpointing != "auto":
-        apply_activation_checkpointing(model, parallel.activation_checkpointing)
+    apply_activation_checkpointing(model, parallel.activation_checkpointing)
     # 5. Compile last, so that one graph holds the block and what was done to it.
     if parallel.compile:
         compile_blocks(model)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatrain.model.transformer import AttentionCore
+from megatrain.model.attention import AttentionCore
 from megatrain.parallel import collectives
 from megatrain.parallel.collectives import SEQUENCE
 
@@ -22,7 +22,7 @@ HEADS = 2  # of [B, S, H, K]
 
 
 def apply_context_parallel(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Hang the all-to-alls on every attention, in place."""
+    """Attach the all-to-alls to every attention as hooks, in place."""
     if dist.get_world_size(group) == 1:
         return
     for module in model.modules():

@@ -1,38 +1,20 @@
-"""Tensor parallelism as two tables, applied from outside to a model that knows nothing of it (arXiv 1909.08053).
+"""Tensor parallelism, applied from outside to a model that knows nothing of it (arXiv 1909.08053).
 
-`WEIGHTS` says which dimension of a weight is split; `REGIONS` at which module's boundary activations enter and leave a
-parallel region. Every other parameter is replicated.
+The parameter table says which dimension of a weight is split, the family at which module's boundary activations enter
+and leave a parallel region: model/architecture.py. Every other parameter is replicated.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatrain.model.architecture import FAMILIES, ModelSection, Region, row_of
 from megatrain.parallel import collectives
 from megatrain.parallel.vocab_parallel import make_embedding_vocab_parallel, make_head_vocab_parallel
-
-_T = TypeVar("_T")
-
-COLUMN, ROW, VOCAB = 0, 1, 0  # the dimension of an [out, in] weight that is split
-
-WEIGHTS = {
-    r"embedding": VOCAB,
-    r"blocks\.\d+\.attention\.(query|key|value)": COLUMN,
-    r"blocks\.\d+\.attention\.output": ROW,
-    r"blocks\.\d+\.mlp\.(gate|up)": COLUMN,
-    r"blocks\.\d+\.mlp\.down": ROW,
-    r"head": VOCAB,
-}
-
-REGIONS = {  # module: (activations enter, activations leave)
-    r"embedding": (False, True),
-    r"blocks\.\d+\.attention": (True, True),
-    r"blocks\.\d+\.mlp": (True, True),
-    r"head": (True, False),  # the loss leaves reduced; see kernels/cross_entropy.py
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +29,10 @@ class Shard:
         return whole.chunk(self.count, self.dim)[self.index]
 
 
-def apply_tensor_parallel(model: nn.Module, group: dist.ProcessGroup, *, sequence_parallel: bool) -> None:
-    """Slice the weights of a whole model in place, and hang the collectives on module boundaries.
+def apply_tensor_parallel(
+    model: nn.Module, section: ModelSection, group: dist.ProcessGroup, *, sequence_parallel: bool
+) -> None:
+    """Slice the weights of a whole model in place, and attach the collectives to module boundaries as hooks.
 
     Marks every split parameter for DeepSpeed, which otherwise counts it once in the gradient norm.
     """
@@ -56,16 +40,19 @@ def apply_tensor_parallel(model: nn.Module, group: dist.ProcessGroup, *, sequenc
     if size == 1:
         return
     split: dict[nn.Parameter, nn.Parameter] = {}  # tied weights are one parameter, before and after
+    for name, whole in model.named_parameters():
+        if (dim := row_of(section, name).split) is not None:
+            split[whole] = _split(whole, Shard(dim, rank, size))
+    regions = FAMILIES.get(section.family).regions
     for name, module in model.named_modules():
-        if (dim := _look_up(WEIGHTS, name)) is not None:
-            whole = module.weight
-            assert isinstance(whole, nn.Parameter)
-            if whole not in split:
-                split[whole] = _split(whole, Shard(dim, rank, size))
-            module.weight = split[whole]
-        if (region := _look_up(REGIONS, name)) is not None:
-            enters, leaves = region
-            _mark_region(module, enters, leaves, group, sequence_parallel)
+        for leaf, whole in list(module._parameters.items()):
+            if whole is not None and whole in split:
+                setattr(module, leaf, split[whole])
+            elif leaf == "bias" and whole is not None and _is_row_parallel(module):
+                _add_bias_after_reduction(model, name, regions)
+        region = next((region for pattern, region in regions.items() if re.fullmatch(pattern, name)), None)
+        if region is not None:
+            _mark_region(module, region, group, sequence_parallel)
     make_embedding_vocab_parallel(model.get_submodule("embedding"), rank)
     make_head_vocab_parallel(model.get_submodule("head"), rank, group)
 
@@ -82,10 +69,6 @@ def shard_of(parameter: Tensor) -> Shard | None:
     return getattr(parameter, "shard", None)
 
 
-def _look_up(table: dict[str, _T], name: str) -> _T | None:
-    return next((value for pattern, value in table.items() if re.fullmatch(pattern, name)), None)
-
-
 def _split(whole: nn.Parameter, shard: Shard) -> nn.Parameter:
     part = nn.Parameter(shard.of(whole.detach()).clone(), requires_grad=whole.requires_grad)
     part.shard = shard  # type: ignore[attr-defined]
@@ -93,10 +76,32 @@ def _split(whole: nn.Parameter, shard: Shard) -> nn.Parameter:
     return part
 
 
-def _mark_region(module: nn.Module, enters: bool, leaves: bool, group: dist.ProcessGroup, sequence: bool) -> None:
+def _is_row_parallel(module: nn.Module) -> bool:
+    shard = shard_of(module.weight) if isinstance(module, nn.Linear) else None
+    return shard is not None and shard.dim == 1
+
+
+def _add_bias_after_reduction(model: nn.Module, name: str, regions: Mapping[str, Region]) -> None:
+    """Every rank holds the whole bias of a row-parallel layer, whose product is a part of a sum: it is added once, to
+    what leaves the region."""
+    parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+    leaving = (
+        parent
+        for parent in (name, *parents)
+        if any(region.leave and re.fullmatch(pattern, parent) for pattern, region in regions.items())
+    )
+    around = next(leaving, None)
+    if around is None:
+        raise ValueError(f"{name}: a row-parallel layer outside of any tensor-parallel region")
+    linear = model.get_submodule(name)
+    linear.forward = lambda x: F.linear(x, linear.weight)  # type: ignore[arg-type]
+    model.get_submodule(around).register_forward_hook(lambda _, inputs, output: output + linear.bias)
+
+
+def _mark_region(module: nn.Module, region: Region, group: dist.ProcessGroup, sequence: bool) -> None:
     enter = collectives.gather_sequence if sequence else collectives.copy_to_region
     leave = collectives.scatter_sequence if sequence else collectives.reduce_from_region
-    if enters:
+    if region.enter:
         module.register_forward_pre_hook(lambda _, inputs: (enter(inputs[0], group), *inputs[1:]))
-    if leaves:
+    if region.leave:
         module.register_forward_hook(lambda _, inputs, output: leave(output, group))

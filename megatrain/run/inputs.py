@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from megatrain.base.errors import ConfigError, DataError
+from megatrain.base.errors import DataError
 from megatrain.base.files import read_bytes, read_model
-from megatrain.config import Config, FinetuneConfig, TokenizerSection
-from megatrain.config.file import load_config
+from megatrain.config import Config, TokenizerSection
+from megatrain.config.file import load_own_config
+from megatrain.config.resolved import ResolvedRun, resolved
 from megatrain.run.directory import RunDir, locate
 
 TOKENIZER = "tokenizer.json"
@@ -50,20 +51,18 @@ class Inputs(BaseModel):
     base: KeptBase | None = None
 
 
-def load_run(run: RunDir, *, warn: Callable[[str], None] | None = None, verify: bool = False) -> Config:
-    """The run's resolved configuration, with its own copy as tokenizer.path.
+def load_run(run: RunDir, *, warn: Callable[[str], None] | None = None, verify: bool = False) -> ResolvedRun:
+    """The run's configuration, with its own copy as tokenizer.path.
 
     Args:
         warn: called with a line where the run is older than such copies, and the path in its configuration is used.
         verify: compare the copy with its hash.
 
     Raises:
-        ConfigError: the configuration is not there, or not one.
+        ConfigError: the configuration is not there, is not one, or was never resolved.
         DataError: the copy is not what was copied.
     """
-    config = load_config(run.config)
-    if isinstance(config, FinetuneConfig) and (config.model is None or config.finetune.sequence_length is None):
-        raise ConfigError(f"{run.config}: is not of a run that was started: model and sequence length are open")
+    config = resolved(load_own_config(run.config), run.config)
     if own := own_tokenizer(run, verify=verify):
         return config.model_copy(update={"tokenizer": TokenizerSection(path=str(own))})
     if config.tokenizer is not None and warn is not None:

@@ -3,7 +3,7 @@
 from contextlib import closing
 
 from megatrain.base.errors import ConfigError
-from megatrain.config import PretrainConfig
+from megatrain.config.resolved import ResolvedPretrain
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import load_run
 from megatrain.train import rank
@@ -18,10 +18,9 @@ def pretrain(run_dir: RunDir, resume: str) -> None:
     from megatrain.train.loop import Loader, train
 
     config = load_run(run_dir)
-    if not isinstance(config, PretrainConfig):
+    if not isinstance(config, ResolvedPretrain):
         raise ConfigError(f"{run_dir.config}: is a fine-tuning run; start it with `megatrain finetune`")
     micro_batch_size = config.training.micro_batch_size
-    assert isinstance(micro_batch_size, int), "a resolved configuration"
     data = config.data
 
     def make_loader(mesh: Mesh) -> Loader:

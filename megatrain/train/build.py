@@ -1,4 +1,4 @@
-"""A resolved configuration -> the parts of a run, in the order in which they depend on each other."""
+"""A resolved run -> the parts of a run, in the order in which they depend on each other."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -12,9 +12,10 @@ from torch import nn
 from megatrain.base.files import write_json
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.store import CheckpointStore
-from megatrain.config import Config
+from megatrain.config.resolved import ResolvedRun
 from megatrain.data.loading.batch import Batch
 from megatrain.hardware.health import check_health
+from megatrain.model.architecture import row_of
 from megatrain.monitor.console import Console
 from megatrain.monitor.environment import environment
 from megatrain.monitor.watchdog import Watchdog
@@ -38,7 +39,7 @@ _AFTER_WATCHDOG_SECONDS = 60  # a collective gives up later than the watchdog, w
 
 
 def build(
-    config: Config,
+    config: ResolvedRun,
     run: RunDir,
     *,
     resume: str,
@@ -54,17 +55,14 @@ def build(
             run without checkpoints of its own starts from.
     """
     stop = StopRequest()  # first: a signal during a long start must not be lost
-    watchdog = Watchdog(run, rank=rank.rank(), hang_seconds=config.monitor.hang_seconds)
-    timeout = timedelta(seconds=config.monitor.hang_seconds + _AFTER_WATCHDOG_SECONDS)
+    watchdog = Watchdog(run, rank=rank.rank(), hang_timeout_seconds=config.monitor.hang_timeout_seconds)
+    timeout = timedelta(seconds=config.monitor.hang_timeout_seconds + _AFTER_WATCHDOG_SECONDS)
     device, store = rank.join(timeout.total_seconds())
     stop.share(store)
     if config.training.deterministic:
         make_deterministic()
     tensor_parallel = config.parallel.tensor_parallel
     context_parallel = config.parallel.context_parallel
-    assert isinstance(tensor_parallel, int), "a resolved configuration"
-    assert isinstance(context_parallel, int), "a resolved configuration"
-    assert config.model is not None, "a resolved configuration"
     world_size = torch.distributed.get_world_size()
     topology = Topology(world_size=world_size, tensor_parallel=tensor_parallel, context_parallel=context_parallel)
     mesh = Mesh(topology, timeout=timeout)
@@ -129,7 +127,7 @@ def build(
 
 
 def build_engine(
-    config: Config,
+    config: ResolvedRun,
     mesh: Mesh,
     ds_config: Mapping[str, Any],
     *,
@@ -141,8 +139,7 @@ def build_engine(
     Args:
         beat: called with each weight that is about to take its place.
     """
-    assert config.model is not None, "a resolved configuration"
-    partition = partitioner(mesh, ds_config, device)
+    section, partition = config.model, partitioner(mesh, ds_config, device)
 
     def placed(name: str, parameter: nn.Parameter) -> None:
         beat(f"building {name}")
@@ -152,7 +149,12 @@ def build_engine(
         config.model, config.parallel, mesh, device=device, dtype=compute_dtype(ds_config), placed=placed
     )
     beat("building the engine")
-    optimizer = build_optimizer(model, config.optimizer, bucket_elements=bucket_elements(ds_config))
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        decays=lambda name: row_of(section, name).decay,
+        bucket_elements=bucket_elements(ds_config),
+    )
     return Engine(model, optimizer, mesh, ds_config, gradient_clipping=config.optimizer.gradient_clipping)
 
 

@@ -13,7 +13,8 @@ from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.progress import progress_of
 from megatrain.checkpoint.state import STATE, STATE_FORMAT, read_state
 from megatrain.checkpoint.store import CheckpointStore
-from megatrain.config import Config, ModelSection
+from megatrain.config import ModelSection
+from megatrain.config.resolved import ResolvedRun
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.reader import PretrainedReader
 from megatrain.run.directory import locate, parse_resume, parse_step
@@ -42,7 +43,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        config: Config,
+        config: ResolvedRun,
         engine: Engine,
         store: CheckpointStore,
         saved: Callable[[int, Path, float, int], None] | None = None,
@@ -55,7 +56,6 @@ class Checkpointer:
     def save(self, step: int, loader_state: dict[str, Any], batches: Sequence[tuple[int, int, int]] = ()) -> Path:
         """Write a checkpoint; see `Progress` for `batches`."""
         began = time.monotonic()
-        assert self._config.model is not None, "a resolved configuration"
         state = {
             "format": STATE_FORMAT,
             "step": step,
@@ -110,7 +110,6 @@ class Checkpointer:
             CheckpointError: there is none, it is damaged, or of another model.
         """
         if is_pretrained(base):
-            assert self._config.model is not None, "a resolved configuration"
             reader = PretrainedReader(base, self._config.model)
             self._store.load(base, self._engine.sharded_state(weights_only=True), reader)
             self._engine.after_load(optimizer_step=0)
@@ -140,7 +139,7 @@ class Checkpointer:
                     "--resume never begins the run anew, and sets aside what there is"
                 )
             if folder is None:
-                rewind.refuse_lost_progress(self._store.run, self._config.checkpoint.every_steps)
+                rewind.refuse_lost_progress(self._store.run, self._config.checkpoint.interval_steps)
             return folder
         folder = self._store.run.step(step)
         if not folder.is_dir():
@@ -154,12 +153,11 @@ class Checkpointer:
         return folder
 
     def _check_model(self, folder: Path, then: ModelSection) -> None:
-        model = self._config.model
-        assert model is not None, "a resolved configuration"
+        now = self._config.model
         wrong = [
-            f"{folder}: was saved with model.{field}={getattr(then, field)!r}, this run has {getattr(model, field)!r}"
-            for field in ModelSection.model_fields
-            if getattr(then, field) != getattr(model, field)
+            f"{folder}: was saved with model.{name}={getattr(then, name, None)!r}, this run has {getattr(now, name)!r}"
+            for name in type(now).model_fields
+            if getattr(then, name, None) != getattr(now, name)
         ]
         if wrong:
             raise CheckpointError("\n".join(wrong))

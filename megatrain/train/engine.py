@@ -26,7 +26,6 @@ from deepspeed.utils import set_z3_leaf_modules
 from megatrain.checkpoint import deepspeed_state
 from megatrain.checkpoint.deepspeed_state import Fragment
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch
-from megatrain.model.transformer import Block
 from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.mesh import Mesh
@@ -70,7 +69,7 @@ class Engine:
         self._clipping = gradient_clipping
         if ds_config["zero_optimization"]["stage"] == 3:
             # gather a block at a time: hooks inside it would break its compiled graph at every layer
-            set_z3_leaf_modules(model, [Block])
+            set_z3_leaf_modules(model, list(model.block_classes))  # type: ignore[arg-type]
         with contextlib.redirect_stdout(io.StringIO()):  # some of its optimizers print their memory use
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=dict(ds_config), mpu=mesh, dist_init_required=False

@@ -9,16 +9,16 @@ import torch
 
 from megatrain.base.errors import Stopped
 from megatrain.base.progress import Progress
-from megatrain.config import Config
+from megatrain.config.resolved import ResolvedRun
 from megatrain.data.loading.batch import Batch
 from megatrain.data.loading.loader import StepBatches
 from megatrain.monitor.watchdog import Watchdog
+from megatrain.schedule.learning_rate import learning_rate
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
 from megatrain.train.finite import FiniteGuard
 from megatrain.train.report import Reporter
-from megatrain.train.schedule import learning_rate
 from megatrain.train.signals import StopRequest
 
 
@@ -38,7 +38,7 @@ class Loader(Protocol):
 class TrainingComponents:
     """What a run is made of, once built."""
 
-    config: Config
+    config: ResolvedRun
     engine: Engine
     loader: Loader
     guard: FiniteGuard
@@ -90,10 +90,10 @@ def train(parts: TrainingComponents, start: Position) -> None:
             learning_rate=rate,
             wait=parts.loader.wait_seconds,
         )
-        if step % config.evaluation.every_steps == 0 or step == total:
+        if step % config.evaluation.interval_steps == 0 or step == total:
             run_validation(parts, progress)
         reason = parts.stop.agreed(step) if step < total else None
-        if step % config.checkpoint.every_steps == 0 or step == total or reason:
+        if step % config.checkpoint.interval_steps == 0 or step == total or reason:
             folder = save(parts, progress)
             if reason:
                 report.stopped(step, reason, folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatrain.base.errors import PreflightError
 from megatrain.base.progress import Progress
-from megatrain.config import Config
+from megatrain.config.resolved import ResolvedRun
 from megatrain.monitor.console import Console
 from megatrain.monitor.metrics import MetricsLog, StepMetrics
 from megatrain.monitor.tensorboard import TensorBoard
@@ -27,12 +27,10 @@ class Reporter:
         start: where this start of the run goes on from.
     """
 
-    def __init__(self, config: Config, run: RunDir, mesh: Mesh, console: Console, *, start: Progress) -> None:
-        assert config.model is not None, "a resolved configuration"
-        assert isinstance(config.cluster.peak_tflops, float | int), "a resolved configuration"
+    def __init__(self, config: ResolvedRun, run: RunDir, mesh: Mesh, console: Console, *, start: Progress) -> None:
         self._mesh = mesh
         self._console = console
-        self._every = config.monitor.log_every_steps
+        self._every = config.monitor.log_interval_steps
         self._total = start.step + config.steps_left(start)
         self._sequence_length = config.sequence_length
         self._tokens_per_step = config.tokens_per_step

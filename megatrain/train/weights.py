@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from megatrain.checkpoint.deepspeed_state import WEIGHT
-from megatrain.config import ModelSection
+from megatrain.model.architecture import ModelSection, row_of
 from megatrain.model.initialization import write_initial_weight
 from megatrain.train.engine import Engine
 
@@ -21,5 +21,5 @@ def initialize_weights(
     for key, fragment in engine.sharded_state(weights_only=True).items():
         name = key.removeprefix(f"{WEIGHT}.")
         beat(f"drawing {name}")
-        write_initial_weight(name, fragment.shape, fragment.parts(), model, seed)
+        write_initial_weight(row_of(model, name), fragment.parts(), seed)
     engine.after_load(optimizer_step=0)

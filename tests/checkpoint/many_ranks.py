@@ -19,6 +19,7 @@ from megatrain.checkpoint.metadata_writer import WrittenChunks
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
 from megatrain.config import ModelSection
+from megatrain.model.families.llama.section import LlamaSection
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 _AROUND = 1_200  # bytes that torch.save puts around a box, about
@@ -26,7 +27,7 @@ _AROUND = 1_200  # bytes that torch.save puts around a box, about
 
 def model(layers: int) -> ModelSection:
     """Of 70 billion parameters with 80 layers."""
-    return ModelSection(
+    return LlamaSection(
         num_hidden_layers=layers,
         hidden_size=8192,
         num_attention_heads=64,

@@ -207,18 +207,23 @@ def test_a_password_is_refused_and_not_shown(override):
 @pytest.mark.parametrize(
     "override",
     [
-        *("data.reading.threads=100000", "monitor.hang_seconds=1e15", "data.train.0.weight=1e308", "cluster.nodes=1e9"),
-        *("data.stages=[{from_sample: 0, weights: [1e308, 1e308]}]", "data.reading.attempts=1000"),
-        *("data.reading.timeout_seconds=1e300", "cluster.peak_tflops=1e-300", "data.shuffle.lanes=1e15"),
         *(
-            "slurm.signal_lead_seconds=100000",
+            "data.reading.threads=100000",
+            "monitor.hang_timeout_seconds=1e15",
+            "data.train.0.weight=1e308",
+            "cluster.nodes=1e9",
+        ),
+        *("data.phases=[{from_sample: 0, weights: [1e308, 1e308]}]", "data.reading.attempts=1000"),
+        *("data.reading.timeout_seconds=1e300", "cluster.peak_tflops=1e-300", "data.shuffle.streams=1e15"),
+        *(
+            "slurm.signal_before_limit_seconds=100000",
             "slurm.time=١٢:00:00",
             f"slurm.time={'9' * 5000}",
             "slurm.cpus_per_task=1e9",
         ),
         *(
             "model.num_hidden_layers=1e9",
-            "data.maximum_epochs=1e-300",
+            "data.max_epochs=1e-300",
             "data.transform={function: 'a:b', workers: 1e6}",
         ),
     ],

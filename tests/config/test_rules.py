@@ -73,10 +73,10 @@ def data(**changes):
     ("changes", "field", "rule"),
     [
         ({"train": [{"path": "a", "weight": 0.0}]}, "data.train", "every source has weight 0"),
-        ({"stages": [{"from_sample": 5}, {"from_sample": 5}]}, "data.stages.1.from_sample", "is not after"),
-        ({"stages": [{"from_sample": 5, "weights": [1.0]}]}, "data.stages.0.weights", "must be 2 weights"),
-        ({"stages": [{"from_sample": 5, "weights": [0.0, 0.0]}]}, "data.stages.0.weights", "not all 0"),
-        ({"stages": [{"from_sample": 5, "sequence_length": 100}]}, "data.stages.0.sequence_length", "does not divide"),
+        ({"phases": [{"from_sample": 5}, {"from_sample": 5}]}, "data.phases.1.from_sample", "is not after"),
+        ({"phases": [{"from_sample": 5, "weights": [1.0]}]}, "data.phases.0.weights", "must be 2 weights"),
+        ({"phases": [{"from_sample": 5, "weights": [0.0, 0.0]}]}, "data.phases.0.weights", "not all 0"),
+        ({"phases": [{"from_sample": 5, "sequence_length": 100}]}, "data.phases.0.sequence_length", "does not divide"),
         (
             {"quarantine": [{"path": "c", "block": 1, "from_sample": 0}]},
             "data.quarantine.0.path",
@@ -91,13 +91,13 @@ def test_rules_of_the_data(changes, field, rule):
     assert len(found) == 1
 
 
-def test_stages_and_quarantine_that_go_together():
+def test_phases_and_quarantine_that_go_together():
     stages = [{"from_sample": 0, "sequence_length": 32}, {"from_sample": 9, "weights": [0.0, 1.0]}]
     train = [{"path": "a", "weight": 0.0}, {"path": "b/", "weight": 0.0}]
     first = [{"from_sample": 0, "weights": [1.0, 1.0]}]
     quarantine = [{"path": "b", "block": 1, "from_sample": 0}]
-    assert rules(**data(stages=stages, quarantine=quarantine)) == {}
-    assert rules(**data(train=train, stages=first)) == {}
+    assert rules(**data(phases=stages, quarantine=quarantine)) == {}
+    assert rules(**data(train=train, phases=first)) == {}
 
 
 def test_rules_of_other_peoples_tar_files():
@@ -109,5 +109,5 @@ def test_rules_of_other_peoples_tar_files():
     assert "cannot be mixed" in rules(**data(train=[foreign, SOURCES[0]]), **tokenizer)["data.train.1.format"].rule
     assert "allow_pipe" in rules(**data(train=[pipe]), **tokenizer)["data.train.0.path"].rule
     assert rules(**data(train=[pipe], allow_pipe=True), **tokenizer) == {}
-    staged = rules(**data(train=[foreign], stages=[{"from_sample": 1}]), **tokenizer)
-    assert staged["data.stages"].rule == "needs prepared data"
+    staged = rules(**data(train=[foreign], phases=[{"from_sample": 1}]), **tokenizer)
+    assert staged["data.phases"].rule == "needs prepared data"

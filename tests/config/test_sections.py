@@ -6,11 +6,11 @@ from pydantic import ValidationError
 from megatrain.config import (
     DataSection,
     FinetuneConfig,
-    ModelSection,
     OptimizerSection,
     PretrainConfig,
     TrainingSection,
 )
+from megatrain.model.families.llama.section import LlamaSection
 
 MODEL = {
     "num_hidden_layers": 2,
@@ -35,7 +35,7 @@ def pretrain(**sections):
 
 
 def test_parameters_are_counted_by_hand():
-    model = ModelSection.model_validate(MODEL)
+    model = LlamaSection.model_validate(MODEL)
     attention = 64 * 64 + 2 * (64 * 32) + 64 * 64  # query, key and value, output
     mlp = 3 * 64 * 128
     norms = 2 * 64
@@ -47,23 +47,23 @@ def test_parameters_are_counted_by_hand():
 
 def test_a_known_model():
     """Llama 2 7B has 6,738,415,616 parameters."""
-    llama = ModelSection(
+    llama = LlamaSection(
         num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, intermediate_size=11008, vocab_size=32000
     )
     assert llama.parameters == 6_738_415_616
 
 
 def test_flops_are_six_a_weight_and_half_of_the_attention_square():
-    model = ModelSection.model_validate(MODEL)
+    model = LlamaSection.model_validate(MODEL)
     assert model.flops_per_token(128) == 6 * model.matmul_parameters + 6 * 2 * 64 * 128
 
 
 def test_defaults_that_follow_from_other_fields():
-    model = ModelSection.model_validate(MODEL | {"num_key_value_heads": None})
+    model = LlamaSection.model_validate(MODEL | {"num_key_value_heads": None})
     assert (model.key_value_heads, model.head_size) == (4, 16)
-    assert ModelSection.model_validate(MODEL | {"head_dim": 32}).head_size == 32
+    assert LlamaSection.model_validate(MODEL | {"head_dim": 32}).head_size == 32
     with pytest.raises(ValueError, match="not resolved"):
-        _ = ModelSection.model_validate(MODEL | {"vocab_size": "auto"}).padded_vocab_size
+        _ = LlamaSection.model_validate(MODEL | {"vocab_size": "auto"}).padded_vocab_size
 
 
 def test_a_run_in_tokens_ends_with_the_step_that_reaches_them():

@@ -22,7 +22,7 @@ STAGE = 2510  # within a global batch
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, make_corpus, prepare_text, tokenizer_folder) -> dict:
-    """Two sources, mixed, packed by best fit, in two stages; both begin further epochs on the way."""
+    """Two sources, mixed, packed by best fit, in two phases; both begin further epochs on the way."""
     folder = tmp_path_factory.mktemp("elastic")
     sources = []
     for name, documents, seed in (("a", 300, 11), ("b", 100, 12)):
@@ -32,8 +32,8 @@ def data(tmp_path_factory, make_corpus, prepare_text, tokenizer_folder) -> dict:
     return {
         "sequence_length": 32,
         "train": sources,
-        "stages": [{"from_sample": STAGE, "weights": [1.0, 2.0], "sequence_length": 16}],
-        "shuffle": {"lanes": 16, "window_blocks": 2},
+        "phases": [{"from_sample": STAGE, "weights": [1.0, 2.0], "sequence_length": 16}],
+        "shuffle": {"streams": 16, "window_blocks": 2},
     }
 
 
@@ -84,5 +84,5 @@ def make(folder: Path) -> Path:
 def test_what_the_worker_hashes_changes_with_the_order(data, tmp_path):
     """The comparison above would notice another order: another seed or lane count gives another hash."""
     first = run(make(tmp_path / "a"), data, 1, 1)
-    other = run(make(tmp_path / "b"), data | {"shuffle": {"lanes": 17, "window_blocks": 2}}, 1, 1)
+    other = run(make(tmp_path / "b"), data | {"shuffle": {"streams": 17, "window_blocks": 2}}, 1, 1)
     assert first["digest"] != other["digest"]

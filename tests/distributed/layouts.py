@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megatrain.config import ModelSection, OptimizerSection, PretrainConfig
+from megatrain.config import ModelSection, PretrainConfig
+from megatrain.model.families.llama.section import LlamaSection
+from megatrain.optim.adamw import AdamWSection
 from tests.documents import cu_seqlens_of
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Layout:
 
 def model_section(tied: bool = False) -> ModelSection:
     # 72 and 3 layers make ranges of ZeRO partitions end inside rows, and inside parameters
-    return ModelSection(
+    return LlamaSection(
         num_hidden_layers=3,
         hidden_size=72,
         num_attention_heads=12,
@@ -150,14 +152,15 @@ def rate_at(step: int) -> float:
 
 def plain_run(precision: str, tied: bool = False) -> list[tuple[float, float]]:
     """The reference: one process, no DeepSpeed, no fused ops but torch's own; fp32 master weights."""
+    from megatrain.model.architecture import row_of
+    from megatrain.model.families.llama.module import Llama
     from megatrain.model.initialization import initial_weight, materialize
-    from megatrain.model.transformer import Transformer
 
     section = model_section(tied)
     with torch.device("meta"):
-        model = Transformer(section)
-    materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5))
-    config = OptimizerSection(learning_rate=RATE)
+        model = Llama(section)
+    materialize(model, lambda name, p: initial_weight(row_of(section, name), 5))
+    config = AdamWSection(learning_rate=RATE)
     decay, plain = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=config.betas, eps=config.eps, foreach=False)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launcher.planning.layout import Layout
 from megatrain.config import ModelSection, PretrainConfig
+from megatrain.model.families.llama.section import LlamaSection
 
 STEPS = 2  # the first step makes what later ones keep
 
@@ -83,7 +84,7 @@ class Measured:
 
 
 def _model(layers: int, hidden: int, heads: int, kv: int, intermediate: int, vocabulary: int) -> ModelSection:
-    return ModelSection(
+    return LlamaSection(
         num_hidden_layers=layers,
         hidden_size=hidden,
         num_attention_heads=heads,

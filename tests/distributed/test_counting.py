@@ -26,15 +26,15 @@ data: {sequence_length: 40, train: [{path: a}], validation: [{path: b}]}
 training: {global_batch_size: 4, precision: fp32}
 optimizer: {learning_rate: 1e-3}
 parallel: {compile: false}
-checkpoint: {every_steps: 2, keep_last: 1}
-evaluation: {every_steps: 100, sequences: 2}
-monitor: {log_every_steps: 1, tensorboard: false, health_check: false}
+checkpoint: {interval_steps: 2, keep_last: 1}
+evaluation: {interval_steps: 100, sequences: 2}
+monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
 """
 TUNED = """
 finetune: {train: [pairs.jsonl], sequence_length: 40}
 training: {global_batch_size: 4, precision: fp32}
 parallel: {compile: false}
-monitor: {log_every_steps: 1, tensorboard: false, health_check: false}
+monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
 """
 
 

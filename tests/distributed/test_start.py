@@ -29,12 +29,12 @@ STARTS = int(os.environ.get("MEGATRAIN_STARTS", "16"))
 BASE = """
 tokenizer: {path: tokenizer}
 data: {train: [{path: a}, {path: b}], validation: [{path: b}]}
-checkpoint: {every_steps: 2}
-monitor: {log_every_steps: 1, tensorboard: false, health_check: false}
+checkpoint: {interval_steps: 2}
+monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
 """
 FINETUNE = """
 finetune: {train: [pairs.jsonl], validation: [pairs.jsonl]}
-monitor: {log_every_steps: 1, tensorboard: false, health_check: false}
+monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
 """
 MODEL: dict[str, list[Any]] = {
     "model.num_hidden_layers": [1, 2, 3],
@@ -49,9 +49,9 @@ MODEL: dict[str, list[Any]] = {
     "data.sequence_length": [1, 2, 15, 40, 240, 7],
     "data.attend_across_documents": ["true", "false"],
     "data.shuffle.mode": ["windowed", "full"],
-    "data.shuffle.lanes": [1, 3, 4096],
+    "data.shuffle.streams": [1, 3, 4096],
     "data.train.1.weight": [0, 1, "1e-9"],
-    "data.stages": ["[]", "[]", "[{from_sample: 3, weights: [0, 1]}]", "[{from_sample: 0, sequence_length: 1}]"],
+    "data.phases": ["[]", "[]", "[{from_sample: 3, weights: [0, 1]}]", "[{from_sample: 0, sequence_length: 1}]"],
 }
 START: dict[str, list[Any]] = {
     "training.global_batch_size": [1, 2, 4, 6, 12],
@@ -64,8 +64,8 @@ START: dict[str, list[Any]] = {
     "optimizer.gradient_clipping": [0, "1e-6", 1],
     "schedule.name": ["cosine", "linear", "constant"],
     "schedule.warmup_steps": [0, 1, 2],
-    "schedule.minimum_ratio": [0, 1],
-    "evaluation.every_steps": [1, 3],
+    "schedule.min_lr_ratio": [0, 1],
+    "evaluation.interval_steps": [1, 3],
     "evaluation.sequences": [1, 5],
     "checkpoint.keep_last": [1, 2],
     "parallel.tensor_parallel": ["auto", 1, 2],

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(name: str, layout: str) -> list[str]:
     return [
-        *("train", "run.yaml", f"run.name={name}", f"training.steps={STEPS}", "checkpoint.every_steps=7"),
+        *("train", "run.yaml", f"run.name={name}", f"training.steps={STEPS}", "checkpoint.interval_steps=7"),
         *LAYOUTS[layout],
         *("--nproc", "2"),
     ]

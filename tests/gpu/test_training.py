@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from megatrain.config import ModelSection
 from megatrain.data.loading.batch import Batch
+from megatrain.model.architecture import row_of
+from megatrain.model.families.llama.module import Llama
 from megatrain.model.initialization import initial_weight, materialize
-from megatrain.model.transformer import Transformer
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.mesh import Mesh
@@ -32,11 +33,11 @@ def section_of_a_gpu() -> ModelSection:
     return layouts.model_section().model_copy(update={"head_dim": HEAD_SIZE})
 
 
-def model_on_device(*, dtype: torch.dtype, compiled: bool, checkpointing: str) -> Transformer:
+def model_on_device(*, dtype: torch.dtype, compiled: bool, checkpointing: str) -> Llama:
     section = section_of_a_gpu()
     with torch.device("meta"):
-        model = Transformer(section)
-    materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5), DEVICE, dtype)
+        model = Llama(section)
+    materialize(model, lambda name, p: initial_weight(row_of(section, name), 5), DEVICE, dtype)
     apply_activation_checkpointing(model, checkpointing)
     if compiled:
         compile_blocks(model)

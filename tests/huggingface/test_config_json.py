@@ -6,15 +6,15 @@ import os
 import pytest
 
 from megatrain.base.errors import ConfigError
-from megatrain.config import RopeScaling
-from megatrain.huggingface.config_json import llama_config, read_pretrained
+from megatrain.huggingface.config_json import config_json, read_pretrained
+from megatrain.model.families.llama.section import RopeScaling
 
 SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
 
 def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
     section = model_section(rope_theta=5e5, tie_word_embeddings=True, rope_scaling=SCALING)
-    (tmp_path / "config.json").write_text(json.dumps(llama_config(section, max_position_embeddings=2048)))
+    (tmp_path / "config.json").write_text(json.dumps(config_json(section, max_position_embeddings=2048)))
     back, longest = read_pretrained(tmp_path)
     assert back == section.model_copy(update={"head_dim": section.head_size})
     assert longest == 2048
@@ -48,7 +48,7 @@ def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
     ],
 )
 def test_another_architecture_is_refused(model_section, tmp_path, change, said) -> None:
-    content = llama_config(model_section(), max_position_embeddings=64) | change
+    content = config_json(model_section(), max_position_embeddings=64) | change
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError) as caught:
         read_pretrained(tmp_path)
@@ -71,7 +71,7 @@ def test_what_is_no_configuration_is_refused(tmp_path, text) -> None:
 @pytest.mark.parametrize("value", ["1e400", "NaN", "1" * 5000, "-1", "2.5", '"64"', "{}", "null"])
 @pytest.mark.parametrize("field", ["max_position_embeddings", "vocab_size", "rms_norm_eps", "initializer_range"])
 def test_no_value_of_a_number_ends_in_a_traceback(model_section, tmp_path, field, value) -> None:
-    content = llama_config(model_section(), max_position_embeddings=64) | {field: "HERE"}
+    content = config_json(model_section(), max_position_embeddings=64) | {field: "HERE"}
     (tmp_path / "config.json").write_text(json.dumps(content).replace('"HERE"', value))
     if (field, value) == ("initializer_range", "2.5"):
         read_pretrained(tmp_path)
@@ -81,7 +81,7 @@ def test_no_value_of_a_number_ends_in_a_traceback(model_section, tmp_path, field
 
 
 def test_null_is_false(model_section, tmp_path) -> None:
-    content = llama_config(model_section(), max_position_embeddings=64)
+    content = config_json(model_section(), max_position_embeddings=64)
     content |= {"attention_bias": None, "mlp_bias": None, "quantization_config": None, "use_cache": True}
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert read_pretrained(tmp_path)[1] == 64

@@ -12,13 +12,14 @@ from launcher.runs.inputs import keep_inputs
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.read import read_model
 from megatrain.config import FinetuneConfig
-from megatrain.config.file import dump_config, load_config
+from megatrain.config.file import dump_config, load_config, parse_config
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.huggingface import export as exporting
 from megatrain.huggingface.config_json import read_pretrained
 from megatrain.huggingface.export import DTYPES, export
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import own_positions
+from tests.decided import DECIDED
 from tests.trained import SEQUENCE, make_trained_run, write_checkpoint
 
 
@@ -123,7 +124,7 @@ def tuned(folder: Path, base: str, sequence_length: int) -> RunDir:
         "finetune": {"base": str(folder / base), "train": ["none"], "sequence_length": sequence_length},
         "training": {"steps": 1, "global_batch_size": 1},
     }
-    config = FinetuneConfig.model_validate(values)
+    config = parse_config(json.dumps(values), overrides=DECIDED)
     keep_inputs(run, config)
     run.config.write_text(dump_config(config), encoding="utf-8")
     return run

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from megatrain.base.errors import CheckpointError
-from megatrain.config import RopeScaling
-from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.config_json import config_json
 from megatrain.huggingface.names import from_huggingface, to_huggingface
+from megatrain.model.families.llama.section import RopeScaling
 
 SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
@@ -19,7 +19,7 @@ def theirs_with(state, section):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     # by way of JSON, as config.json is read
-    content = json.loads(json.dumps(llama_config(section, max_position_embeddings=32)))
+    content = json.loads(json.dumps(config_json(section, max_position_embeddings=32)))
     model = LlamaForCausalLM(LlamaConfig.from_dict(content)).eval()
     loaded = model.load_state_dict(to_huggingface(state, section), strict=False)
     assert not loaded.unexpected_keys

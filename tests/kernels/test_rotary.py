@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from megatrain.config import RopeScaling
 from megatrain.kernels.rotary import apply_rotary, apply_rotary_reference, rotary_table
+from megatrain.model.families.llama.section import RopeScaling
 
 TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 1e-6}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
 

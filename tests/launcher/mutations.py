@@ -15,7 +15,7 @@ optimizer: {learning_rate: 3e-4, betas: [0.9, 0.95], weight_decay: 0.1}
 schedule: {name: cosine, warmup_steps: 2}
 training: {steps: 20, global_batch_size: 8, micro_batch_size: auto, precision: bf16}
 parallel: {tensor_parallel: auto, zero_stage: auto, sequence_parallel: auto, activation_checkpointing: auto}
-checkpoint: {every_steps: 4, keep_last: 2}
+checkpoint: {interval_steps: 4, keep_last: 2}
 cluster: {hardware: cpu, nodes: 1, gpus_per_node: 2}
 slurm: {time: "12:00:00"}
 """

@@ -3,9 +3,9 @@
 from typing import Any
 
 from launcher.planning.layout import Layout
-from megatrain.config import ModelSection
+from megatrain.model.families.llama.section import LlamaSection
 
-MODEL = ModelSection(
+MODEL = LlamaSection(
     num_hidden_layers=4,
     hidden_size=256,
     num_attention_heads=8,

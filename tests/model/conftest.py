@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from megatrain.config import ModelSection
+from megatrain.model.architecture import row_of
+from megatrain.model.families.llama.module import Llama
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.initialization import initial_weight, materialize
-from megatrain.model.transformer import Transformer
 
 
 @pytest.fixture
@@ -26,17 +28,17 @@ def model_section() -> Callable[..., ModelSection]:
             "rope_theta": 500.0,
             "initializer_range": 0.3,  # large, so that attention is far from uniform
         }
-        return ModelSection.model_validate(tiny | fields)
+        return LlamaSection.model_validate(tiny | fields)
 
     return make
 
 
 @pytest.fixture
-def make_model() -> Callable[[ModelSection], Transformer]:
-    def make(section: ModelSection) -> Transformer:
+def make_model() -> Callable[[ModelSection], Llama]:
+    def make(section: ModelSection) -> Llama:
         with torch.device("meta"):
-            model = Transformer(section)
-        materialize(model, lambda name, p: initial_weight(name, p.shape, section, 3))
+            model = Llama(section)
+        materialize(model, lambda name, p: initial_weight(row_of(section, name), 3))
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:  # norm weights of one would hide a swapped pair
                 generator = torch.Generator().manual_seed(len(name))

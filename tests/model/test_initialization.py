@@ -1,24 +1,31 @@
 import hashlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from megatrain.model import initialization
+from megatrain.model.architecture import row_of
+from megatrain.model.families.llama.module import Llama
 from megatrain.model.initialization import initial_weight, materialize, write_initial_weight
-from megatrain.model.transformer import Transformer
 
-SHAPE = torch.Size((400, 300))
+SHAPE = (400, 300)
+
+
+def a_row(section, name, shape=SHAPE):
+    """The row of a weight, at another size."""
+    return replace(row_of(section, name), shape=shape)
 
 
 def test_a_function_of_seed_and_name_alone(model_section) -> None:
     section = model_section()
     torch.manual_seed(1)
-    first = initial_weight("head.weight", SHAPE, section, 5)
+    first = initial_weight(a_row(section, "head.weight"), 5)
     torch.manual_seed(2)
-    assert torch.equal(initial_weight("head.weight", SHAPE, section, 5), first)
-    assert not torch.equal(initial_weight("head.weight", SHAPE, section, 6), first)
-    assert not torch.equal(initial_weight("embedding.weight", SHAPE, section, 5), first)
+    assert torch.equal(initial_weight(a_row(section, "head.weight"), 5), first)
+    assert not torch.equal(initial_weight(a_row(section, "head.weight"), 6), first)
+    assert not torch.equal(initial_weight(a_row(section, "embedding.weight"), 5), first)
 
 
 @pytest.mark.parametrize(
@@ -31,21 +38,21 @@ def test_a_function_of_seed_and_name_alone(model_section) -> None:
     ],
 )
 def test_standard_deviations(model_section, name, deviation) -> None:
-    weight = initial_weight(name, SHAPE, model_section(), 0)
+    weight = initial_weight(a_row(model_section(), name), 0)
     assert weight.dtype == torch.float32
     assert weight.std().item() == pytest.approx(deviation, rel=0.02)
     assert weight.mean().abs().item() < 0.03 * deviation
 
 
 def test_norm_weights_are_one(model_section) -> None:
-    assert torch.equal(initial_weight("norm.weight", torch.Size((24,)), model_section(), 0), torch.ones(24))
+    assert torch.equal(initial_weight(a_row(model_section(), "norm.weight", (24,)), 0), torch.ones(24))
 
 
 def test_a_weight_of_one_chunk_comes_from_one_stream(model_section) -> None:
     """What seeds have always given."""
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(b"5:head.weight").digest()[:7], "little"))
     expected = torch.empty(SHAPE).normal_(0.0, 0.3, generator=generator)
-    assert torch.equal(initial_weight("head.weight", SHAPE, model_section(), 5), expected)
+    assert torch.equal(initial_weight(a_row(model_section(), "head.weight"), 5), expected)
 
 
 @pytest.mark.parametrize("chunk", [300, 301, 7 * 300, 100])  # one row, one row, seven rows, and never less than a row
@@ -54,7 +61,7 @@ def test_any_part_is_the_same_without_the_rest(model_section, monkeypatch, chunk
     monkeypatch.setattr(initialization, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     name, section = "blocks.0.mlp.down.weight", model_section()
-    whole = initial_weight(name, SHAPE, section, 5)
+    whole = initial_weight(a_row(section, name), 5)
     assert whole.unique().numel() > 0.99 * whole.numel(), "no chunk repeats another"
     assert whole.std().item() == pytest.approx(0.3 / math.sqrt(2 * 2), rel=0.02)
     for rows, columns in [
@@ -64,7 +71,7 @@ def test_any_part_is_the_same_without_the_rest(model_section, monkeypatch, chunk
         (slice(0, 0), slice(0, 300)),
     ]:
         part = torch.full_like(whole[rows, columns], torch.nan)
-        write_initial_weight(name, SHAPE, [((rows.start, columns.start), part)], section, 5)
+        write_initial_weight(a_row(section, name), [((rows.start, columns.start), part)], 5)
         assert torch.equal(part, whole[rows, columns])
 
 
@@ -78,21 +85,21 @@ def test_parts_of_one_chunk_are_drawn_once(model_section, monkeypatch) -> None:
         ((111, 0), flat[299:599].view(1, -1)),
         ((112, 0), flat[599:].view(1, 2)),
     ]
-    write_initial_weight("head.weight", SHAPE, parts, model_section(), 5)
+    write_initial_weight(a_row(model_section(), "head.weight"), parts, 5)
     assert drawn == [(5, "head.weight", 1)]
-    assert torch.equal(flat, initial_weight("head.weight", SHAPE, model_section(), 5).flatten()[110 * 300 + 1 :][:601])
+    assert torch.equal(flat, initial_weight(a_row(model_section(), "head.weight"), 5).flatten()[110 * 300 + 1 :][:601])
 
 
 def test_a_thread_that_fails_is_heard(model_section, monkeypatch) -> None:
     monkeypatch.setattr(initialization, "CHUNK_ELEMENTS", 300)
     monkeypatch.setattr(initialization, "_generator", lambda *of: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        initial_weight("head.weight", SHAPE, model_section(), 5)
+        initial_weight(a_row(model_section(), "head.weight"), 5)
 
 
 def test_materialize_keeps_ties_marks_and_frozen_parameters(model_section) -> None:
     with torch.device("meta"):
-        model = Transformer(model_section(tie_word_embeddings=True))
+        model = Llama(model_section(tie_word_embeddings=True))
     model.norm.weight.requires_grad_(False)
     model.head.weight.mark = "kept"
     names = []

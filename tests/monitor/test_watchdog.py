@@ -17,7 +17,7 @@ from megatrain.monitor.watchdog import Watchdog
 from megatrain.run.directory import RunDir
 watchdog.GRACE_SECONDS = 0.2
 run = RunDir(sys.argv[1])
-dog = Watchdog(run, rank=0, hang_seconds=0.6)
+dog = Watchdog(run, rank=0, hang_timeout_seconds=0.6)
 dog.beat("training", 3)
 """
 
@@ -83,7 +83,10 @@ def test_a_rank_whose_run_another_start_has_stops_and_writes_nothing(rank, tmp_p
     assert not (tmp_path / "outcomes").exists()
 
 
-OTHER = "other = Watchdog(run, rank=1, hang_seconds=0.6)\nfor _ in range(20):\n    time.sleep(0.1); other.{beat}('x')\n"
+OTHER = (
+    "other = Watchdog(run, rank=1, hang_timeout_seconds=0.6)\n"
+    "for _ in range(20):\n    time.sleep(0.1); other.{beat}('x')\n"
+)
 
 
 def test_a_rank_that_waits_for_a_slower_one_does_not_hang(rank, tmp_path):

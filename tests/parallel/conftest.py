@@ -6,8 +6,10 @@ import torch
 import torch.distributed as dist
 
 from megatrain.config import ModelSection
+from megatrain.model.architecture import row_of
+from megatrain.model.families.llama.module import Llama
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.initialization import initial_weight, materialize
-from megatrain.model.transformer import Transformer
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def one_rank() -> Iterator[None]:
 
 @pytest.fixture
 def section() -> ModelSection:
-    return ModelSection(
+    return LlamaSection(
         num_hidden_layers=2,
         hidden_size=24,
         num_attention_heads=4,
@@ -32,12 +34,12 @@ def section() -> ModelSection:
 
 
 @pytest.fixture
-def make_model(section) -> Callable[..., Transformer]:
-    def make(**fields: Any) -> Transformer:
+def make_model(section) -> Callable[..., Llama]:
+    def make(**fields: Any) -> Llama:
         config = section.model_copy(update=fields)
         with torch.device("meta"):
-            model = Transformer(config)
-        materialize(model, lambda name, p: initial_weight(name, p.shape, config, 3))
+            model = Llama(config)
+        materialize(model, lambda name, p: initial_weight(row_of(config, name), 3))
         return model
 
     return make

@@ -8,12 +8,12 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-from megatrain.config import ModelSection
-from megatrain.model.transformer import Transformer
+from megatrain.model.families.llama.module import Llama
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 
-SECTION = ModelSection(
+SECTION = LlamaSection(
     num_hidden_layers=6,
     hidden_size=64,
     num_attention_heads=4,
@@ -50,9 +50,9 @@ def afresh():
     torch._dynamo.reset()
 
 
-def compiled(device: str, checkpointing: str = "none") -> tuple[Transformer, Graphs]:
+def compiled(device: str, checkpointing: str = "none") -> tuple[Llama, Graphs]:
     with torch.device("meta"):
-        model = Transformer(SECTION).to(torch.bfloat16)
+        model = Llama(SECTION).to(torch.bfloat16)
     if device != "meta":
         model = model.to_empty(device=device)
         for parameter in model.parameters():
@@ -63,7 +63,7 @@ def compiled(device: str, checkpointing: str = "none") -> tuple[Transformer, Gra
     return model, graphs
 
 
-def step(model: Transformer, documents: list[int] | None, batch: int = 2, length: int = 32) -> None:
+def step(model: Llama, documents: list[int] | None, batch: int = 2, length: int = 32) -> None:
     device = model.embedding.weight.device
     ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
     cu_seqlens = None if documents is None else torch.tensor(documents, dtype=torch.int32).to(device)

@@ -4,21 +4,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatrain.parallel.tensor_parallel import REGIONS, WEIGHTS, Shard, apply_tensor_parallel, shard_of
+from megatrain.model.architecture import FAMILIES, row_of
+from megatrain.parallel.tensor_parallel import Shard, apply_tensor_parallel, shard_of
 
 
-def test_every_matrix_is_split_and_nothing_else(make_model) -> None:
-    model = make_model()
-    for name, parameter in model.named_parameters():
-        lines = [pattern for pattern in WEIGHTS if re.fullmatch(pattern, name.removesuffix(".weight"))]
-        assert len(lines) == (1 if parameter.ndim == 2 else 0), name
+def test_every_matrix_is_split_and_nothing_else(make_model, section) -> None:
+    for name, parameter in make_model().named_parameters():
+        assert (row_of(section, name).split is not None) == (parameter.ndim == 2), name
 
 
-@pytest.mark.parametrize("table", [WEIGHTS, REGIONS], ids=["WEIGHTS", "REGIONS"])
-def test_every_line_of_a_table_finds_its_modules(make_model, table) -> None:
+def test_every_region_finds_its_modules(make_model, section) -> None:
     """A renamed module must not quietly become a replicated one."""
     names = [name for name, _ in make_model().named_modules()]
-    for pattern in table:
+    for pattern in FAMILIES.get(section.family).regions:
         assert any(re.fullmatch(pattern, name) for name in names), pattern
 
 
@@ -31,9 +29,9 @@ def test_shards_make_up_the_whole(dim, count) -> None:
     assert torch.equal(torch.cat(shards, dim), whole)
 
 
-def test_one_rank_changes_nothing(one_rank, make_model) -> None:
+def test_one_rank_changes_nothing(one_rank, make_model, section) -> None:
     model = make_model()
     before = dict(model.named_parameters())
-    apply_tensor_parallel(model, dist.group.WORLD, sequence_parallel=True)
+    apply_tensor_parallel(model, section, dist.group.WORLD, sequence_parallel=True)
     assert all(p is before[name] and shard_of(p) is None for name, p in model.named_parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -100,9 +100,9 @@ run: {name: job}
 model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, intermediate_size: 128, vocab_size: 512}
 data: {sequence_length: 128, train: [{path: data/train}]}
 training: {steps: 1, global_batch_size: 8}
-monitor: {hang_seconds: 60}
+monitor: {hang_timeout_seconds: 60}
 cluster: {hardware: cpu, nodes: 2, gpus_per_node: 2}
-slurm: {time: "5", cpus_per_task: 2, restarts_without_progress: 1}
+slurm: {time: "5", cpus_per_task: 2, max_restarts_without_progress: 1}
 """
 
 # Stands in for the trainer: it trains nothing, saves empty checkpoints, and ends as told. What it says of its end, and

@@ -87,7 +87,7 @@ def test_non_retryable_error_is_not_requeued(cluster, submit):
 
 def test_hang_is_ended_by_the_watchdog_with_stacks_and_requeued(cluster, submit):
     code = (
-        "watchdog = Watchdog(run, rank=rank, hang_seconds=2)\n"
+        "watchdog = Watchdog(run, rank=rank, hang_timeout_seconds=2)\n"
         "def the_place_where_it_hangs(): hang_deaf()\n"
         "if start == 0: the_place_where_it_hangs()\nsave(1)"
     )

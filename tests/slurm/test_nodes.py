@@ -46,7 +46,9 @@ def test_node_crash_requeues_on_other_nodes(cluster, submit):
 
 
 def test_frozen_node_is_ended_by_the_watchdog(cluster, submit):
-    job = submit("watchdog = Watchdog(run, rank=rank, hang_seconds=3)\nif start < 1: wait_in_a_collective()\nsave(1)")
+    job = submit(
+        "watchdog = Watchdog(run, rank=rank, hang_timeout_seconds=3)\nif start < 1: wait_in_a_collective()\nsave(1)"
+    )
     job.started()
     frozen = nodes_of(cluster, job)[1]
     cluster.operate("freeze", frozen)

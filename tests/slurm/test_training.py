@@ -57,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for before, after in {
         "nodes: 1, gpus_per_node: 2": "nodes: 2, gpus_per_node: 1",
         "steps: 12": f"steps: {STEPS}",
-        "every_steps: 4": "every_steps: 1000",
-        'time: "10"': 'time: "5", signal_lead_seconds: 30, cpus_per_task: 1',
+        "interval_steps: 4": "interval_steps: 1000",
+        'time: "10"': 'time: "5", signal_before_limit_seconds: 30, cpus_per_task: 1',
     }.items():
         assert before in config
         config = config.replace(before, after)
@@ -112,7 +112,7 @@ def test_requeue_at_the_time_limit_has_the_same_losses(cluster, folder, whole, m
 
 def test_preemption_crash_hang_and_requeue_keep_the_same_losses(cluster, folder, whole, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    job, run = submit(folder, "unlucky", FAULTS, "checkpoint.every_steps=10", "monitor.hang_seconds=20")
+    job, run = submit(folder, "unlucky", FAULTS, "checkpoint.interval_steps=10", "monitor.hang_timeout_seconds=20")
     fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=280)
     log = (run.logs / f"slurm-{job}.log").read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "4"), log

@@ -6,6 +6,7 @@ import torch
 from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.layout import Layout
 from launcher.planning.zero import largest_parameter, local_parameters, zero_bytes
+from megatrain.model.architecture import row_of
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
@@ -37,7 +38,9 @@ def test_a_rank_of_70b_makes_what_it_owns_and_one_parameter_beside_it(rank_of, t
     assert names == [name for name, _ in model.named_parameters()]
     decayed, plain = (
         sum(getattr(p, "ds_numel", p.numel()) for p in g["params"])
-        for g in build_optimizer(model, config.optimizer).param_groups
+        for g in build_optimizer(
+            model, config.optimizer, decays=lambda name: row_of(config.model, name).decay
+        ).param_groups
     )
     assert plain == 161 * 8192, "norms do not decay, and nothing else is spared"
     assert decayed + plain == local_parameters(config.model, tensor_parallel)

@@ -44,7 +44,7 @@ class Start:
     def __init__(self, run: RunDir, keep_last: int = 9) -> None:
         self.run, self.said, self.engine = run, [], Engine()
         store = CheckpointStore(run, dist.group.WORLD, layout="", keep_last=keep_last, report=self.said.append)
-        config = make_config("tokenizer", checkpoint={"every_steps": 10})
+        config = make_config("tokenizer", checkpoint={"interval_steps": 10})
         self.checkpointer = Checkpointer(config, self.engine, store)
 
     def save(self, *steps: int) -> "Start":

@@ -31,16 +31,17 @@ def test_a_setting_of_ones_own_stays(restored, monkeypatch) -> None:
 
 
 def test_a_step_of_the_model_has_deterministic_kernels(restored) -> None:
+    from megatrain.model.architecture import row_of
+    from megatrain.model.families.llama.module import Llama
     from megatrain.model.initialization import initial_weight, materialize
-    from megatrain.model.transformer import Transformer
     from tests.distributed.layouts import documents, global_batch, model_section
     from tests.documents import cu_seqlens_of
 
     make_deterministic()
     section = model_section()
     with torch.device("meta"):
-        model = Transformer(section)
-    materialize(model, lambda name, p: initial_weight(name, p.shape, section, 5))
+        model = Llama(section)
+    materialize(model, lambda name, p: initial_weight(row_of(section, name), 5))
     ids, labels = global_batch(0)
     gradients = []
     for _ in range(2):

@@ -18,7 +18,7 @@ def make_reporter(one_rank, tmp_path):
     config = config.model_copy(
         update={
             "cluster": config.cluster.model_copy(update={"peak_tflops": 1.0}),
-            "monitor": config.monitor.model_copy(update={"log_every_steps": 1, "tensorboard": False}),
+            "monitor": config.monitor.model_copy(update={"log_interval_steps": 1, "tensorboard": False}),
         }
     )
     console = SimpleNamespace(step=lambda metrics: None, close=lambda: None)

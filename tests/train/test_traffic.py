@@ -7,7 +7,7 @@ from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.cost import data_parallel_bytes, gradient_bytes, tensor_parallel_bytes
 from launcher.planning.layout import Layout
 from launcher.planning.zero import local_parameters
-from megatrain.config import ModelSection
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
@@ -16,7 +16,7 @@ from tests.parallel.traffic import Traffic
 from tests.train.large import RANKS, llama_70b
 
 WORLD, MICRO_BATCHES, LENGTH = 64, 2, 64
-MODEL = ModelSection(
+MODEL = LlamaSection(
     num_hidden_layers=3,
     hidden_size=256,
     num_attention_heads=8,

@@ -12,7 +12,7 @@ def plan(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a run reads of each source in each stage; exits with 4 where that is more than data.maximum_epochs.
+    """Show what a run reads of each source in each stage; exits with 4 where that is more than data.max_epochs.
 
     \b
     megatrain data plan configs/llama-125m.yaml

@@ -38,7 +38,7 @@ def stream(
     from megatrain.base.progress import Progress
     from megatrain.checkpoint.progress import saved_progress
     from megatrain.config import PretrainConfig
-    from megatrain.config.file import load_config
+    from megatrain.config.file import load_config, load_own_config
     from megatrain.data.checks.inspect_samples import audit
     from megatrain.run.directory import RunDir
 
@@ -46,7 +46,9 @@ def stream(
         raise ConfigError("--start and --step: give one of them; a step says where it starts.")
     if rank is not None and (ranks is None or rank >= ranks):
         raise ConfigError(f"--rank {rank}: must be below --ranks ({ranks}).")
-    config = load_config(file / "config.yaml" if file.is_dir() else file, overrides or [])
+    config = (
+        load_own_config(file / "config.yaml", overrides or []) if file.is_dir() else load_config(file, overrides or [])
+    )
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: is a fine-tuning run; its examples are in finetune.train.")
     batch = config.training.global_batch_size
@@ -67,7 +69,7 @@ def stream(
 def _line(sample: dict[str, Any]) -> str:
     rank = f" · rank {sample['rank']}" if "rank" in sample else ""
     where = f"{sample['source']} · {sample['shard']} · block {sample['block']} row {sample['row']}"
-    shown = f"sample {sample['position']:,} · stage {sample['stage']} · epoch {sample['epoch']} · {where}{rank}"
+    shown = f"sample {sample['position']:,} · phase {sample['phase']} · epoch {sample['epoch']} · {where}{rank}"
     if "replaced" in sample:
         shown += f" · stands in for block {sample['replaced']}"
     shown += f" · {len(sample['tokens'])} tokens · {sample['hash']}"

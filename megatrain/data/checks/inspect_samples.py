@@ -65,10 +65,10 @@ def _read(stream: SampleStream, config: PretrainConfig, positions: NDArray[np.in
         return
     samples, rows = stream.read(positions)
     for number, (position, place) in enumerate(zip(positions.tolist(), zip(*samples, strict=True), strict=True)):
-        stage, source, epoch, block, row, replaced = map(int, place)
+        phase, source, epoch, block, row, replaced = map(int, place)
         found = {
             "position": position,
-            "stage": stage,
+            "phase": phase,
             "source": config.data.train[source].path,
             "epoch": epoch,
             "shard": stream.sources.data[source].where(block),

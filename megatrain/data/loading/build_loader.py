@@ -1,13 +1,13 @@
 """Which loader reads the training data of a run."""
 
-from megatrain.config import PretrainConfig
+from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.data.loading.sequential import SequentialLoader
 from megatrain.data.text.tokenizer import Tokenizer
 
 
 def build_loader(
-    config: PretrainConfig, *, data_rank: int, data_size: int, pin_memory: bool
+    config: ResolvedPretrain, *, data_rank: int, data_size: int, pin_memory: bool
 ) -> TrainLoader | SequentialLoader:
     """One data-parallel rank's loader: by position of prepared data, in sequence of someone else's tar files.
 
@@ -15,11 +15,9 @@ def build_loader(
         DataError: a source, or the tokenizer that texts need, is missing or unsuitable.
         ConfigError: the batch cannot be shared out evenly.
     """
-    micro_batch_size = config.training.micro_batch_size
-    assert isinstance(micro_batch_size, int), "a resolved configuration"
     share = {
         "global_batch_size": config.training.global_batch_size,
-        "micro_batch_size": micro_batch_size,
+        "micro_batch_size": config.training.micro_batch_size,
         "data_rank": data_rank,
         "data_size": data_size,
         "seed": config.run.seed,

@@ -122,7 +122,7 @@ class TrainLoader:
     def read_step(self, position: int) -> StepBatches:
         """This rank's part of the global batch that begins at sample `position`; changes nothing.
 
-        A step has one sequence length, that of the stage that its first sample is in: its samples are cut accordingly.
+        A step has one sequence length, that of the phase that its first sample is in: its samples are cut accordingly.
         """
         _, rows = self._stream.read(position + self._offsets.reshape(-1))
         length, across = self._stream.sequence_length(position), self._data.attend_across_documents
@@ -141,7 +141,7 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, Any]) -> list[str]:
         """Go on from a saved position, with any number of ranks and threads and any batch size.
 
-        Returns what the run changes from here on, a line each: stages that had not begun, and the like.
+        Returns what the run changes from here on, a line each: phases that had not begun, and the like.
 
         Raises:
             DataError: the saved position counts in another order than this loader's; says what differs.

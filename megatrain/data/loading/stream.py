@@ -29,13 +29,13 @@ class SampleStream:
     def __init__(self, data: DataSection, seed: int) -> None:
         self._data = data
         self._seed = seed
-        self.stages = curriculum(data)
-        order_stages = [stage.order_stage() for stage in self.stages]
+        self.phases = curriculum(data)
+        order_phases = [phase.order_phase() for phase in self.phases]
         with_ends = not data.attend_across_documents
         self.sources = OpenSources(data.train, data.sequence_length, with_ends=with_ends, reading=data.reading)
-        rule = ShuffleRule(data.shuffle.mode, data.shuffle.lanes, data.shuffle.window_blocks)
-        self.order = Order(self.sources.sizes, order_stages, seed, rule, self._quarantined())
-        self._lengths = [stage.sequence_length for stage in self.stages]
+        rule = ShuffleRule(data.shuffle.mode, data.shuffle.streams, data.shuffle.window_blocks)
+        self.order = Order(self.sources.sizes, order_phases, seed, rule, self._quarantined())
+        self._lengths = [phase.sequence_length for phase in self.phases]
         vocab_size = self.sources.data[0].manifest.vocab_size
         self._transform = Transform(data.transform, vocab_size) if data.transform else None
 
@@ -61,7 +61,7 @@ class SampleStream:
 
     def sequence_length(self, position: int) -> int:
         """What the sample at a position is cut into."""
-        return self._lengths[int(self.order.stages(np.array([position]))[0])]
+        return self._lengths[int(self.order.phases(np.array([position]))[0])]
 
     def identity(self) -> dict[str, Any]:
         """See `position.identity`."""

@@ -1,9 +1,9 @@
 """Which row of which block is sample number g: a pure function of the position, the seed and the sizes of the data.
 
-    g -> (stage, source, epoch, block, row)
+    g -> (phase, source, epoch, block, row)
 
-No state, no files, no ranks: any process can ask for any g. Stages change the weights of the sources at given
-positions; a source goes on where the stage before left it. Within a source, each epoch visits every row once, in an
+No state, no files, no ranks: any process can ask for any g. Phases change the weights of the sources at given
+positions; a source goes on where the phase before left it. Within a source, each epoch visits every row once, in an
 order of its own (`shuffle`). Across two epochs nothing is promised: the last row of one may be the first of the next.
 
 Rows of a quarantined block are replaced by others of the same source, chosen by a hash: such a row is then read once
@@ -21,7 +21,7 @@ from megatrain.data.ordering.mixture import Mixture
 from megatrain.data.ordering.permutation import each, key
 from megatrain.data.ordering.shuffle import ShuffleRule, SourceSize, shuffle_of
 
-__all__ = ["ORDER_VERSION", "Order", "Quarantined", "Samples", "ShuffleRule", "SourceSize", "Stage"]
+__all__ = ["ORDER_VERSION", "Order", "Phase", "Quarantined", "Samples", "ShuffleRule", "SourceSize"]
 
 ORDER_VERSION = 2
 
@@ -34,7 +34,7 @@ _MIXING, _SHUFFLING, _SUBSTITUTING = 1, 2, 3
 class Samples(NamedTuple):
     """Where samples are, each int64 [N]."""
 
-    stage: Int64
+    phase: Int64
     source: Int64
     epoch: Int64
     block: Int64
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Phase:
     """From position `first` on, sources are mixed by `quotas` (see `mixture.quotas`)."""
 
     first: int
@@ -64,7 +64,7 @@ class Order:
 
     Args:
         sources: their sizes, in the order of the configuration.
-        stages: ascending; the first begins at 0.
+        phases: ascending; the first begins at 0.
         seed: run.seed.
         rule: how rows are shuffled.
         quarantine: blocks to replace. Some block of each source must be left.
@@ -73,45 +73,45 @@ class Order:
     def __init__(
         self,
         sources: Sequence[SourceSize],
-        stages: Sequence[Stage],
+        phases: Sequence[Phase],
         seed: int,
         rule: ShuffleRule = ShuffleRule(),  # noqa: B008 - frozen
         quarantine: Sequence[Quarantined] = (),
     ) -> None:
-        assert stages[0].first == 0
+        assert phases[0].first == 0
         self._sources = tuple(sources)
         self._seed = seed
         self._quarantine = tuple(quarantine)
-        self._first = np.array([stage.first for stage in stages], dtype=np.int64)
-        self._mixtures = [Mixture(stage.quotas, key(seed, _MIXING, number)) for number, stage in enumerate(stages)]
+        self._first = np.array([phase.first for phase in phases], dtype=np.int64)
+        self._mixtures = [Mixture(phase.quotas, key(seed, _MIXING, number)) for number, phase in enumerate(phases)]
         self._shuffles = [shuffle_of(size, rule) for size in sources]
-        # samples that each source gave before each stage, int64 [stages][sources]
+        # samples that each source gave before each phase, int64 [phases][sources]
         self._given = [np.zeros(len(self._sources), dtype=np.int64)]
         for number, length in enumerate(np.diff(self._first)):
             self._given.append(self._given[-1] + self._mixtures[number].counts(int(length)))
 
-    def stages(self, positions: Int64) -> Int64:
-        """The stage that each position is in."""
+    def phases(self, positions: Int64) -> Int64:
+        """The phase that each position is in."""
         return np.searchsorted(self._first, positions, side="right") - 1
 
     def locate(self, positions: Int64) -> Samples:
         """Where the samples at `positions` (int64 [N], any order) are."""
-        stages = self.stages(positions)
+        phases = self.phases(positions)
         sources, ordinals = np.empty_like(positions), np.empty_like(positions)
-        for stage, here in each(stages):
-            sources[here], ordinals[here] = self._mixtures[stage].locate(positions[here] - self._first[stage])
-            ordinals[here] += self._given[stage][sources[here]]
+        for phase, here in each(phases):
+            sources[here], ordinals[here] = self._mixtures[phase].locate(positions[here] - self._first[phase])
+            ordinals[here] += self._given[phase][sources[here]]
         epochs, blocks, rows = (np.empty_like(positions) for _ in range(3))
         for source, here in each(sources):
             epochs[here], blocks[here], rows[here] = self._within_source(source, ordinals[here])
-        samples = Samples(stages, sources, epochs, blocks, rows, np.full_like(positions, -1))
+        samples = Samples(phases, sources, epochs, blocks, rows, np.full_like(positions, -1))
         self._substitute(positions, samples)
         return samples
 
     def counts(self, position: int) -> Int64:
         """Samples that each source gave before `position`, int64 [sources]."""
-        stage = int(self.stages(np.array([position]))[0])
-        return self._given[stage] + self._mixtures[stage].counts(position - int(self._first[stage]))
+        phase = int(self.phases(np.array([position]))[0])
+        return self._given[phase] + self._mixtures[phase].counts(position - int(self._first[phase]))
 
     def _within_source(self, source: int, ordinals: Int64) -> tuple[Int64, Int64, Int64]:
         size = self._sources[source]

@@ -1,8 +1,8 @@
 """What a saved position in the data means, and which other configuration may go on from it.
 
 The state of a loader is the position and the name of everything that decides which samples came before it: at most
-4 KiB, the same on every rank. What has not begun yet may change: stages and quarantined blocks of later samples, and
-sources that no stage has read from.
+4 KiB, the same on every rank. What has not begun yet may change: phases and quarantined blocks of later samples, and
+sources that no phase has read from.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from megatrain.base.errors import DataError
 from megatrain.base.files import parse_model
 from megatrain.config import DataSection
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS
-from megatrain.data.ordering.curriculum import CurriculumStage, curriculum
+from megatrain.data.ordering.curriculum import CurriculumPhase, curriculum
 from megatrain.data.ordering.order import ORDER_VERSION
 
 _MOST = 10**15  # samples
@@ -41,9 +41,9 @@ def identity(data: DataSection, seed: int, manifest_hashes: Sequence[str]) -> di
         "order_version": ORDER_VERSION,
         "seed": seed,
         "sequence_length": data.sequence_length,
-        "shuffle": f"windowed {shuffle.lanes} x {shuffle.window_blocks}" if windowed else shuffle.mode,
+        "shuffle": f"windowed {shuffle.streams} x {shuffle.window_blocks}" if windowed else shuffle.mode,
         "sources": [manifest_hash[:SHORT_HASH_DIGITS] for manifest_hash in manifest_hashes],
-        "stages": [[stage.first, stage.sequence_length, _mixing(stage)] for stage in curriculum(data)],
+        "stages": [[phase.first, phase.sequence_length, _mixing(phase)] for phase in curriculum(data)],
         "quarantine": [[first_source[bad.path.rstrip("/")], bad.block, bad.from_sample] for bad in data.quarantine],
         "transform": data.transform.function if data.transform else None,
     }
@@ -68,7 +68,7 @@ def changes_since(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     notes: list[str] = []
     before = parse_model(_Saved, saved, "the position that the checkpoint holds", DataError)
     _compare_sources(before.sources, mine["sources"], wrong, notes)
-    _compare_stages([list(stage) for stage in before.stages], mine["stages"], position, wrong, notes)
+    _compare_phases([list(phase) for phase in before.stages], mine["stages"], position, wrong, notes)
     _compare_quarantine([list(bad) for bad in before.quarantine], mine["quarantine"], position, wrong, notes)
     if wrong:
         raise _refused(wrong)
@@ -86,13 +86,13 @@ def _compare_sources(saved: list[str], mine: list[str], wrong: list[str], notes:
         notes.append(f"data: source {number} is new")
 
 
-def _compare_stages(saved: list[Any], mine: list[Any], position: int, wrong: list[str], notes: list[str]) -> None:
-    begun = sum(stage[0] < position for stage in saved)
+def _compare_phases(saved: list[Any], mine: list[Any], position: int, wrong: list[str], notes: list[str]) -> None:
+    begun = sum(phase[0] < position for phase in saved)
     for number in range(max(len(saved), len(mine))):
-        before, now = (stages[number] if number < len(stages) else None for stages in (saved, mine))
+        before, now = (phases[number] if number < len(phases) else None for phases in (saved, mine))
         if before == now:
             continue
-        text = f"stage {number} {_difference(before, now)}"
+        text = f"phase {number} {_difference(before, now)}"
         if number < begun or (now and now[0] < position):
             wrong.append(f"{text}, but had begun at sample {position:,}")
         else:
@@ -126,9 +126,9 @@ def _compare_quarantine(saved: list[Any], mine: list[Any], position: int, wrong:
             notes.append(f"data: {text}")
 
 
-def _mixing(stage: CurriculumStage) -> str:
-    """Names a stage's quotas. Sources without a share at the end do not count: they may be added later."""
-    shares = list(stage.order_stage().quotas)
+def _mixing(phase: CurriculumPhase) -> str:
+    """Names a phase's quotas. Sources without a share at the end do not count: they may be added later."""
+    shares = list(phase.order_phase().quotas)
     while not shares[-1]:
         shares.pop()
     return hashlib.sha256(",".join(map(str, shares)).encode()).hexdigest()[:8]

@@ -5,15 +5,15 @@ neither ranks nor what was read before.
 systems and object stores:
 
     window   `window_blocks` neighbouring blocks, all of whose rows are shuffled together
-    lane     takes one window after the other; `lanes` of them take turns, a row each
+    stream   takes one window after the other; `streams` of them take turns, a row each
     round    one window in every lane; which windows those are is a permutation of all windows
     tail     the windows that fill no round, and the rows that fill no window: one permutation of all their rows
 
-    index     0      1      2     …  L-1    L     L+1   …    (L lanes)
+    index     0      1      2     …  L-1    L     L+1   …    (L streams)
     lane      0      1      2     …  L-1    0     1     …    all rows of a round, then the next round; last the tail
 
-So any L rows on end come from L different windows, and only `lanes` windows are being read at a time. A source of fewer
-than `lanes` windows is all tail: fully shuffled.
+So any L consecutive rows come from L different windows, and only `streams` windows are being read at a time. A source
+of fewer than `streams` windows is all tail: fully shuffled.
 """
 
 from dataclasses import dataclass
@@ -42,10 +42,10 @@ class SourceSize:
 
 @dataclass(frozen=True, slots=True)
 class ShuffleRule:
-    """How the rows of every source are shuffled. The lanes of a run never change."""
+    """How the rows of every source are shuffled. The streams of a run never change."""
 
     mode: Literal["windowed", "full"] = "windowed"
-    lanes: int = 4096
+    streams: int = 4096
     window_blocks: int = 1
 
 
@@ -58,7 +58,7 @@ class Shuffle(Protocol):
 
 
 def shuffle_of(size: SourceSize, rule: ShuffleRule) -> Shuffle:
-    return FullShuffle(size) if rule.mode == "full" else WindowedShuffle(size, rule.lanes, rule.window_blocks)
+    return FullShuffle(size) if rule.mode == "full" else WindowedShuffle(size, rule.streams, rule.window_blocks)
 
 
 class FullShuffle:
@@ -72,15 +72,15 @@ class FullShuffle:
 class WindowedShuffle:
     """See the head of this file."""
 
-    def __init__(self, size: SourceSize, lanes: int, window_blocks: int) -> None:
-        self._lanes = lanes
+    def __init__(self, size: SourceSize, streams: int, window_blocks: int) -> None:
+        self._streams = streams
         self._rows = size.rows
         self._window_rows = window_blocks * size.rows_per_block
         self._windows = size.rows // self._window_rows
-        self._rounds = self._windows // lanes
-        self._body_rows = self._rounds * lanes * self._window_rows  # in whole rounds
-        self._group = max(1, _AT_ONCE // self._window_rows)  # lanes whose windows are put in order in one go
-        groups = -(-lanes // self._group)
+        self._rounds = self._windows // streams
+        self._body_rows = self._rounds * streams * self._window_rows  # in whole rounds
+        self._group = max(1, _AT_ONCE // self._window_rows)  # streams whose windows are put in order in one go
+        groups = -(-streams // self._group)
         self._orders = lru_cache(maxsize=groups + 8)(self._make_orders)  # one round, and the edge to the next
 
     def rows(self, indices: Int64, epoch_key: np.uint64) -> Int64:
@@ -95,18 +95,18 @@ class WindowedShuffle:
         return rows
 
     def _body(self, indices: Int64, epoch_key: np.uint64) -> Int64:
-        turns, lanes = np.divmod(indices, self._lanes)
+        turns, streams = np.divmod(indices, self._streams)
         rounds, turns = np.divmod(turns, self._window_rows)
-        windows = permute(rounds * self._lanes + lanes, self._windows, key(epoch_key, _WINDOWS))
-        return windows * self._window_rows + self._within_windows(rounds, lanes, turns, epoch_key)
+        windows = permute(rounds * self._streams + streams, self._windows, key(epoch_key, _WINDOWS))
+        return windows * self._window_rows + self._within_windows(rounds, streams, turns, epoch_key)
 
-    def _within_windows(self, rounds: Int64, lanes: Int64, turns: Int64, epoch_key: np.uint64) -> Int64:
+    def _within_windows(self, rounds: Int64, streams: Int64, turns: Int64, epoch_key: np.uint64) -> Int64:
         """Which row of its window a lane gives at its turn."""
         within = np.empty_like(turns)
-        groups, members = np.divmod(lanes, self._group)
-        numbers = rounds * self._lanes + groups  # one number for each pair of round and group
+        groups, members = np.divmod(streams, self._group)
+        numbers = rounds * self._streams + groups  # one number for each pair of round and group
         for number, here in each(numbers):
-            round_, group = divmod(number, self._lanes)
+            round_, group = divmod(number, self._streams)
             if self._window_rows < EXPLICIT_BELOW:
                 within[here] = self._orders(epoch_key, round_, group)[members[here], turns[here]]
             else:  # a window as long as that is a group of its own
@@ -119,7 +119,7 @@ class WindowedShuffle:
     def _tail(self, indices: Int64, epoch_key: np.uint64) -> Int64:
         places = permute(indices - self._body_rows, self._rows - self._body_rows, key(epoch_key, _TAIL))
         numbers, within = np.divmod(places, self._window_rows)
-        numbers += self._rounds * self._lanes
+        numbers += self._rounds * self._streams
         # at or beyond `windows` are the rows after the last window, which stay where they are
         whole = numbers < self._windows
         numbers[whole] = permute(numbers[whole], self._windows, key(epoch_key, _WINDOWS))

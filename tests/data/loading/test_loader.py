@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatrain.base.errors import ConfigError, DataError
-from megatrain.config import QuarantinedBlock, ShuffleSection, Source, StageSection
+from megatrain.config import PhaseSection, QuarantinedBlock, ShuffleSection, Source
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.text.tokenizer import train_tokenizer
@@ -109,9 +109,9 @@ def test_sources_are_mixed_by_their_weights(make_loader):
 def test_the_state_is_small(make_loader, prepared):
     sources = tuple(Source(path=str(prepared)) for _ in range(64))
     far = 10**15 - 64  # the largest that a configuration may say
-    stages = tuple(StageSection(from_sample=far + number, sequence_length=16) for number in range(32))
+    phases = tuple(PhaseSection(from_sample=far + number, sequence_length=16) for number in range(32))
     bad = tuple(QuarantinedBlock(path=str(prepared), block=0, from_sample=far + number) for number in range(32))
-    state = make_loader(train=sources, stages=stages, quarantine=bad).state_dict()
+    state = make_loader(train=sources, phases=phases, quarantine=bad).state_dict()
     assert len(json.dumps(state)) <= 4096
 
 
@@ -120,9 +120,9 @@ def test_the_state_is_small(make_loader, prepared):
     [
         ({"seed": 8}, "seed was 7, is 8"),
         ({"sequence_length": 64}, "sequence_length was 32, is 64"),
-        ({"reweighted": True}, r"stage 0 \(from sample 0\) changed: weights, but had begun at sample 8"),
+        ({"reweighted": True}, r"phase 0 \(from sample 0\) changed: weights, but had begun at sample 8"),
         ({"swapped": True}, r"source 0 was [0-9a-f]{12}, is [0-9a-f]{12}; source 1 was .*weights, but had begun"),
-        ({"shuffle": ShuffleSection(lanes=5)}, r"shuffle was windowed 4096 x 1, is windowed 5 x 1"),
+        ({"shuffle": ShuffleSection(streams=5)}, r"shuffle was windowed 4096 x 1, is windowed 5 x 1"),
     ],
 )
 def test_a_position_of_another_order_is_refused(make_loader, options, message):

@@ -1,4 +1,4 @@
-"""Samples by position: damage, quarantine, stages of other lengths and batch sizes."""
+"""Samples by position: damage, quarantine, phases of other lengths and batch sizes."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatrain.base.errors import DataError
-from megatrain.config import QuarantinedBlock, ReadingSection, Source, StageSection
+from megatrain.config import PhaseSection, QuarantinedBlock, ReadingSection, Source
 from megatrain.data.loading.shards import PreparedData
 
 
@@ -95,7 +95,7 @@ def test_quarantine_of_what_is_not_there_or_of_everything(make_loader, tmp_path,
 def test_a_stage_cuts_samples_and_keeps_every_token(make_loader, prepared):
     train = (Source(path=str(prepared)),)
     plain = make_loader(train=train)
-    staged = make_loader(train=train, stages=(StageSection(from_sample=24, sequence_length=8),))
+    staged = make_loader(train=train, phases=(PhaseSection(from_sample=24, sequence_length=8),))
     for step in range(6):
         whole, cut = plain.next(), staged.next()
         assert cut.target_tokens == whole.target_tokens == 8 * 32
@@ -107,23 +107,23 @@ def test_a_stage_cuts_samples_and_keeps_every_token(make_loader, prepared):
 
 
 def test_another_batch_size_from_a_stage_on(make_loader):
-    """The position counts samples: batches of 8 up to the stage, of 24 from there, and of 8 again."""
-    stages = (StageSection(from_sample=48, weights=(1.0, 3.0), sequence_length=16),)
-    whole = tokens_of(make_loader(stages=stages), 18)
-    first = make_loader(stages=stages)
+    """The position counts samples: batches of 8 up to the phase, of 24 from there, and of 8 again."""
+    phases = (PhaseSection(from_sample=48, weights=(1.0, 3.0), sequence_length=16),)
+    whole = tokens_of(make_loader(phases=phases), 18)
+    first = make_loader(phases=phases)
     got = [tokens_of(first, 6)]
-    second = make_loader(stages=stages, global_batch_size=24, micro_batch_size=4)
+    second = make_loader(phases=phases, global_batch_size=24, micro_batch_size=4)
     second.load_state_dict(first.state_dict())
     got.append(tokens_of(second, 3))
-    third = make_loader(stages=stages)
+    third = make_loader(phases=phases)
     third.load_state_dict(second.state_dict())
     got.append(tokens_of(third, 3))
     assert torch.equal(torch.cat(got), whole)
 
 
 def test_weights_of_a_stage_hold_from_its_sample_on(make_loader):
-    stages = (StageSection(from_sample=4096, weights=(1.0, 0.0)), StageSection(from_sample=8192, weights=(1.0, 1.0)))
-    loader = make_loader(global_batch_size=4096, micro_batch_size=4096, stages=stages)
+    phases = (PhaseSection(from_sample=4096, weights=(1.0, 0.0)), PhaseSection(from_sample=8192, weights=(1.0, 1.0)))
+    loader = make_loader(global_batch_size=4096, micro_batch_size=4096, phases=phases)
     counts = [np.array(loader.samples_per_source())]
     for _ in range(3):
         loader.next()
@@ -136,11 +136,11 @@ def test_weights_of_a_stage_hold_from_its_sample_on(make_loader):
 
 
 @pytest.mark.parametrize("where", ["before", "at", "after"])
-def test_a_resume_at_the_boundary_of_an_epoch_and_a_stage(make_loader, prepared, where):
+def test_a_resume_at_the_boundary_of_an_epoch_and_a_phase(make_loader, prepared, where):
     rows = PreparedData(prepared).manifest.rows(32)
     options = {
         "train": (Source(path=str(prepared)),),
-        "stages": (StageSection(from_sample=rows, sequence_length=16),),
+        "phases": (PhaseSection(from_sample=rows, sequence_length=16),),
         "global_batch_size": 1,
         "micro_batch_size": 1,
     }

@@ -6,11 +6,11 @@ import pytest
 
 from megatrain.data.loading.loader import rank_offsets
 from megatrain.data.ordering.mixture import quotas
-from megatrain.data.ordering.order import ORDER_VERSION, Order, Quarantined, ShuffleRule, SourceSize, Stage
+from megatrain.data.ordering.order import ORDER_VERSION, Order, Phase, Quarantined, ShuffleRule, SourceSize
 
-ONE = [Stage(0, quotas([1.0]))]
+ONE = [Phase(0, quotas([1.0]))]
 FULL = ShuffleRule("full")
-SMALL_LANES = ShuffleRule(lanes=16, window_blocks=2)
+SMALL_LANES = ShuffleRule(streams=16, window_blocks=2)
 RULES = {"windowed": SMALL_LANES, "full": FULL}
 
 
@@ -18,7 +18,7 @@ RULES = {"windowed": SMALL_LANES, "full": FULL}
     ("rule", "blocks", "rows"),
     [
         (
-            ShuffleRule(lanes=512, window_blocks=2),
+            ShuffleRule(streams=512, window_blocks=2),
             [5609, 3, 1, 2659, 2587, 7, 3743, 0],
             [88, 123, 87, 122, 34, 31, 47, 123],
         ),
@@ -28,11 +28,11 @@ RULES = {"windowed": SMALL_LANES, "full": FULL}
 )
 def test_golden_vectors(rule, blocks, rows):
     """Whoever changes the order must change ORDER_VERSION, so that no old position is read in the new order."""
-    stages = [Stage(0, quotas([0.75, 0.25])), Stage(5000, quotas([0.5, 0.5]))]
-    order = Order([SourceSize(1_000_000, 128), SourceSize(1000, 128)], stages, seed=1337, rule=rule)
+    phases = [Phase(0, quotas([0.75, 0.25])), Phase(5000, quotas([0.5, 0.5]))]
+    order = Order([SourceSize(1_000_000, 128), SourceSize(1000, 128)], phases, seed=1337, rule=rule)
     samples = order.locate(np.array([0, 1, 2, 4999, 5000, 5001, 1_900_000, 9_000_000_000]))
     assert ORDER_VERSION == 2
-    assert samples.stage.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert samples.phase.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert samples.source.tolist() == [0, 1, 1, 0, 0, 1, 0, 1]
     assert samples.epoch.tolist() == [0, 0, 0, 0, 0, 1, 0, 4499998]
     assert samples.block.tolist() == blocks
@@ -53,7 +53,7 @@ def test_every_epoch_visits_each_row_once(rows, per_block, rule):
 
 def test_epochs_sources_and_seeds_are_shuffled_differently():
     def rows(seed, source, epoch):
-        order = Order([SourceSize(500, 10)] * 2, [Stage(0, quotas([1, 1]))], seed)
+        order = Order([SourceSize(500, 10)] * 2, [Phase(0, quotas([1, 1]))], seed)
         samples = order.locate(np.arange(4000))
         mine = (samples.source == source) & (samples.epoch == epoch)
         return tuple((samples.block * 10 + samples.row)[mine])
@@ -64,13 +64,13 @@ def test_epochs_sources_and_seeds_are_shuffled_differently():
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_a_stage_goes_on_where_the_one_before_left_its_sources(rule):
-    stages = [Stage(0, quotas([0.9, 0.1])), Stage(1500, quotas([0.2, 0.8])), Stage(9000, quotas([0.5, 0.5]))]
-    order = Order([SourceSize(100_000, 16)] * 2, stages, seed=11, rule=rule)
+    phases = [Phase(0, quotas([0.9, 0.1])), Phase(1500, quotas([0.2, 0.8])), Phase(9000, quotas([0.5, 0.5]))]
+    order = Order([SourceSize(100_000, 16)] * 2, phases, seed=11, rule=rule)
     samples = order.locate(np.arange(12_000))
     for source in range(2):
         mine = samples.source == source
         visited = (samples.block * 16 + samples.row)[mine]
-        assert len(np.unique(visited)) == len(visited)  # no row twice in its first epoch, across stages
+        assert len(np.unique(visited)) == len(visited)  # no row twice in its first epoch, across phases
     assert np.bincount(samples.source[1500 : 1500 + 4096]).tolist() == list(quotas([0.2, 0.8]))
     for position in (0, 1, 1499, 1500, 1501, 9000, 12_000):
         assert order.counts(position).tolist() == np.bincount(samples.source[:position], minlength=2).tolist()
@@ -78,7 +78,7 @@ def test_a_stage_goes_on_where_the_one_before_left_its_sources(rule):
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_positions_need_no_order_and_no_company(rule):
-    order = Order([SourceSize(300, 16), SourceSize(90_000, 16)], [Stage(0, quotas([1, 2]))], seed=5, rule=rule)
+    order = Order([SourceSize(300, 16), SourceSize(90_000, 16)], [Phase(0, quotas([1, 2]))], seed=5, rule=rule)
     positions = np.random.default_rng(0).permutation(np.arange(50_000, 52_000))
     shuffled = order.locate(positions)
     ascending = order.locate(np.sort(positions))
@@ -120,7 +120,7 @@ def test_a_batch_mixes_blocks_as_well_as_a_full_permutation(rule, batch):
 
 def test_a_window_is_read_by_one_lane_and_no_more_windows_are_open_than_lanes():
     lanes, per_block = 8, 4
-    order = Order([SourceSize(10 * lanes * per_block, per_block)], ONE, seed=2, rule=ShuffleRule(lanes=lanes))
+    order = Order([SourceSize(10 * lanes * per_block, per_block)], ONE, seed=2, rule=ShuffleRule(streams=lanes))
     blocks = order.locate(np.arange(lanes * per_block * 10)).block.reshape(10, per_block, lanes)
     for round_ in blocks:
         assert (round_ == round_[0]).all()  # a lane stays in its block until all its rows are read
@@ -132,9 +132,9 @@ def test_a_window_is_read_by_one_lane_and_no_more_windows_are_open_than_lanes():
 
 def test_quarantined_blocks_are_replaced_from_their_sample_on():
     sizes = [SourceSize(300, 16), SourceSize(90_000, 16)]
-    stages = [Stage(0, quotas([1, 2]))]
-    plain = Order(sizes, stages, seed=5)
-    order = Order(sizes, stages, seed=5, quarantine=[Quarantined(0, 3, 2000), Quarantined(0, 4, 0)])
+    phases = [Phase(0, quotas([1, 2]))]
+    plain = Order(sizes, phases, seed=5)
+    order = Order(sizes, phases, seed=5, quarantine=[Quarantined(0, 3, 2000), Quarantined(0, 4, 0)])
     positions = np.arange(6000)
     before, after = plain.locate(positions), order.locate(positions)
     hit = (before.source == 0) & ((before.block == 4) | ((before.block == 3) & (positions >= 2000)))
@@ -155,7 +155,7 @@ def test_quarantined_blocks_are_replaced_from_their_sample_on():
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8, 15])
 def test_no_row_is_dropped_or_repeated_over_an_epoch_on_any_number_of_ranks(ranks):
     rows = 120 * 7
-    order = Order([SourceSize(rows, 8)], ONE, seed=4, rule=ShuffleRule(lanes=8))
+    order = Order([SourceSize(rows, 8)], ONE, seed=4, rule=ShuffleRule(streams=8))
     shares = [
         rank_offsets(global_batch_size=120, micro_batch_size=120 // ranks, data_rank=rank, data_size=ranks).reshape(-1)
         for rank in range(ranks)

@@ -16,7 +16,7 @@ STAGES = [
 DATA = {
     "sequence_length": 32,
     "train": [{"path": "a", "weight": 3.0}, {"path": "b"}],
-    "stages": STAGES,
+    "phases": STAGES,
     "quarantine": [{"path": "a", "block": 7, "from_sample": 3000}],
 }
 
@@ -28,8 +28,8 @@ def state(hashes=("aa" * 32, "bb" * 32), seed=1, **data):
 SAVED = {"position": POSITION, **state()}
 
 
-def stages(number, **changes):
-    changed = [dict(stage) for stage in STAGES]
+def phases(number, **changes):
+    changed = [dict(phase) for phase in STAGES]
     changed[number] |= changes
     return changed
 
@@ -41,14 +41,14 @@ def test_nothing_changed():
 @pytest.mark.parametrize(
     ("mine", "note"),
     [
-        (state(stages=stages(1, weights=[9.0, 1.0])), "stage 2 (from sample 9,000) changed: weights; it had not begun"),
+        (state(phases=phases(1, weights=[9.0, 1.0])), "phase 2 (from sample 9,000) changed: weights; it had not begun"),
         (
-            state(stages=stages(1, from_sample=POSITION)),
-            "stage 2 (from sample 9,000) changed: from_sample 9000 → 5000;",
+            state(phases=phases(1, from_sample=POSITION)),
+            "phase 2 (from sample 9,000) changed: from_sample 9000 → 5000;",
         ),
-        (state(stages=stages(1, sequence_length=8)), "stage 2 (from sample 9,000) changed: sequence_length 32 → 8;"),
-        (state(stages=STAGES[:1]), "stage 2 (from sample 9,000) is gone; it had not begun at sample 5,000"),
-        (state(stages=[*STAGES, {"from_sample": 10**6}]), "stage 3 (from sample 1,000,000) is new; it had not begun"),
+        (state(phases=phases(1, sequence_length=8)), "phase 2 (from sample 9,000) changed: sequence_length 32 → 8;"),
+        (state(phases=STAGES[:1]), "phase 2 (from sample 9,000) is gone; it had not begun at sample 5,000"),
+        (state(phases=[*STAGES, {"from_sample": 10**6}]), "phase 3 (from sample 1,000,000) is new; it had not begun"),
         (
             state(quarantine=[*DATA["quarantine"], {"path": "b", "block": 1, "from_sample": POSITION}]),
             "quarantined block 1 of source 1 from sample 5,000 is new",
@@ -58,7 +58,7 @@ def test_nothing_changed():
             state(
                 hashes=("aa" * 32, "bb" * 32, "cc" * 32),
                 train=[*DATA["train"], {"path": "c", "weight": 0.0}],
-                stages=[STAGES[0] | {"weights": [1.0, 2.0, 0.0]}, STAGES[1] | {"weights": [1.0, 3.0, 5.0]}],
+                phases=[STAGES[0] | {"weights": [1.0, 2.0, 0.0]}, STAGES[1] | {"weights": [1.0, 3.0, 5.0]}],
             ),
             "source 2 is new",
         ),
@@ -76,12 +76,12 @@ def test_what_has_not_begun_may_change_and_is_said(mine, note):
         (state(sequence_length=64), "sequence_length was 32, is 64"),
         (state(shuffle={"mode": "full"}), "shuffle was windowed 4096 x 1, is full"),
         (state(hashes=("aa" * 32, "cc" * 32)), "source 1 was bbbbbbbbbbbb, is cccccccccccc"),
-        (state(stages=stages(0, weights=[1.0, 1.0])), "stage 1 (from sample 2,000) changed: weights, but had begun"),
-        (state(stages=stages(0, from_sample=2001)), "changed: from_sample 2000 → 2001, but had begun at sample 5,000"),
-        (state(stages=stages(0, sequence_length=8)), "changed: sequence_length 16 → 8, but had begun"),
-        (state(stages=stages(1, from_sample=4999)), "changed: from_sample 9000 → 4999, but had begun"),
-        (state(stages=[]), "stage 1 (from sample 2,000) is gone, but had begun"),
-        (state(train=[{"path": "a"}, {"path": "b"}]), "stage 0 (from sample 0) changed: weights, but had begun"),
+        (state(phases=phases(0, weights=[1.0, 1.0])), "phase 1 (from sample 2,000) changed: weights, but had begun"),
+        (state(phases=phases(0, from_sample=2001)), "changed: from_sample 2000 → 2001, but had begun at sample 5,000"),
+        (state(phases=phases(0, sequence_length=8)), "changed: sequence_length 16 → 8, but had begun"),
+        (state(phases=phases(1, from_sample=4999)), "changed: from_sample 9000 → 4999, but had begun"),
+        (state(phases=[]), "phase 1 (from sample 2,000) is gone, but had begun"),
+        (state(train=[{"path": "a"}, {"path": "b"}]), "phase 0 (from sample 0) changed: weights, but had begun"),
         (
             state(quarantine=[]),
             "quarantined block 7 of source 0 from sample 3,000 is gone, but the run is at sample 5,0",
@@ -108,7 +108,7 @@ def test_a_state_without_a_position(position):
         changes_since(SAVED | {"position": position}, state())
 
 
-@pytest.mark.parametrize("field", ["sources", "stages", "quarantine", "transform", "position"])
+@pytest.mark.parametrize("field", ["sources", "phases", "quarantine", "transform", "position"])
 @pytest.mark.parametrize("value", [5, "x", [5], [[]], [["x", "y", "z"]], {"a": 1}, 10**30, -1, float("nan")])
 def test_a_position_that_someone_else_wrote(field, value):
     if (field, value) in (("position", 5), ("transform", "x")):

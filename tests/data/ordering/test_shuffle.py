@@ -6,7 +6,7 @@ from megatrain.data.ordering.shuffle import FullShuffle, SourceSize, WindowedShu
 
 
 @pytest.mark.parametrize(
-    ("rows", "per_block", "lanes", "window_blocks"),
+    ("rows", "per_block", "streams", "window_blocks"),
     [
         (1, 4, 4, 1),  # not even one block
         (64, 4, 4, 1),  # whole rounds, no tail

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     text = (folder / "run.yaml").read_text()
     train = "[{path: data/train, weight: 3.0}, {path: data/more}]"
     text = text.replace(
-        "train: [{path: data/train}]", f"train: {train}, stages: [{{from_sample: 50, weights: [1, 1]}}]"
+        "train: [{path: data/train}]", f"train: {train}, phases: [{{from_sample: 50, weights: [1, 1]}}]"
     )
     (folder / "run.yaml").write_text(text.replace("global_batch_size: 8", "global_batch_size: 24, micro_batch_size: 2"))
     return folder
@@ -58,8 +58,8 @@ def test_it_is_what_the_loader_reads():
     assert [sample["position"] for sample in got] == list(range(72))
     assert [sample["tokens"][:-1] for sample in got] == expected.tolist()
     assert {sample["source"] for sample in got} == {"data/train", "data/more"}
-    assert [sample["stage"] for sample in got] == [0] * 50 + [1] * 22
-    keys = ["position", "stage", "source", "epoch", "shard", "block", "row", "tokens", "hash"]
+    assert [sample["phase"] for sample in got] == [0] * 50 + [1] * 22
+    keys = ["position", "phase", "source", "epoch", "shard", "block", "row", "tokens", "hash"]
     assert all(list(sample) == keys for sample in got)
     for sample in got:
         words = np.array(sample["tokens"], dtype="<u4").tobytes()
@@ -93,9 +93,9 @@ def test_a_step_is_the_one_that_metrics_count():
 
 def test_lines_for_people_and_text():
     first, text, second, _ = stream("--start", 49, "--count", 2, "--text")
-    assert first.startswith("sample 49 · stage 0 · epoch 0 · data/")
+    assert first.startswith("sample 49 · phase 0 · epoch 0 · data/")
     assert "· shard-00000.tar · block " in first
-    assert second.startswith("sample 50 · stage 1 · ")
+    assert second.startswith("sample 50 · phase 1 · ")
     assert " is " in text or " make " in text
     (sample,) = samples("--start", 49, "--count", 1, "--text")
     assert text.strip() == json.dumps(sample["text"][:100] + "…", ensure_ascii=False)

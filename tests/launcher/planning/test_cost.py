@@ -6,9 +6,9 @@ from benchmarks.published import ROWS
 from launcher.planning.cost import data_parallel_bytes, estimate_step, model_flops_utilization
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
-from megatrain.config import ModelSection
+from megatrain.model.families.llama.section import LlamaSection
 
-MPT_7B = ModelSection(  # with a gated MLP of the same number of weights: 3 × 10922 for 2 × 16384
+MPT_7B = LlamaSection(  # with a gated MLP of the same number of weights: 3 × 10922 for 2 × 16384
     num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, intermediate_size=10922, vocab_size=50432
 )
 BASE = {

@@ -23,22 +23,7 @@ def run(**changes):
 
 BROKEN = {  # rule: the run, the choice, the reason
     "ranks": (run(world_size=7), {"tensor_parallel": 2}, "tensor_parallel=2 does not divide 7 ranks"),
-    "key-value heads": (run(), {"tensor_parallel": 8}, "tensor_parallel=8 does not divide 4 key-value heads"),
-    "attention heads": (
-        run(model=MODEL.model_copy(update={"num_attention_heads": 6})),
-        {"tensor_parallel": 4},
-        "tensor_parallel=4 does not divide 6 attention heads",
-    ),
-    "MLP": (
-        run(model=MODEL.model_copy(update={"intermediate_size": 510})),
-        {"tensor_parallel": 4},
-        "tensor_parallel=4 does not divide model.intermediate_size (510)",
-    ),
-    "vocabulary": (
-        run(model=MODEL.model_copy(update={"vocab_size": 1022})),
-        {"tensor_parallel": 4},
-        "tensor_parallel=4 does not divide model.vocab_size (1022)",
-    ),
+    "slices": (run(), {"tensor_parallel": 8}, "tensor_parallel=8 does not divide 4 key-value heads"),
     "node": (run(ranks_per_node=2), {"tensor_parallel": 4}, "tensor_parallel=4 reaches beyond a node of 2 ranks"),
     "context ranks": (
         run(world_size=6),
@@ -89,6 +74,19 @@ def test_a_broken_rule_gives_its_reason_and_its_fields(name):
     rule = next(rule for rule in RULES if rule.name == name)
     assert rule.broken(facts, choice) == reason
     assert problem(facts, choice) == ({field: choice[field] for field in rule.fields}, reason)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("num_attention_heads", 6, "6 attention heads"),
+        ("intermediate_size", 510, "model.intermediate_size (510)"),
+        ("vocab_size", 1022, "model.vocab_size (1022)"),
+    ],
+)
+def test_what_tensor_parallelism_slices(field, value, reason):
+    facts = run(model=MODEL.model_copy(update={field: value}))
+    assert problem(facts, {"tensor_parallel": 4})[1] == f"tensor_parallel=4 does not divide {reason}"
 
 
 def test_a_legal_choice_breaks_none():

@@ -11,8 +11,9 @@ from launcher.runs.prepare import prepare_run
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.config import FinetuneConfig
 from megatrain.config.file import dump_config, parse_config
-from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.config_json import config_json
 from megatrain.run.directory import RunDir
+from tests.decided import DECIDED
 from tests.launcher.conftest import write_data, write_tokenizer
 
 FINETUNE = """
@@ -83,7 +84,7 @@ def test_nothing_tells_the_vocabulary(tiny, here):
 
 @pytest.mark.parametrize("base", ["runs/tiny", "runs/tiny/checkpoints/step-00000010"])
 def test_a_fine_tuning_takes_model_tokenizer_and_length_from_its_base(tiny, here, base):
-    before = tiny("tokenizer.path=tokenizer")
+    before = tiny("tokenizer.path=tokenizer", *DECIDED)
     run = RunDir("runs/tiny")
     run.step(10).mkdir(parents=True)
     run.config.write_text(dump_config(before), encoding="utf-8")
@@ -97,7 +98,7 @@ def test_a_fine_tuning_takes_model_tokenizer_and_length_from_its_base(tiny, here
 def test_a_fine_tuning_of_sequences_too_short_to_learn_from(tiny, here):
     run = RunDir("runs/tiny")
     run.path.mkdir(parents=True)
-    run.config.write_text(dump_config(tiny("tokenizer.path=tokenizer")), encoding="utf-8")
+    run.config.write_text(dump_config(tiny("tokenizer.path=tokenizer", *DECIDED)), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"finetune.sequence_length: 1: must be at least 2"):
         complete_model(parse_config(FINETUNE, overrides=["finetune.sequence_length=1"]))
 
@@ -106,7 +107,7 @@ def test_a_fine_tuning_takes_model_tokenizer_and_length_from_a_pretrained_model(
     before = tiny().model
     folder = here / "llama"
     folder.mkdir()
-    content = llama_config(before, max_position_embeddings=131072)
+    content = config_json(before, max_position_embeddings=131072)
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tokenizer: (llama|runs/tiny) has none"):
         complete_model(parse_config(FINETUNE, overrides=["finetune.base=llama"]))
@@ -142,7 +143,7 @@ def test_a_base_run_gives_its_own_copy_of_its_tokenizer(tiny, here):
 
 def test_a_pretrained_model_with_a_sentencepiece_model_only(tiny, here):
     (here / "llama").mkdir()
-    content = llama_config(tiny().model, max_position_embeddings=64)
+    content = config_json(tiny().model, max_position_embeddings=64)
     (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
     (here / "llama/tokenizer.model").touch()
     config = complete_model(parse_config(FINETUNE, overrides=["finetune.base=llama"]))
@@ -157,6 +158,6 @@ def test_a_base_that_is_no_run(here):
 def test_a_base_without_a_tokenizer(tiny, here):
     run = RunDir("runs/tiny")
     run.path.mkdir(parents=True)
-    run.config.write_text(dump_config(tiny()), encoding="utf-8")
+    run.config.write_text(dump_config(tiny(*DECIDED)), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"tokenizer: (llama|runs/tiny) has none"):
         complete_model(parse_config(FINETUNE))

@@ -12,9 +12,10 @@ from launcher.preflight.own_copies import check_own_copies
 from launcher.runs.inputs import keep_inputs
 from megatrain.base.errors import ExitCode
 from megatrain.config.file import dump_config, parse_config
-from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.config_json import config_json
 from megatrain.huggingface.names import shapes, their_name
 from megatrain.run.directory import RunDir
+from tests.decided import DECIDED
 from tests.launcher.conftest import write_tokenizer
 
 FINETUNE = """
@@ -34,8 +35,8 @@ def model(tiny):
 def llama(here, model):
     """A pretrained model of four tokens."""
     write_tokenizer(here / "llama", "<s>", "</s>", eos_token="</s>")
-    (here / "llama/config.json").write_text(json.dumps(llama_config(model, max_position_embeddings=64)))
-    weights = {their_name(name): torch.zeros(shape) for name, shape in shapes(model).items()}
+    (here / "llama/config.json").write_text(json.dumps(config_json(model, max_position_embeddings=64)))
+    weights = {their_name(name, model): torch.zeros(shape) for name, shape in shapes(model).items()}
     save_file(weights, here / "llama/model.safetensors")
     return here / "llama"
 
@@ -86,7 +87,7 @@ def test_a_tokenizer_that_adds_to_the_bases(llama, here):
 
 def test_of_a_run_its_own_copy_is_what_counts(llama, here, tiny, model):
     base = RunDir("runs/base")
-    config = tiny("tokenizer.path=llama", "run.name=base").model_copy(update={"model": model})
+    config = tiny("tokenizer.path=llama", "run.name=base", *DECIDED).model_copy(update={"model": model})
     keep_inputs(base, config)
     base.config.write_text(dump_config(config), encoding="utf-8")
     base.step(1).mkdir(parents=True)

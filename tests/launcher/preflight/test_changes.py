@@ -39,7 +39,7 @@ def test_nor_of_how_the_same_is_computed(found, change) -> None:
     [
         ("optimizer.betas=[0.8,0.9]", "optimizer.betas: [0.8, 0.9], was [0.9, 0.95]"),
         ("optimizer.weight_decay=0.2", "optimizer.weight_decay: 0.2, was 0.1"),
-        ("data.maximum_epochs=30", "data.maximum_epochs: 30.0, was 16.0"),
+        ("data.max_epochs=30", "data.max_epochs: 30.0, was 16.0"),
         ("checkpoint.keep_last=1", "checkpoint.keep_last: 1, was 3"),
         ("training.global_batch_size=16", "training.global_batch_size: 16, was 8"),
     ],

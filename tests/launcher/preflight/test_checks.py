@@ -18,7 +18,7 @@ from megatrain.checkpoint.manifest import Manifest as CheckpointManifest
 from megatrain.checkpoint.manifest import write_manifest
 from megatrain.config.file import parse_config
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, read_manifest
-from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.config_json import config_json
 from tests import tokenizer_kinds
 from tests.launcher.conftest import write_data, write_tokenizer
 
@@ -52,7 +52,7 @@ def test_all_at_once(tiny, here):
         "data.validation.0: data/gone",
         "model.vocab_size: 512: the data holds ids up to 599",
         "different tokenizers",
-        "slurm.signal_lead_seconds: 180",
+        "slurm.signal_before_limit_seconds: 180",
     ):
         assert part in found
 
@@ -158,7 +158,7 @@ def test_fine_tuning(tiny, here):
     once = config.model_copy(update={"training": config.training.model_copy(update={"steps": 1})})
     assert findings(once) == []
     (here / "llama").mkdir()
-    content = llama_config(tiny().model, max_position_embeddings=64)
+    content = config_json(tiny().model, max_position_embeddings=64)
     (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
     tokenizer_kinds.write_tokenizer(here / "llama", "byte_level")
     finetune = config.finetune.model_copy(update={"base": "llama"})
@@ -277,14 +277,20 @@ def test_texts_whose_ids_the_model_has_no_rows_for(tiny, here):
 def test_times_that_cannot_hold_a_step(tiny, here):
     write_data(here / "data/train")
     said = "\n".join(
-        texts(tiny("slurm.signal_lead_seconds=1", "monitor.hang_seconds=1", "training.global_batch_size=4096"))
+        texts(
+            tiny(
+                "slurm.signal_before_limit_seconds=1",
+                "monitor.hang_timeout_seconds=1",
+                "training.global_batch_size=4096",
+            )
+        )
     )
-    assert "slurm.signal_lead_seconds: 1: a step is planned to take" in said
-    assert "monitor.hang_seconds: 1: a step is planned to take" in said
+    assert "slurm.signal_before_limit_seconds: 1: a step is planned to take" in said
+    assert "monitor.hang_timeout_seconds: 1: a step is planned to take" in said
 
 
 def test_how_many_walltimes_a_run_takes(tiny):
-    config = tiny('slurm.time="4"', "slurm.signal_lead_seconds=60")
+    config = tiny('slurm.time="4"', "slurm.signal_before_limit_seconds=60")
     plan = make_plan(config).chosen
     resolved = resolve(config, plan)
     steps = int(1000 / plan.step_seconds)  # 1,000 s of work in pieces of 180 s

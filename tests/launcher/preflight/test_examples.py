@@ -65,8 +65,8 @@ def test_many_epochs_are_warned_of_and_too_many_refused(finetune) -> None:
     assert "20 steps are" in warning.text
     (error,) = findings(finetune("training.steps=400"))
     assert (error.level, error.code) == ("error", ExitCode.DATA)
-    assert "more than finetune.maximum_epochs (50)" in error.text
-    (warning,) = findings(finetune("training.steps=400", "finetune.maximum_epochs=1e6"))
+    assert "more than finetune.max_epochs (50)" in error.text
+    (warning,) = findings(finetune("training.steps=400", "finetune.max_epochs=1e6"))
     assert warning.level == "warning"
 
 

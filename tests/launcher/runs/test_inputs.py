@@ -12,9 +12,10 @@ from megatrain.base.errors import DataError
 from megatrain.config.file import dump_config, parse_config
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.huggingface.base_model import fingerprints, is_same_base
-from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.config_json import config_json
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import load_run, own_base, own_tokenizer
+from tests.decided import DECIDED
 from tests.launcher.conftest import TINY, write_data, write_tokenizer
 
 FINETUNE = """
@@ -38,7 +39,7 @@ def llama(here):
     write_tokenizer(here / "llama", "<s>", eos_token="<s>")
     (here / "llama/chat_template.jinja").write_text("{{ messages }}")
     (here / "llama/special_tokens_map.json").write_text("{}")
-    content = llama_config(parse_config(TINY).model, max_position_embeddings=64)
+    content = config_json(parse_config(TINY).model, max_position_embeddings=64)
     (here / "llama/config.json").write_text(json.dumps(content))
     (here / "llama/generation_config.json").write_text('{"temperature": 0.6}')
     (here / "llama/README.md").write_text("not a part of it")
@@ -47,7 +48,7 @@ def llama(here):
 
 
 def finetune(base: str = "llama"):
-    return parse_config(FINETUNE, overrides=[f"finetune.base={base}", f"tokenizer.path={base}"])
+    return parse_config(FINETUNE, overrides=[f"finetune.base={base}", f"tokenizer.path={base}", *DECIDED])
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_the_tokenizer_of_prepared_data_where_none_is_named(here):
     write_data(here / "data/train", tokenizer_sha256=write_tokenizer(here / "tok", "<s>"))
     shutil.copy("tok/tokenizer.json", "data/train")
     run = RunDir("runs/tiny")
-    config = parse_config(TINY)
+    config = parse_config(TINY, overrides=DECIDED)
     keep_inputs(run, config)
     run.config.write_text(dump_config(config), encoding="utf-8")
     assert load_run(run).tokenizer.path == "runs/tiny/tokenizer"

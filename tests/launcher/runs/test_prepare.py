@@ -9,7 +9,7 @@ from launcher.planning.plan import make_plan
 from launcher.runs.prepare import prepare_run, run_folder
 from megatrain.base.errors import CheckpointError, ConfigError, DataError, PreflightError
 from megatrain.config.file import load_config, parse_config
-from megatrain.huggingface.config_json import llama_config
+from megatrain.huggingface.config_json import config_json
 from megatrain.run.attempts import Attempt, write_attempts
 from megatrain.run.directory import MANIFEST
 from megatrain.run.inputs import kept_tokenizer_sha256
@@ -72,7 +72,7 @@ def test_another_model_or_data_is_refused_once_the_run_has_a_checkpoint(tiny, he
         ["training.global_batch_size=16"],
         ["optimizer.learning_rate=1e-5"],
         ["data.prefetch=4"],
-        ["monitor.log_every_steps=1"],
+        ["monitor.log_interval_steps=1"],
     ],
 )
 def test_resume_with_another_layout_or_length(tiny, here, change):
@@ -112,7 +112,7 @@ def an_attempt(end_step):
     ids=["attempts", "metrics", "manifest", "unreadable"],
 )
 def test_run_whose_checkpoints_are_gone_does_not_start_over(tiny, here, leave, says):
-    config = tiny("checkpoint.every_steps=100")
+    config = tiny("checkpoint.interval_steps=100")
     run = prepare(config)
     leave(run)
     with pytest.raises(CheckpointError, match=says) as caught:
@@ -123,7 +123,7 @@ def test_run_whose_checkpoints_are_gone_does_not_start_over(tiny, here, leave, s
 
 
 def test_run_killed_before_its_first_checkpoint_starts_over(tiny, here):
-    config = tiny("checkpoint.every_steps=100")
+    config = tiny("checkpoint.interval_steps=100")
     run = prepare(config)
     run.metrics.write_text('{"step": 100}\n', encoding="utf-8")
     write_attempts(run, [an_attempt(0)])
@@ -214,7 +214,7 @@ class TestTheSameBaseElsewhere:
     @pytest.fixture
     def tune(self, tiny, here):
         write_tokenizer(here / "llama", "<s>")
-        content = llama_config(tiny().model, max_position_embeddings=64)
+        content = config_json(tiny().model, max_position_embeddings=64)
         (here / "llama/config.json").write_text(json.dumps(content), encoding="utf-8")
         (here / "llama/model.safetensors").write_bytes(b"weights")
         (here / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")

@@ -13,6 +13,7 @@ from launcher.slurm import script as job_script
 from megatrain.base.errors import ConfigError
 from megatrain.config.file import dump_config, parse_config
 from megatrain.run.directory import RunDir
+from tests.decided import DECIDED
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_what_sbatch_is_told(render, here):
         "slurm.account=me",
         "slurm.qos=high",
         "slurm.cpus_per_task=12",
-        "slurm.signal_lead_seconds=240",
+        "slurm.signal_before_limit_seconds=240",
         "slurm.extra={constraint: a100&ib, exclusive: true, mail_type: ALL, overcommit: false}",
     )
     assert directives(script) == {
@@ -166,7 +167,7 @@ def test_fine_tuning_starts_its_own_module(render, here, tiny):
     assert "-m megatrain.train " in render()
     base = RunDir("runs/base")
     base.path.mkdir(parents=True)
-    base.config.write_text(dump_config(tiny("tokenizer.path=t")), encoding="utf-8")
+    base.config.write_text(dump_config(tiny("tokenizer.path=t", *DECIDED)), encoding="utf-8")
     config = parse_config(
         "{run: {name: tuned}, finetune: {base: runs/base, train: [a]}, training: {steps: 5, global_batch_size: 4}}"
     )

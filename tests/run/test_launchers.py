@@ -12,7 +12,7 @@ import pytest
 
 from megatrain.run.attempts import Attempt
 from megatrain.run.directory import RunDir
-from megatrain.run.launcher_process import is_alive, is_elsewhere, process_identity, why_not_signal
+from megatrain.run.launchers import identity, is_elsewhere, lives, not_to_be_signalled
 from tests.run.conftest import an_attempt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def launcher(tmp_path):
 
 
 def attempt_of(pid: int, path: Path, **changes: object) -> Attempt:
-    boot, namespace, ticks = process_identity(pid)
+    boot, namespace, ticks = identity(pid)
     known = {"boot": boot, "pid_namespace": namespace, "start_ticks": ticks, "folder": str(path)}
     given = {"host": socket.gethostname(), "pid": pid, "ended": None}
     return an_attempt(**given | known | changes)
@@ -51,12 +51,12 @@ def test_the_launcher_of_this_run_lives_and_may_be_signalled(tmp_path, launcher)
     run = RunDir(tmp_path / "mine")
     attempt = attempt_of(launcher.pid, run.path, started=1e10)  # a clock that was wrong by centuries
     assert not is_elsewhere(attempt)
-    assert is_alive(run, attempt)
-    assert why_not_signal(run, attempt) is None
+    assert lives(run, attempt)
+    assert not_to_be_signalled(run, attempt) is None
     launcher.kill()
     launcher.wait()
-    assert not is_alive(run, attempt)
-    assert "is not the one that was started then" in why_not_signal(run, attempt)
+    assert not lives(run, attempt)
+    assert "is not the one that was started then" in not_to_be_signalled(run, attempt)
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,18 @@ def test_the_launcher_of_this_run_lives_and_may_be_signalled(tmp_path, launcher)
 )
 def test_anything_that_differs_is_not_signalled(tmp_path, launcher, changes, why):
     attempt = attempt_of(launcher.pid, tmp_path / "mine", **changes)
-    assert why in why_not_signal(RunDir(tmp_path / "mine"), attempt)
+    assert why in not_to_be_signalled(RunDir(tmp_path / "mine"), attempt)
 
 
 def test_a_copied_or_renamed_folder_does_not_reach_the_process_of_the_first(tmp_path, launcher):
     run, copy, renamed = (RunDir(tmp_path / name) for name in ("mine", "copy", "renamed"))
     attempt = attempt_of(launcher.pid, run.path)
     shutil.copytree(run.path, copy.path)
-    assert "a copy or a new name" in why_not_signal(copy, attempt)
-    assert not is_alive(copy, attempt), "nobody trains the copy"
+    assert "a copy or a new name" in not_to_be_signalled(copy, attempt)
+    assert not lives(copy, attempt), "nobody trains the copy"
     run.path.rename(renamed.path)
-    assert "a copy or a new name" in why_not_signal(renamed, attempt)
-    assert is_alive(renamed, attempt), "it still writes there"
+    assert "a copy or a new name" in not_to_be_signalled(renamed, attempt)
+    assert lives(renamed, attempt), "it still writes there"
 
 
 def test_a_process_that_a_file_only_names_is_left_alone(tmp_path, launcher):
@@ -91,19 +91,19 @@ def test_a_process_that_a_file_only_names_is_left_alone(tmp_path, launcher):
     run = RunDir(tmp_path / "theirs")
     run.path.mkdir()
     attempt = attempt_of(launcher.pid, run.path)
-    assert "is no launcher of this run" in why_not_signal(run, attempt)
+    assert "is no launcher of this run" in not_to_be_signalled(run, attempt)
     os.link(tmp_path / "mine/launcher.lock", run.path / "launcher.lock")
-    assert "is no launcher of this run" in why_not_signal(run, attempt), "by a second name of its file"
-    assert not is_alive(run, attempt)
+    assert "is no launcher of this run" in not_to_be_signalled(run, attempt), "by a second name of its file"
+    assert not lives(run, attempt)
 
 
 def test_of_an_earlier_versions_record_the_name_of_the_process_decides(tmp_path, launcher):
     run, old = RunDir(tmp_path / "mine"), {"boot": None, "pid_namespace": None, "start_ticks": None, "folder": None}
-    assert is_alive(run, attempt_of(launcher.pid, run.path, **old)), "its command line names megatrain"
+    assert lives(run, attempt_of(launcher.pid, run.path, **old)), "its command line names megatrain"
     sleeping = subprocess.Popen(["sleep", "60"])
     try:
-        assert not is_alive(run, attempt_of(sleeping.pid, run.path, **old))
-        assert why_not_signal(run, attempt_of(sleeping.pid, run.path, **old))
+        assert not lives(run, attempt_of(sleeping.pid, run.path, **old))
+        assert not_to_be_signalled(run, attempt_of(sleeping.pid, run.path, **old))
     finally:
         sleeping.kill()
         sleeping.wait()

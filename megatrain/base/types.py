@@ -44,6 +44,7 @@ Weight = Annotated[float, Field(ge=0, le=1e12)]  # so that sums stay finite
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Module = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=500)]  # package.module
 Path = Annotated[str, Field(min_length=1), AfterValidator(_fits_a_path)]
 # Minutes alone are a number to YAML.
 WallTime = Annotated[

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig
-from megatrain.train.schedule import learning_rate
+from megatrain.schedule.learning_rate import learning_rate
 
 PEAK = 2e-3
 LENGTH = 32  # of a sequence
@@ -45,15 +45,15 @@ def test_warmup_is_a_line_to_the_peak(name) -> None:
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 @pytest.mark.parametrize("minimum", [0.0, 0.1, 1.0])
 def test_decay_ends_at_the_minimum(name, warmup, minimum) -> None:
-    got = rates(40, name=name, warmup_steps=warmup, minimum_ratio=minimum)
+    got = rates(40, name=name, warmup_steps=warmup, min_lr_ratio=minimum)
     assert got[-1] == pytest.approx(minimum * PEAK)
     assert got[warmup:] == sorted(got[warmup:], reverse=True)
     assert max(got) <= PEAK
 
 
 def test_linear_is_a_line_and_cosine_a_half_wave() -> None:
-    linear = rates(100, name="linear", minimum_ratio=0.2)
-    cosine = rates(100, name="cosine", minimum_ratio=0.2)
+    linear = rates(100, name="linear", min_lr_ratio=0.2)
+    cosine = rates(100, name="cosine", min_lr_ratio=0.2)
     for step in range(100):
         done = (step + 1) / 100
         assert linear[step] == pytest.approx(PEAK * (1 - 0.8 * done))
@@ -61,7 +61,7 @@ def test_linear_is_a_line_and_cosine_a_half_wave() -> None:
 
 
 def test_constant_stays() -> None:
-    assert set(rates(30, name="constant", warmup_steps=10, minimum_ratio=0.0)[9:]) == {PEAK}
+    assert set(rates(30, name="constant", warmup_steps=10)[9:]) == {PEAK}
 
 
 def test_a_run_of_warmup_alone() -> None:
@@ -78,7 +78,7 @@ def test_a_run_of_warmup_alone() -> None:
 def test_every_rate_lies_between_nothing_and_the_peak(total, data, name, minimum) -> None:
     warmup = data.draw(st.integers(0, total))
     step = data.draw(st.integers(0, total - 1))
-    schedule = {"name": name, "warmup_steps": warmup, "minimum_ratio": minimum}
+    schedule = {"name": name, "warmup_steps": warmup} | ({} if name == "constant" else {"min_lr_ratio": minimum})
     rate = learning_rate(Progress(step, 8 * step), a_run(steps=total, schedule=schedule))
     lowest = PEAK / warmup if step < warmup else minimum * PEAK
     assert lowest * (1 - 1e-9) <= rate <= PEAK * (1 + 1e-9)
@@ -108,7 +108,7 @@ def test_with_one_batch_size_the_rates_are_those_of_steps_bit_for_bit(
 ) -> None:
     total = -(-tokens // (batch * LENGTH))
     step, warmup = int(where * (total - 1)), int(warmed * total)
-    schedule = {"name": name, "warmup_steps": warmup, "minimum_ratio": minimum}
+    schedule = {"name": name, "warmup_steps": warmup} | ({} if name == "constant" else {"min_lr_ratio": minimum})
     for length in ({"tokens": tokens}, {"steps": total}):
         config = a_run(batch=batch, schedule=schedule, **length)
         for batches in ((), ((0, 0, batch),)):

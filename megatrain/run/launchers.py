@@ -19,7 +19,7 @@ class Identity(NamedTuple):
     start_ticks: int | None
 
 
-def process_identity(pid: int) -> Identity:
+def identity(pid: int) -> Identity:
     """Of a process that runs here. None for what this system does not tell."""
     return Identity(_text(_BOOT_ID), _namespace(), _start_ticks(pid))
 
@@ -31,7 +31,7 @@ def is_elsewhere(attempt: Attempt) -> bool:
     return (attempt.boot, attempt.pid_namespace) != (_text(_BOOT_ID), _namespace())
 
 
-def is_alive(run: RunDir, attempt: Attempt) -> bool:
+def lives(run: RunDir, attempt: Attempt) -> bool:
     """Whether the attempt's launcher, which is not elsewhere, still runs for this very folder."""
     if attempt.start_ticks is None:  # recorded by an earlier version: all there is to go by is the process's name
         return _start_ticks(attempt.pid) is not None and _named_megatrain(attempt.pid)
@@ -40,7 +40,7 @@ def is_alive(run: RunDir, attempt: Attempt) -> bool:
     return _has_open(run, attempt.pid) is not False
 
 
-def why_not_signal(run: RunDir, attempt: Attempt) -> str | None:
+def not_to_be_signalled(run: RunDir, attempt: Attempt) -> str | None:
     """Why the attempt's process is not provably a launcher of this run, in words; None when it is."""
     process = f"process {attempt.pid}"
     if is_elsewhere(attempt):

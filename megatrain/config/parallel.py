@@ -1,0 +1,17 @@
+"""`parallel:` how a model and its batches are laid out over ranks."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from megatrain.base.section import Section
+from megatrain.base.types import AUTO, AutoCount, no_flag
+
+
+class ParallelSection(Section):
+    tensor_parallel: AutoCount = AUTO
+    context_parallel: AutoCount = Field(AUTO, description="ranks that share each sequence; for long ones")
+    zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(no_flag)] = AUTO
+    sequence_parallel: bool | Literal["auto"] = Field(AUTO, description="split norms over the tensor-parallel ranks")
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = AUTO
+    compile: bool = Field(True, description="torch.compile each block")

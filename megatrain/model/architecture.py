@@ -1,0 +1,234 @@
+"""What a model is made of, without torch: the parameter table, and what a family of architectures registers.
+
+A family describes its weights once, a row for each kind of weight. Initialisation, tensor parallelism, optimizer
+groups, Hugging Face names, the planner's bytes and FLOPs, and checks of foreign weights are functions of these rows; a
+test holds them against `named_parameters()` of the family's module.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import lru_cache
+from math import prod
+from typing import Any, Literal
+
+from pydantic import Field
+
+from megatrain.base.registry import Registry
+from megatrain.base.section import Section
+from megatrain.base.types import AUTO, WIDEST, Count, Positive, VocabularySize
+
+
+class Kind(Enum):
+    """What a weight does. Optimizers, decay, and learning rates may differ by it."""
+
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    NORM = "norm"
+    BIAS = "bias"
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Drawn from a normal distribution around zero."""
+
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    value: float
+
+
+ONES, ZEROS = Constant(1.0), Constant(0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterRow:
+    """One weight, or the same weight of many layers.
+
+    Attributes:
+        name: as `named_parameters()` gives it; "{}" stands for the number of a layer.
+        shape: of the whole weight, [out, in] for a matrix.
+        split: the dimension that tensor-parallel ranks divide; None: each holds the whole. A bias that is added to a
+            row-parallel product is whole, and its module has to add it after the reduction.
+        init: how its values begin.
+        decay: whether weight decay applies.
+        huggingface: its name in `transformers`, with the same "{}"; None where it has none.
+        layers: the layers that have it; None for a weight outside of them.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    init: Normal | Constant
+    split: Literal[0, 1] | None = None
+    decay: bool = True
+    huggingface: str | None = None
+    layers: range | None = None
+
+    @property
+    def count(self) -> int:
+        """How many weights the row stands for."""
+        return 1 if self.layers is None else len(self.layers)
+
+    @property
+    def elements(self) -> int:
+        """Of one of them."""
+        return prod(self.shape)
+
+    def of_layer(self, layer: int | None) -> "ParameterRow":
+        if layer is None:
+            return self
+        theirs = self.huggingface.format(layer) if self.huggingface else None
+        return replace(self, name=self.name.format(layer), huggingface=theirs, layers=range(layer, layer + 1))
+
+    def local_elements(self, tensor_parallel: int) -> float:
+        """Of one of them, on one tensor-parallel rank."""
+        return self.elements / (1 if self.split is None else tensor_parallel)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where activations cross the boundary of a tensor-parallel region, at a module's call."""
+
+    enter: bool  # its input becomes whole on every rank
+    leave: bool  # its output is a sum over the ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divisible:
+    """A number that tensor-parallel ranks have to divide."""
+
+    number: int
+    field: str  # that it comes from: "num_key_value_heads"
+    words: str = ""  # what it counts: "key-value heads"
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.words}" if self.words else f"model.{self.field} ({self.number})"
+
+
+class ModelSection(Section):
+    """What every family's `model:` section has. The planner's formulas ask for the properties."""
+
+    family: str = "llama"
+    num_hidden_layers: Count = Field(le=1_000_000, description="Transformer blocks")
+    hidden_size: Count = Field(le=WIDEST, description="width of the residual stream")
+    vocab_size: VocabularySize = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
+    tie_word_embeddings: bool = False
+    initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")
+
+    @property
+    def attention_heads(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def key_value_heads(self) -> int:
+        """At most `attention_heads`, which they divide."""
+        return self.attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.attention_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels inside an MLP."""
+        raise NotImplementedError
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The resolved vocabulary. Raises ValueError while it is still "auto"."""
+        if self.vocab_size == AUTO:
+            raise ValueError("model.vocab_size is not resolved yet")
+        return self.vocab_size
+
+    @property
+    def matmul_parameters(self) -> int:
+        """Weights that every token is multiplied with: all matrices but the embedding, unless the head shares it."""
+        return sum(row.count * row.elements for row in rows(self) if _is_multiplied(row, self))
+
+    @property
+    def parameters(self) -> int:
+        """All trained numbers, each counted once."""
+        return sum(row.count * row.elements for row in rows(self))
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Forward and backward FLOPs per token: 6·N_matmul + 6·L·H·S, H·S the heads' width times the sequence.
+
+        The second term is causal attention (half of PaLM's appendix B, which counts the masked half too).
+        """
+        attention_width = self.attention_heads * self.head_size
+        return 6.0 * self.matmul_parameters + 6.0 * self.num_hidden_layers * attention_width * sequence_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFamily:
+    """What a family of architectures registers.
+
+    Attributes:
+        section: its `model:` section.
+        rows: the table of a section.
+        module: "package.module:Class", an nn.Module made from a section, with `blocks` (its layers), `embedding` and
+            `head`, and the attribute `block_classes`; see families/llama/module.py for its forward.
+        regions: by a pattern of module names, re.fullmatch.
+        divisible: what tensor parallelism has to divide.
+        issues: rules between the fields of a section: (field, value, rule, fix).
+        resized: a section of so many attention heads, shaped as the family is; for "the largest that fits".
+        huggingface_config: what `transformers` calls its sizes, for config.json; None: it cannot be exported.
+    """
+
+    section: type[ModelSection]
+    rows: Callable[[Any], tuple[ParameterRow, ...]]
+    module: str
+    regions: Mapping[str, Region]
+    divisible: Callable[[Any], tuple[Divisible, ...]]
+    issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda section: iter(())
+    resized: Callable[[Any, int], ModelSection] | None = None
+    huggingface_config: Callable[[Any], dict[str, Any]] | None = None
+
+
+FAMILIES: Registry[ModelFamily] = Registry("model family")
+
+
+@lru_cache(64)
+def rows(section: ModelSection) -> tuple[ParameterRow, ...]:
+    """The table of a model, a row for each kind of weight. Tied word embeddings have the embedding's row only."""
+    return FAMILIES.get(section.family).rows(section)
+
+
+def parameter_table(section: ModelSection) -> Iterator[ParameterRow]:
+    """A row for each weight, under its own name, in the order of the layers."""
+    layers: dict[int, list[ParameterRow]] = {}
+    for row in rows(section):
+        for layer in row.layers or ():
+            layers.setdefault(layer, []).append(row)
+    begun = False
+    for row in rows(section):
+        if row.layers is None:
+            yield row
+        elif not begun:
+            begun = True
+            yield from (one.of_layer(layer) for layer in sorted(layers) for one in layers[layer])
+
+
+def row_of(section: ModelSection, name: str) -> ParameterRow:
+    """The row of one weight.
+
+    Raises:
+        KeyError: the model has none of this name.
+    """
+    parts = name.split(".")
+    layer = next((int(part) for part in parts if part.isdecimal()), None)
+    template = ".".join("{}" if part.isdecimal() else part for part in parts)
+    for row in rows(section):
+        if row.name == template and (row.layers is None or layer in row.layers):
+            return row.of_layer(layer)
+    raise KeyError(name)
+
+
+def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:
+    return len(row.shape) >= 2 and (row.kind is not Kind.EMBEDDING or section.tie_word_embeddings)

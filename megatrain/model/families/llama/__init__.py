@@ -1,0 +1,21 @@
+"""Llama: a decoder with RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP (arXiv 2302.13971)."""
+
+from megatrain.model.architecture import FAMILIES, ModelFamily
+from megatrain.model.families.llama.huggingface import huggingface_config
+from megatrain.model.families.llama.rules import issues, resized
+from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.families.llama.table import REGIONS, divisible, rows
+
+FAMILIES.register(
+    "llama",
+    ModelFamily(
+        section=LlamaSection,
+        rows=rows,
+        module="megatrain.model.families.llama.module:Llama",
+        regions=REGIONS,
+        divisible=divisible,
+        issues=issues,
+        resized=resized,
+        huggingface_config=huggingface_config,
+    ),
+)

@@ -1,0 +1,73 @@
+"""A decoder-only Transformer of the Llama family, and nothing else.
+
+Nothing here knows of ranks: what crosses them is attached to the boundaries of modules from outside, in
+megatrain/parallel.
+
+Shape suffixes: B batch, S sequence, D hidden size.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from megatrain.kernels.rotary import rotary_table
+from megatrain.model.attention import Attention
+from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.layers import RMSNorm, SwiGLU
+from megatrain.model.lm_head import LMHead
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaSection) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, cu_seqlens)
+        return x_BSD + self.mlp(self.mlp_norm(x_BSD))
+
+
+class Llama(nn.Module):
+    block_classes = (Block,)
+
+    def __init__(self, config: LlamaSection) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = LMHead(config)
+        if config.tie_word_embeddings:
+            self.head.weight = cast(nn.Parameter, self.embedding.weight)
+
+    def forward(
+        self,
+        input_ids_BS: Tensor,
+        labels_BS: Tensor | None = None,
+        *,
+        position_ids_BS: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """The summed loss over all labels (fp32 scalar), or without labels the logits [B, S, V].
+
+        Args:
+            input_ids_BS: int64.
+            labels_BS: int64, the token to predict at each position; IGNORE_INDEX where there is none.
+            position_ids_BS: int64; default 0, 1, 2, …
+            cu_seqlens: int32 [documents + 1]; attention stays within documents, see kernels/attention.py. Default: a
+                sequence is one document. Of whole sequences, also where the other inputs are a part of them
+                (megatrain/parallel/context_parallel.py).
+        """
+        if position_ids_BS is None:
+            position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
+        config = self.config
+        rotary = rotary_table(position_ids_BS, config.head_size, config.rope_theta, config.rope_scaling)
+        x_BSD = self.embedding(input_ids_BS)
+        for block in self.blocks:
+            x_BSD = block(x_BSD, rotary, cu_seqlens)
+        out: Tensor = self.head(self.norm(x_BSD), labels_BS)
+        return out

@@ -1,0 +1,42 @@
+"""Rules between the sizes of a Llama, and the family's own shape at other sizes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatrain.base.arithmetic import nearest_divisor
+from megatrain.model.families.llama.section import LlamaSection
+
+_HEAD = 128  # channels
+_MLP_MULTIPLE = 128
+
+
+def issues(section: LlamaSection) -> Iterator[tuple[str, Any, str, str]]:
+    """(field, value, rule, fix) of each rule that is broken."""
+    heads, kv = section.num_attention_heads, section.key_value_heads
+    if section.head_dim is None and section.hidden_size % heads:
+        fix = f"Try {nearest_divisor(section.hidden_size, heads)}, or set model.head_dim."
+        yield "num_attention_heads", heads, f"does not divide model.hidden_size ({section.hidden_size})", fix
+    elif section.head_size % 2:
+        yield "head_dim", section.head_size, "must be even: rotary embeddings turn pairs of channels", ""
+    scaling = section.rope_scaling
+    if scaling and scaling.high_freq_factor <= scaling.low_freq_factor:
+        rule = f"must be more than low_freq_factor ({scaling.low_freq_factor})"
+        yield "rope_scaling.high_freq_factor", scaling.high_freq_factor, rule, ""
+    if heads % kv:
+        rule = f"does not divide model.num_attention_heads ({heads})"
+        yield "num_key_value_heads", kv, rule, f"Try {nearest_divisor(heads, kv)}."
+
+
+def resized(section: LlamaSection, heads: int) -> LlamaSection:
+    """The shape of Llama 3: a layer for each head of 128, 8 key-value heads, an MLP 3.5 times as wide as the model."""
+    width = heads * _HEAD
+    return section.model_copy(
+        update={
+            "num_hidden_layers": max(2, heads),
+            "hidden_size": width,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 8,
+            "head_dim": None,
+            "intermediate_size": -(-width * 7 // 2 // _MLP_MULTIPLE) * _MLP_MULTIPLE,
+        }
+    )

@@ -1,0 +1,85 @@
+"""The weights of a Llama, and where its tensor-parallel regions begin and end (arXiv 1909.08053)."""
+
+import math
+from typing import Literal
+
+from megatrain.model.architecture import ONES, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.families.llama.section import LlamaSection
+
+REGIONS = {
+    r"embedding": Region(enter=False, leave=True),
+    r"blocks\.\d+\.attention": Region(enter=True, leave=True),
+    r"blocks\.\d+\.mlp": Region(enter=True, leave=True),
+    r"head": Region(enter=True, leave=False),  # the loss leaves reduced; see kernels/cross_entropy.py
+}
+_Dim = Literal[0, 1]  # of an [out, in] weight
+_COLUMN: _Dim = 0
+_ROW: _Dim = 1
+_VOCABULARY: _Dim = 0
+
+
+def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
+    """Matrices are normal with standard deviation initializer_range; those that write into the residual stream are
+    divided by √(2L), so that its variance does not grow with depth (GPT-2, section 2.3). Norm weights are one."""
+    width, inner = section.hidden_size, section.mlp_width
+    queries, keys = (heads * section.head_size for heads in (section.attention_heads, section.key_value_heads))
+    layers = range(section.num_hidden_layers)
+    inside = Normal(section.initializer_range)
+    into_stream = Normal(section.initializer_range / math.sqrt(2 * section.num_hidden_layers))
+    vocabulary = (section.padded_vocab_size, width)
+
+    def matrix(name: str, theirs: str, out: int, into: int, split: _Dim, kind: Kind) -> ParameterRow:
+        return ParameterRow(
+            name=f"blocks.{{}}.{name}.weight",
+            shape=(out, into),
+            kind=kind,
+            init=into_stream if split == _ROW else inside,
+            split=split,
+            huggingface=f"model.layers.{{}}.{theirs}.weight",
+            layers=layers,
+        )
+
+    def norm(name: str, theirs: str, of: range | None) -> ParameterRow:
+        return ParameterRow(
+            name=f"{name}.weight", shape=(width,), kind=Kind.NORM, init=ONES, decay=False, huggingface=theirs, layers=of
+        )
+
+    table = (
+        ParameterRow(
+            name="embedding.weight",
+            shape=vocabulary,
+            kind=Kind.EMBEDDING,
+            init=inside,
+            split=_VOCABULARY,
+            huggingface="model.embed_tokens.weight",
+        ),
+        norm("blocks.{}.attention_norm", "model.layers.{}.input_layernorm.weight", layers),
+        matrix("attention.query", "self_attn.q_proj", queries, width, _COLUMN, Kind.ATTENTION),
+        matrix("attention.key", "self_attn.k_proj", keys, width, _COLUMN, Kind.ATTENTION),
+        matrix("attention.value", "self_attn.v_proj", keys, width, _COLUMN, Kind.ATTENTION),
+        matrix("attention.output", "self_attn.o_proj", width, queries, _ROW, Kind.ATTENTION),
+        norm("blocks.{}.mlp_norm", "model.layers.{}.post_attention_layernorm.weight", layers),
+        matrix("mlp.gate", "mlp.gate_proj", inner, width, _COLUMN, Kind.MLP),
+        matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN, Kind.MLP),
+        matrix("mlp.down", "mlp.down_proj", width, inner, _ROW, Kind.MLP),
+        norm("norm", "model.norm.weight", None),
+    )
+    if section.tie_word_embeddings:
+        return table
+    head = ParameterRow(
+        name="head.weight",
+        shape=vocabulary,
+        kind=Kind.HEAD,
+        init=inside,
+        split=_VOCABULARY,
+        huggingface="lm_head.weight",
+    )
+    return (*table, head)
+
+
+def divisible(section: LlamaSection) -> tuple[Divisible, ...]:
+    return (
+        Divisible(number=section.key_value_heads, field="num_key_value_heads", words="key-value heads"),
+        Divisible(number=section.attention_heads, field="num_attention_heads", words="attention heads"),
+        Divisible(field="intermediate_size", number=section.intermediate_size),
+    )

@@ -1,0 +1,31 @@
+"""Layers that families share. D hidden size, B batch, S sequence."""
+
+import torch
+from torch import Tensor, nn
+
+from megatrain.kernels.rms_norm import rms_norm
+from megatrain.kernels.swiglu import swiglu
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP of arXiv 2002.05202."""
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, width, bias=False)
+        self.up = nn.Linear(hidden_size, width, bias=False)
+        self.down = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out: Tensor = self.down(swiglu(self.gate(x_BSD), self.up(x_BSD)))
+        return out

@@ -1,0 +1,16 @@
+"""The peak, after warm-up."""
+
+from typing import Literal
+
+from megatrain.schedule.registry import SCHEDULES, ScheduleSection, ScheduleSpec
+
+
+class ConstantSection(ScheduleSection):
+    name: Literal["constant"] = "constant"
+
+
+def factor(section: ConstantSection, done: float) -> float:
+    return 1.0
+
+
+SCHEDULES.register("constant", ScheduleSpec(section=ConstantSection, factor=factor, ends=False))

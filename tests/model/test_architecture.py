@@ -1,0 +1,68 @@
+"""The parameter table is what the module has, for every family."""
+
+import random
+
+import pytest
+import torch
+
+from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of, rows
+from megatrain.model.build import build_model
+from megatrain.model.families.llama.section import LlamaSection
+
+
+def a_llama(chance: random.Random) -> LlamaSection:
+    kv, group, size = chance.choice([1, 2, 3]), chance.choice([1, 2, 4]), chance.choice([2, 6, 8])
+    return LlamaSection(
+        num_hidden_layers=chance.choice([1, 3]),
+        hidden_size=kv * group * size + chance.choice([0, 8]),
+        num_attention_heads=kv * group,
+        num_key_value_heads=kv,
+        head_dim=size,
+        intermediate_size=chance.choice([5, 16]),
+        vocab_size=chance.choice([7, 64]),
+        tie_word_embeddings=chance.random() < 0.5,
+    )
+
+
+RANDOM = {"llama": a_llama}
+
+
+def test_every_family_is_held_to_its_table() -> None:
+    assert set(FAMILIES.names()) == set(RANDOM)
+
+
+@pytest.mark.parametrize("family", RANDOM)
+@pytest.mark.parametrize("seed", range(8))
+def test_the_table_is_what_the_module_has(family, seed) -> None:
+    section: ModelSection = RANDOM[family](random.Random(seed))
+    with torch.device("meta"):
+        parameters = {name: tuple(p.shape) for name, p in build_model(section).named_parameters()}
+    table = {row.name: row for row in parameter_table(section)}
+    assert {name: row.shape for name, row in table.items()} == parameters
+    assert sum(row.count for row in rows(section)) == len(parameters)
+    assert section.parameters == sum(torch.Size(shape).numel() for shape in parameters.values())
+    for name, row in table.items():
+        assert row_of(section, name) == row
+        assert row.huggingface is None or "{" not in row.huggingface
+        assert row.split is None or row.split < len(row.shape)
+
+
+def test_a_weight_that_the_model_has_not() -> None:
+    section = a_llama(random.Random(0))
+    for name in ("blocks.9.mlp.up.weight", "blocks.0.mlp.up.bias", "nothing"):
+        with pytest.raises(KeyError):
+            row_of(section, name)
+
+
+def test_flops_and_parameters_are_those_of_the_published_formulas() -> None:
+    llama = LlamaSection(
+        num_hidden_layers=32, hidden_size=4096, num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=14336, vocab_size=128256,
+    )  # fmt: skip
+    assert llama.parameters == 8_030_261_248  # Llama 3 8B
+    attention, mlp = 2 * 4096 * 128 * (32 + 8), 3 * 4096 * 14336
+    matmul = 32 * (attention + mlp) + 128256 * 4096
+    assert llama.matmul_parameters == matmul
+    assert llama.flops_per_token(8192) == 6.0 * matmul + 6.0 * 32 * 4096 * 8192
+    tied = llama.model_copy(update={"tie_word_embeddings": True})
+    assert (tied.parameters, tied.matmul_parameters) == (llama.parameters - 128256 * 4096, matmul)
