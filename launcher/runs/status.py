@@ -13,7 +13,6 @@ from launcher.slurm import commands
 from launcher.slurm.commands import JobState
 from launcher.slurm.job_record import read_job
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
-from megatrain.base.formatting import duration, quantity
 from megatrain.base.terminal import copyable
 from megatrain.checkpoint.progress import is_complete, saved_progress
 from megatrain.config.file import load_own_config
@@ -122,37 +121,6 @@ def runs_in(folder: Path) -> list[RunDir]:
     """Every run directly in a folder, the one that was touched last at the end."""
     runs = [RunDir(path.parent) for path in folder.glob("*/config.yaml")]
     return sorted(runs, key=lambda run: run.config.stat().st_mtime)
-
-
-def lines(one: Status) -> list[str]:
-    """For a person: a line per fact."""
-    progress = f"step {one.step:,} of {one.total_steps:,}"
-    facts = {
-        "state": f"{one.state}{': ' + one.detail if one.detail else ''}",
-        "progress": progress + (f", loss {one.loss:.3f}" if one.loss is not None else ""),
-        "speed": f"{quantity(one.tokens_per_second)} tokens/s" if one.tokens_per_second else None,
-        "eta": duration(one.eta_seconds) if one.eta_seconds and one.state in ("running", "pending") else None,
-        "attempts": f"{one.attempts} ({one.restarts} restarts)" if one.attempts else None,
-        "goodput": f"{one.goodput:.0%} of the time on its nodes" if one.goodput is not None else None,
-        "saved": one.checkpoint,
-        "error": one.last_error,
-    }
-    return [one.run, *(f"  {name:<9}{value}" for name, value in facts.items() if value)]
-
-
-def table(many: list[Status]) -> list[str]:
-    """For a person: a line per run."""
-    if not many:
-        return []
-    width = max(len(one.run) for one in many)
-
-    def line(one: Status) -> str:
-        rate = f"{quantity(one.tokens_per_second):>7} tok/s" if one.tokens_per_second else " " * 13
-        left = f"eta {duration(one.eta_seconds or 0):>7}" if one.state == "running" else " " * 11
-        progress = f"step {one.step:>9,}/{one.total_steps:<9,}"
-        return f"{one.run:<{width}}  {one.state:<9} {progress}  {rate}  {left}  {one.detail}"
-
-    return [line(one).rstrip() for one in many]
 
 
 def _jobs(run: RunDir) -> set[str]:

@@ -118,13 +118,13 @@ def test_a_batch_mixes_blocks_as_well_as_a_full_permutation(rule, batch):
     assert ours >= 0.99 * ideal
 
 
-def test_a_window_is_read_by_one_lane_and_no_more_windows_are_open_than_lanes():
-    lanes, per_block = 8, 4
-    order = Order([SourceSize(10 * lanes * per_block, per_block)], ONE, seed=2, rule=ShuffleRule(streams=lanes))
-    blocks = order.locate(np.arange(lanes * per_block * 10)).block.reshape(10, per_block, lanes)
+def test_a_window_is_read_by_one_stream_and_no_more_windows_are_open_than_streams():
+    streams, per_block = 8, 4
+    order = Order([SourceSize(10 * streams * per_block, per_block)], ONE, seed=2, rule=ShuffleRule(streams=streams))
+    blocks = order.locate(np.arange(streams * per_block * 10)).block.reshape(10, per_block, streams)
     for round_ in blocks:
-        assert (round_ == round_[0]).all()  # a lane stays in its block until all its rows are read
-        assert len(set(round_[0].tolist())) == lanes
+        assert (round_ == round_[0]).all()  # a stream stays in its block until all its rows are read
+        assert len(set(round_[0].tolist())) == streams
     order = Order([SourceSize(100_000, 128)], ONE, seed=2, rule=SMALL_LANES)
     windows = order.locate(np.arange(16 * 256)).block // 2
     assert len(np.unique(windows)) == 16

@@ -16,17 +16,17 @@ from megatrain.data.ordering.shuffle import FullShuffle, SourceSize, WindowedShu
         (331, 4, 5, 3),  # a tail of windows, of blocks that fill no window, and of rows
         (331, 4, 200, 1),  # all tail
         (400_003, 8, 3, 8192),  # windows of 65,536 rows: beyond explicit permutations
-        (200_000, 2, 70_000, 1),  # more lanes than are put in order in one go
+        (200_000, 2, 70_000, 1),  # more streams than are put in order in one go
     ],
 )
-def test_every_row_once(rows, per_block, lanes, window_blocks):
-    shuffle = WindowedShuffle(SourceSize(rows, per_block), lanes, window_blocks)
+def test_every_row_once(rows, per_block, streams, window_blocks):
+    shuffle = WindowedShuffle(SourceSize(rows, per_block), streams, window_blocks)
     for epoch in (0, 1):
         got = shuffle.rows(np.arange(rows), key(epoch))
         assert np.array_equal(np.sort(got), np.arange(rows))
 
 
-def test_lanes_rows_on_end_come_from_as_many_windows():
+def test_consecutive_rows_come_from_as_many_windows_as_streams():
     shuffle = WindowedShuffle(SourceSize(12_800, 8), 32, 2)
     windows = shuffle.rows(np.arange(12_800), key(1)) // 16
     body = 12_800 // 512 * 512
@@ -40,7 +40,7 @@ def test_rows_of_a_window_and_windows_are_both_shuffled_and_differ_by_epoch():
     assert (first == second).mean() < 0.01
     turns = first[:512].reshape(16, 32)
     within = turns % 16
-    assert len({tuple(lane) for lane in within.T.tolist()}) == 32
+    assert len({tuple(stream) for stream in within.T.tolist()}) == 32
     assert not np.array_equal(np.sort(turns[0] // 16), turns[0] // 16)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher.commands.status import lines, table
 from launcher.planning.plan import make_plan
 from launcher.runs import status as status_of
 from launcher.runs.logs import newest_log, read_log
 from launcher.runs.prepare import prepare_run
-from launcher.runs.status import all_statuses, goodput, lines, run_status, table
+from launcher.runs.status import all_statuses, goodput, run_status
 from launcher.slurm.commands import NoAnswerError
 from launcher.slurm.job_record import update_job
 from megatrain.base.errors import ConfigError
