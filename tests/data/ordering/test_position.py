@@ -9,14 +9,14 @@ from megatrain.config import DataSection
 from megatrain.data.ordering.position import changes_since, identity
 
 POSITION = 5000
-STAGES = [
+PHASES = [
     {"from_sample": 2000, "weights": [1.0, 2.0], "sequence_length": 16},
     {"from_sample": 9000, "weights": [1.0, 3.0]},
 ]
 DATA = {
     "sequence_length": 32,
     "train": [{"path": "a", "weight": 3.0}, {"path": "b"}],
-    "phases": STAGES,
+    "phases": PHASES,
     "quarantine": [{"path": "a", "block": 7, "from_sample": 3000}],
 }
 
@@ -29,7 +29,7 @@ SAVED = {"position": POSITION, **state()}
 
 
 def phases(number, **changes):
-    changed = [dict(phase) for phase in STAGES]
+    changed = [dict(phase) for phase in PHASES]
     changed[number] |= changes
     return changed
 
@@ -47,8 +47,8 @@ def test_nothing_changed():
             "phase 2 (from sample 9,000) changed: from_sample 9000 → 5000;",
         ),
         (state(phases=phases(1, sequence_length=8)), "phase 2 (from sample 9,000) changed: sequence_length 32 → 8;"),
-        (state(phases=STAGES[:1]), "phase 2 (from sample 9,000) is gone; it had not begun at sample 5,000"),
-        (state(phases=[*STAGES, {"from_sample": 10**6}]), "phase 3 (from sample 1,000,000) is new; it had not begun"),
+        (state(phases=PHASES[:1]), "phase 2 (from sample 9,000) is gone; it had not begun at sample 5,000"),
+        (state(phases=[*PHASES, {"from_sample": 10**6}]), "phase 3 (from sample 1,000,000) is new; it had not begun"),
         (
             state(quarantine=[*DATA["quarantine"], {"path": "b", "block": 1, "from_sample": POSITION}]),
             "quarantined block 1 of source 1 from sample 5,000 is new",
@@ -58,7 +58,7 @@ def test_nothing_changed():
             state(
                 hashes=("aa" * 32, "bb" * 32, "cc" * 32),
                 train=[*DATA["train"], {"path": "c", "weight": 0.0}],
-                phases=[STAGES[0] | {"weights": [1.0, 2.0, 0.0]}, STAGES[1] | {"weights": [1.0, 3.0, 5.0]}],
+                phases=[PHASES[0] | {"weights": [1.0, 2.0, 0.0]}, PHASES[1] | {"weights": [1.0, 3.0, 5.0]}],
             ),
             "source 2 is new",
         ),
@@ -108,7 +108,7 @@ def test_a_state_without_a_position(position):
         changes_since(SAVED | {"position": position}, state())
 
 
-@pytest.mark.parametrize("field", ["sources", "phases", "quarantine", "transform", "position"])
+@pytest.mark.parametrize("field", ["sources", "stages", "quarantine", "transform", "position"])
 @pytest.mark.parametrize("value", [5, "x", [5], [[]], [["x", "y", "z"]], {"a": 1}, 10**30, -1, float("nan")])
 def test_a_position_that_someone_else_wrote(field, value):
     if (field, value) in (("position", 5), ("transform", "x")):
