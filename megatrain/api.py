@@ -28,7 +28,7 @@ from megatrain.config import Config
 from megatrain.data.loading.batch import assemble_rows
 from megatrain.data.loading.shards import PreparedData
 from megatrain.huggingface.export import DType, load_transformers
-from megatrain.monitor.metrics import read_metrics
+from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.directory import RunDir, locate, parse_step
 from megatrain.run.inputs import load_run
 

@@ -10,11 +10,12 @@ from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_model
 from megatrain.checkpoint.state import read_state
-from megatrain.config import Config, FinetuneConfig
+from megatrain.config import Config
 from megatrain.data.text.prompts import PromptEncoder
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
 from megatrain.run.directory import locate
 from megatrain.run.inputs import load_run
+from megatrain.tasks.sft.section import SFTSection
 
 
 def generate(
@@ -30,7 +31,7 @@ def generate(
     """The prompt and what the model adds to it, up to an end of text.
 
     The prompt is encoded as `transformers` does with the exported tokenizer: with its BOS, and special tokens that are
-    spelt out are special, unless the run was fine-tuned with finetune.special_tokens: text.
+    spelt out are special, unless the run was fine-tuned with task.special_tokens: text.
 
     Args:
         path: a run, of which the newest checkpoint that verifies is taken, or a checkpoint inside a run.
@@ -76,7 +77,7 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, config: Config) -> tuple[li
     Raises:
         ConfigError: it is no Unicode text, or the tokenizer cannot encode it.
     """
-    special_tokens = config.finetune.special_tokens if isinstance(config, FinetuneConfig) else "parse"
+    special_tokens = config.task.special_tokens if isinstance(config.task, SFTSection) else "parse"
     encoder = PromptEncoder(tokenizer, special_tokens=special_tokens)
     try:
         prompt.encode("utf-8")

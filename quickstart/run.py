@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.base.formatting import duration
-from megatrain.monitor.metrics import read_metrics
+from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.directory import RunDir
 from quickstart import corpus
 from quickstart.shell import BrokenPromiseError, Outcome, expect, megatrain, say

@@ -18,7 +18,7 @@ data: {sequence_length: 128, train: [{path: data/train}]}
 training: {steps: 12, global_batch_size: 8}
 parallel: {compile: false}
 checkpoint: {interval_steps: 4}
-monitor: {log_interval_steps: 1, tensorboard: false}
+monitor: {log_interval_steps: 1, sinks: []}
 cluster: {hardware: cpu, nodes: 1, gpus_per_node: 2}
 slurm: {time: "10"}
 """

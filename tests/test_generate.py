@@ -132,10 +132,10 @@ def test_a_prompt_is_encoded_as_transformers_does(make_tokenizer) -> None:
     folder = make_tokenizer("byte_level")
     theirs = AutoTokenizer.from_pretrained(folder)
     tokenizer = Tokenizer.load(folder)
-    finetune = {"base": "b", "train": ["t"], "special_tokens": "text"}
+    finetune = {"base": "b", "train": ["t"]}
     common = {"run": {"name": "t"}, "training": {"steps": 1, "global_batch_size": 1}}
-    as_text = FinetuneConfig.model_validate(common | {"finetune": finetune})
-    parsed = FinetuneConfig.model_validate(common | {"finetune": finetune | {"special_tokens": "parse"}})
+    parsed = FinetuneConfig.model_validate(common | {"finetune": finetune})
+    as_text = FinetuneConfig.model_validate(common | {"finetune": finetune, "task": {"special_tokens": "text"}})
     prompt = "<|im_start|>who what"
     assert encode_prompt(prompt, tokenizer, parsed) == (theirs(prompt)["input_ids"], 1)
     assert len(encode_prompt(prompt, tokenizer, as_text)[0]) > len(theirs(prompt)["input_ids"])

@@ -18,9 +18,7 @@ LONG_FILES = {
     "tests/data/preparation/test_prepare.py",
     "tests/train/test_checkpointing.py",
 }
-LONG_FUNCTIONS = {
-    "megatrain/train/build.py:build",
-}
+LONG_FUNCTIONS: set[str] = set()
 
 # Imports inside functions: what takes time and is not always needed, or is optional. Verbs import theirs when they run.
 LATE_IMPORTS = {

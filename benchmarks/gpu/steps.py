@@ -18,6 +18,7 @@ from launcher.planning.memory import estimate_memory
 from megatrain.config import PretrainConfig
 from megatrain.data.loading.batch import Batch
 from megatrain.parallel.mesh import Mesh
+from megatrain.tasks.causal_lm import CausalLM
 from megatrain.topology import Topology
 from megatrain.train.build import build_engine
 from megatrain.train.weights import initialize_weights
@@ -68,7 +69,9 @@ class Trainer:
         os.environ.setdefault("LOCAL_RANK", "0")
         dist.init_process_group("gloo" if toy else "nccl", store=dist.HashStore(), rank=0, world_size=1)
         mesh = Mesh(Topology(world_size=1))
-        self.engine = build_engine(self.config, mesh, deepspeed_config(self.config, 1), device=record.device)
+        self.engine = build_engine(
+            self.config, mesh, deepspeed_config(self.config, 1), CausalLM(), device=record.device
+        )
         initialize_weights(self.engine, self.config.model, self.config.run.seed)
         ids = torch.randint(0, self.config.model.padded_vocab_size, (micro, self.length))
         total = micro * self.length

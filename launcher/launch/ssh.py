@@ -52,7 +52,14 @@ class Order:
 
 
 def run_hosts(
-    run: RunDir, hosts: list[Host], ranks: int, *, module: str, resume: str, device: str, claim: Claim | None = None
+    run: RunDir,
+    hosts: list[Host],
+    ranks: int,
+    *,
+    module: str = "megatrain.train",
+    resume: str,
+    device: str,
+    claim: Claim | None = None,
 ) -> int:
     """Run `ranks` ranks on each host; the exit code of the whole, as `local.run_ranks` has it.
 

@@ -14,7 +14,7 @@ from launcher.launch.ssh import run_hosts
 from launcher.planning.plan import PlanResult, resolve
 from launcher.runs.claim import attempted
 from launcher.runs.owner import busy_with
-from launcher.runs.prepare import is_finetune, prepare_run, run_folder
+from launcher.runs.prepare import prepare_run, run_folder
 from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.base.terminal import copyable
 from megatrain.config import Config
@@ -85,7 +85,6 @@ class LaunchTarget:
 
 def start(config: Config, report: PlanResult, target: LaunchTarget, *, resume: str) -> int:
     """Write the run's folder and run its ranks to their end; the exit code of the whole."""
-    module = "megatrain.finetune" if is_finetune(config) else "megatrain.train"
     device, ranks = report.hardware.device, report.chosen.world_size
     if target.node:
         run = run_folder(config)
@@ -94,7 +93,6 @@ def start(config: Config, report: PlanResult, target: LaunchTarget, *, resume: s
         return run_ranks(
             run,
             ranks // target.nodes,
-            module=module,
             resume=resume,
             device=device,
             node_ranks=_node_ranks(target, ranks),
@@ -110,7 +108,7 @@ def start(config: Config, report: PlanResult, target: LaunchTarget, *, resume: s
         names = [host.name for host in hosts]
 
         def go(claim: Claim) -> int:
-            return run_hosts(run, hosts, ranks // len(hosts), module=module, resume=resume, device=device, claim=claim)
+            return run_hosts(run, hosts, ranks // len(hosts), resume=resume, device=device, claim=claim)
 
         return attempted(run, ranks, names, go, resume=resume)
     here = ranks // target.nodes
@@ -118,9 +116,7 @@ def start(config: Config, report: PlanResult, target: LaunchTarget, *, resume: s
         run,
         ranks,
         [socket.gethostname()],
-        lambda claim: run_ranks(
-            run, here, module=module, resume=resume, device=device, node_ranks=node_ranks, claim=claim
-        ),
+        lambda claim: run_ranks(run, here, resume=resume, device=device, node_ranks=node_ranks, claim=claim),
         resume=resume,
     )
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from megatrain.base.errors import ConfigError, DataError
+from megatrain.base.registry import load_object
 from megatrain.config import FinetuneConfig
+from megatrain.tasks.registry import TASKS
 
 if TYPE_CHECKING:  # numpy and tokenizers take a while: only for those who need them
     from megatrain.data.examples.example_set import ExampleSet
@@ -31,7 +33,6 @@ def example_set(
         ConfigError: a sequence has no room for an example.
     """
     from megatrain.data.examples.chat_template import ChatTemplate
-    from megatrain.data.examples.example_set import read_example_set
     from megatrain.data.text.inputs import find_inputs
     from megatrain.data.text.tokenizer import Tokenizer
 
@@ -39,22 +40,29 @@ def example_set(
         raise ConfigError("finetune.base: model and tokenizer are not known yet")
     paths: Sequence[str] = getattr(config.finetune, part)
     tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
-    section = config.finetune.model_dump(exclude={"base", "train", "validation", "max_epochs"})
+    read_examples = load_object(str(TASKS.get(config.task.name).read_examples))
     vocabulary = config.model.padded_vocab_size
     prefix = f"finetune.{part}: "
     try:
         ids = tokenizer.sha256, tokenizer.eos_id, tokenizer.pad_id, template.source if template else None
-        key = (repr(section), ids, vocabulary, part, *map(_stamp, find_inputs(paths).inputs))
+        key = (
+            repr(config.task),
+            config.sequence_length,
+            ids,
+            vocabulary,
+            part,
+            *map(_stamp, find_inputs(paths).inputs),
+        )
     except DataError as error:
         raise _prefixed(error, prefix) from None
     if key not in _cache:
         while len(_cache) >= _CACHED:
             del _cache[next(iter(_cache))]
         try:
-            _cache[key] = read_example_set(
+            _cache[key] = read_examples(
                 paths,
                 tokenizer,
-                config.finetune,
+                config.task,
                 template=template,
                 sequence_length=config.sequence_length,
                 vocab_size=vocabulary,

@@ -8,12 +8,14 @@ from launcher.planning.resolve import base_positions, run_folder, tokenizer_path
 from launcher.preflight.finding import Finding
 from launcher.preflight.same_data import check_same_files
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
+from megatrain.base.registry import load_object
 from megatrain.checkpoint.progress import saved_progress
 from megatrain.config import AUTO, FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
-from megatrain.data.examples.example_set import MANY_EPOCHS, ExampleSet, check_rows
+from megatrain.data.examples.example_set import MANY_EPOCHS, ExampleSet
 from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.tasks.registry import TASKS
 
 _Part = Literal["train", "validation"]
 _PARTS: tuple[_Part, ...] = ("train", "validation")
@@ -38,7 +40,7 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
             continue
         try:
             if not complete:
-                check_rows(getattr(config.finetune, part), config.finetune)
+                load_object(str(TASKS.get(config.task.name).check_rows))(getattr(config.finetune, part), config.task)
                 continue
             found = example_set(config, tokenizer, part)
         except MegatrainError as error:

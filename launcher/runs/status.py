@@ -16,7 +16,7 @@ from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.base.terminal import copyable
 from megatrain.checkpoint.progress import is_complete, saved_progress
 from megatrain.config.file import load_own_config
-from megatrain.monitor.metrics import read_metrics
+from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts
 from megatrain.run.directory import RunDir
 from megatrain.run.heartbeat import read_heartbeat

@@ -16,7 +16,7 @@ from launcher.planning.plan import Plan
 from megatrain.base.credentials import credentials_in, is_secret_name
 from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import copyable
-from megatrain.config import Config, FinetuneConfig
+from megatrain.config import Config
 from megatrain.run.directory import RunDir
 
 TEMPLATE = "slurm/train.sbatch"
@@ -98,7 +98,6 @@ def render(
         "run": shlex.quote(str(folder)),
         "python": shlex.quote(sys.executable),
         "python_path": _python_path(),
-        "module": "megatrain.finetune" if isinstance(config, FinetuneConfig) else "megatrain.train",
         "accelerator": _ON_CPU if on_cpu else _ON_GPU,
     }
     template = shipped(TEMPLATE).read_text(encoding="utf-8")

@@ -33,11 +33,15 @@ class Choice:
     registry: Registry[Any]
     key: str
     default: str
+    only: Callable[[Any], bool] = lambda entry: True  # which entries of the registry can be picked here
+
+    def names(self) -> list[str]:
+        return [name for name, entry in self.registry if self.only(entry)]
 
     def section(self, data: Any) -> type[Section]:
         """Of plain data; of the default where it names none that is known."""
         name = data.get(self.key, self.default) if isinstance(data, dict) else getattr(data, self.key, self.default)
-        entry = self.registry.get(name if isinstance(name, str) and name in self.registry else self.default)
+        entry = self.registry.get(name if isinstance(name, str) and name in self.names() else self.default)
         section: type[Section] = entry.section
         return section
 
@@ -45,15 +49,22 @@ class Choice:
         if isinstance(data, Section):
             return data
         name = data.get(self.key, self.default) if isinstance(data, dict) else self.default
-        if not isinstance(name, str) or name not in self.registry:
-            known = " or ".join(f"'{one}'" for one in self.registry.names())
+        if not isinstance(name, str) or name not in self.names():
+            known = " or ".join(f"'{one}'" for one in self.names())
             detail = InitErrorDetails(type="literal_error", loc=(self.key,), input=name, ctx={"expected": known})
             raise ValidationError.from_exception_data(self.registry.kind, [detail])
         return self.section(data).model_validate(data)
 
 
-def chosen(base: type[Section], registry: Registry[Any], *, key: str, default: str) -> Any:
-    """The type of a field that holds any registered section; `base` is what they have in common."""
-    choice = Choice(registry, key, default)
+def chosen(
+    base: type[Section],
+    registry: Registry[Any],
+    *,
+    key: str,
+    default: str,
+    only: Callable[[Any], bool] = lambda entry: True,
+) -> Any:
+    """The type of a field that holds any registered section that `only` admits; `base` is what they have in common."""
+    choice = Choice(registry, key, default, only)
     validator: Callable[[Any], Section] = choice.validate
     return Annotated[SerializeAsAny[base], PlainValidator(validator), choice]  # type: ignore[misc, valid-type]

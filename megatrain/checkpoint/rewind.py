@@ -15,7 +15,7 @@ from megatrain.base.errors import CheckpointError
 from megatrain.base.files import reason
 from megatrain.base.terminal import copyable
 from megatrain.checkpoint.manifest import has_all_files
-from megatrain.monitor.metrics import keep_until, last_step
+from megatrain.monitor.metrics_file import keep_until, last_step
 from megatrain.run.attempts import read_attempts
 from megatrain.run.directory import MANIFEST, RunDir, parse_resume
 

@@ -3,5 +3,6 @@
 from megatrain.model import families
 from megatrain.optim import adamw
 from megatrain.schedule import constant, cosine, linear
+from megatrain.tasks import pretrain_lm, sft
 
-__all__ = ["adamw", "constant", "cosine", "families", "linear"]
+__all__ = ["adamw", "constant", "cosine", "families", "linear", "pretrain_lm", "sft"]

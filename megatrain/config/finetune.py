@@ -1,6 +1,6 @@
 """`finetune:` what a fine-tuning starts from, and its examples."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -9,7 +9,7 @@ from megatrain.base.types import MOST_TOKENS, Count, Path, Positive
 
 
 class FinetuneSection(Section):
-    """Supervised fine-tuning on prompt and response pairs; the loss is on the response only."""
+    """What training starts from, and what it is trained on; how a row of it reads is the task's."""
 
     base: Path = Field(description="a run, one of its checkpoints, or a Llama in Hugging Face's format")
     # the checkpoint knows its examples by their hash, wherever they lie
@@ -17,15 +17,6 @@ class FinetuneSection(Section):
         description="files, folders or globs of jsonl or parquet, as `data prepare` reads them"
     )
     validation: Annotated[tuple[Path, ...], Field(strict=False), REPORTED] = ()
-    prompt_field: Path = Field("prompt", description="dots name a field within a field: data.question")
-    response_field: Path = "response"
-    messages_field: Path = Field("messages", description="read with the tokenizer's chat template")
-    special_tokens: Literal["parse", "text"] = Field(
-        "parse", description="text: special tokens that an example spells out, such as <|im_start|>, are characters"
-    )
-    truncation: Literal["cut", "drop", "error"] = Field(
-        "cut", description="of examples longer than a sequence: cut the prompt's start, leave them out, or refuse them"
-    )
     max_epochs: Annotated[Positive, REPORTED] = Field(
         50.0, description="a run that would read the examples more often is refused; from 10 on it is warned of"
     )

@@ -5,6 +5,7 @@ from typing import Any
 # Dotted names, old -> new; a list's elements have no part of their own.
 RENAMED = {
     "monitor.hang_seconds": "monitor.hang_timeout_seconds",
+    "monitor.tensorboard": "monitor.sinks",
     "monitor.log_every_steps": "monitor.log_interval_steps",
     "slurm.signal_lead_seconds": "slurm.signal_before_limit_seconds",
     "slurm.restarts_without_progress": "slurm.max_restarts_without_progress",
@@ -15,6 +16,11 @@ RENAMED = {
     "data.shuffle.lanes": "data.shuffle.streams",
     "data.maximum_epochs": "data.max_epochs",
     "finetune.maximum_epochs": "finetune.max_epochs",
+    "finetune.prompt_field": "task.prompt_field",
+    "finetune.response_field": "task.response_field",
+    "finetune.messages_field": "task.messages_field",
+    "finetune.special_tokens": "task.special_tokens",
+    "finetune.truncation": "task.truncation",
 }
 
 
@@ -26,7 +32,14 @@ def migrated(data: Any) -> Any:
         for part in above:
             section = section.get(part) if isinstance(section, dict) else None
         if isinstance(section, dict) and key in section:
-            section.setdefault(new.rpartition(".")[2], section.pop(key))
+            *above, name = new.split(".")
+            target = data
+            for part in above:
+                target = target.setdefault(part, {})
+            target.setdefault(name, section.pop(key))
+    monitor = data.get("monitor") if isinstance(data, dict) else None
+    if isinstance(monitor, dict) and isinstance(monitor.get("sinks"), bool):  # of the time when there was one sink
+        monitor["sinks"] = ["tensorboard"] if monitor["sinks"] else []
     schedule = data.get("schedule") if isinstance(data, dict) else None
     if isinstance(schedule, dict) and schedule.get("name") == "constant":
         schedule.pop("min_lr_ratio", None)  # it was written, and not used

@@ -11,7 +11,7 @@ from megatrain.base.progress import Progress
 from megatrain.base.section import FIXED, FREE, REPORTED, Section
 from megatrain.base.types import Module
 from megatrain.config.checkpoint import CheckpointSection
-from megatrain.config.chosen import AnyModel, AnyOptimizer, AnySchedule
+from megatrain.config.chosen import AnyFinetuneTask, AnyModel, AnyOptimizer, AnyPretrainTask, AnySchedule
 from megatrain.config.cluster import ClusterSection
 from megatrain.config.data import DataSection
 from megatrain.config.evaluation import EvaluationSection
@@ -24,6 +24,8 @@ from megatrain.config.tokenizer import TokenizerSection
 from megatrain.config.training import TrainingSection
 from megatrain.optim.adamw import AdamWSection
 from megatrain.schedule.cosine import CosineSection
+from megatrain.tasks.pretrain_lm import PretrainLMSection
+from megatrain.tasks.sft.section import SFTSection
 
 
 class _Run(Section):
@@ -65,6 +67,7 @@ class _Run(Section):
 
 
 class PretrainConfig(_Run):
+    task: Annotated[AnyPretrainTask, FIXED] = PretrainLMSection()
     model: Annotated[AnyModel, FIXED]
     tokenizer: Annotated[TokenizerSection | None, FIXED] = None
     data: Annotated[DataSection, FIXED]  # which sample is at which position, and what it is
@@ -75,6 +78,7 @@ class PretrainConfig(_Run):
 
 
 class FinetuneConfig(_Run):
+    task: Annotated[AnyFinetuneTask, FIXED] = SFTSection()
     finetune: Annotated[FinetuneSection, FIXED]
     model: Annotated[AnyModel | None, FIXED] = Field(None, description="taken from the base run")
     tokenizer: Annotated[TokenizerSection | None, FIXED] = Field(None, description="taken from the base run")

@@ -1,29 +1,45 @@
-"""How fast the loop goes: step time, tokens a second, and model FLOPs utilisation.
+"""How fast the loop goes: step time, tokens per second, and model FLOPs utilisation.
 
 MFU here is always: 6 × matmul parameters + 6·L·H·S for causal attention, per token (`ModelSection.flops_per_token`),
 over the dense bf16 peak of the hardware profile. Recomputed activations do not count as work.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
+from megatrain.base.formatting import percent, quantity
 from megatrain.hardware.device import device_type
+from megatrain.monitor.metric import METRICS, Metric
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Means over the steps of one interval."""
-
-    step_seconds: float
-    data_wait_seconds: float  # of a step
-    tokens_per_second: float  # over all ranks
-    mfu: float  # 0..1
+METRICS.register(
+    "tokens",
+    Metric(unit="tokens since the start of the run, over all ranks", tag=None, format=quantity),
+)
+METRICS.register("step_seconds", Metric(unit="s", tag="throughput/step_seconds"))
+METRICS.register(
+    "tokens_per_second",
+    Metric(
+        unit="tokens/s, over all ranks", tag="throughput/tokens_per_second", format=quantity, console="{value} tok/s"
+    ),
+)
+METRICS.register(
+    "tokens_per_second_per_gpu",
+    Metric(
+        unit="tokens/s per rank",
+        tag="throughput/tokens_per_second_per_gpu",
+        format=quantity,
+        console="{value}/{device}",
+    ),
+)
+METRICS.register("mfu", Metric(unit="0 to 1", tag="throughput/mfu", format=percent, console="MFU {value}"))
+METRICS.register("data_wait_seconds", Metric(unit="s per step, waiting for the loader", tag=None))
+METRICS.register(
+    "data_wait_fraction",
+    Metric(unit="of a step", tag="throughput/data_wait_fraction", format=percent, console="data wait {value}"),
+)
 
 
 class Throughput:
@@ -47,6 +63,7 @@ class Throughput:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._flops_per_token = flops_per_token
+        self._world_size = world_size
         self._peak_flops = world_size * peak_flops_per_rank
         self._clock = clock
         self._start_interval()
@@ -77,8 +94,8 @@ class Throughput:
         finally:
             self._paused_seconds += self._clock() - began
 
-    def report(self) -> Rates:
-        """The rates since the last report.
+    def report(self) -> dict[str, float]:
+        """Means over the steps since the last report, by the names of metrics.
 
         Raises:
             ValueError: no step was counted since then.
@@ -87,38 +104,20 @@ class Throughput:
             raise ValueError("no step since the last report")
         seconds = max(self._clock() - self._started - self._paused_seconds, 1e-9)
         tokens_per_second = self._tokens / seconds
-        rates = Rates(
-            step_seconds=seconds / self._steps,
-            data_wait_seconds=self._wait_seconds / self._steps,
-            tokens_per_second=tokens_per_second,
-            mfu=tokens_per_second * self._flops_per_token / self._peak_flops,
-        )
+        step_seconds, wait_seconds = seconds / self._steps, self._wait_seconds / self._steps
+        rates = {
+            "step_seconds": step_seconds,
+            "tokens_per_second": tokens_per_second,
+            "tokens_per_second_per_gpu": tokens_per_second / self._world_size,
+            "mfu": tokens_per_second * self._flops_per_token / self._peak_flops,
+            "data_wait_seconds": wait_seconds,
+            "data_wait_fraction": wait_seconds / step_seconds,
+        }
         self._start_interval()
         return rates
-
-
-def memory_bytes() -> int:
-    """Peak memory of this rank: what CUDA allocated for tensors, or on a CPU the resident set of the process.
-
-    On a GPU since the last `reset_peak_memory`.
-    """
-    if device_type() == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def memory_reserved_bytes() -> int | None:
-    """Peak of what CUDA's allocator took from the GPU, fragments included; None on a CPU."""
-    return torch.cuda.max_memory_reserved() if device_type() == "cuda" else None
 
 
 def wait_for_device() -> None:
     """Until all is done that was queued on this rank's GPU; a CPU has done it."""
     if device_type() == "cuda":
         torch.cuda.synchronize()
-
-
-def reset_peak_memory() -> None:
-    if device_type() == "cuda":
-        torch.cuda.reset_peak_memory_stats()

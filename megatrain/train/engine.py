@@ -5,8 +5,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import deepspeed_state
 from megatrain.checkpoint.deepspeed_state import Fragment
-from megatrain.data.loading.batch import IGNORE_INDEX, Batch
+from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
+from megatrain.tasks.base import LossSums, Objective
 from megatrain.train.run_ahead import RunAhead
 from megatrain.train.zero1 import Zero1Optimizer
 from megatrain.train.zero2 import Zero2Optimizer
@@ -51,6 +51,9 @@ class Engine:
     Args:
         model: this rank's slice, as `parallel.apply.build_parallel_model` makes it.
         ds_config: as `launcher.deepspeed_config` writes it; nothing is added here.
+        objective: what is computed of a batch.
+        leaf_modules: classes whose parameters ZeRO-3 gathers together: hooks inside such a module would break its
+            compiled graph.
         gradient_clipping: maximum norm of the whole gradient; 0 for none.
     """
 
@@ -61,15 +64,17 @@ class Engine:
         mesh: Mesh,
         ds_config: Mapping[str, Any],
         *,
+        objective: Objective[Any],
+        leaf_modules: Sequence[type[nn.Module]],
         gradient_clipping: float,
     ) -> None:
         self.mesh = mesh
+        self._objective = objective
         self._accumulation: int = ds_config["gradient_accumulation_steps"]
         self._partitioned: bool = ds_config["zero_optimization"]["stage"] > 0
         self._clipping = gradient_clipping
         if ds_config["zero_optimization"]["stage"] == 3:
-            # gather a block at a time: hooks inside it would break its compiled graph at every layer
-            set_z3_leaf_modules(model, list(model.block_classes))  # type: ignore[arg-type]
+            set_z3_leaf_modules(model, list(leaf_modules))
         with contextlib.redirect_stdout(io.StringIO()):  # some of its optimizers print their memory use
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=dict(ds_config), mpu=mesh, dist_init_required=False
@@ -84,27 +89,28 @@ class Engine:
         inner.found_inf = self._held_back  # fused AdamW leaves weights and state as they are while it is 1
         inner.register_step_pre_hook(self._hold_back)
 
-    def forward_backward(self, batch: Batch, target_tokens: int) -> Tensor:
-        """Forward and backward of one micro-batch; returns its summed loss (fp32, detached).
+    def forward_backward(self, batch: TensorBatch, targets: int) -> LossSums:
+        """Forward and backward of one micro-batch; returns its sums, detached.
 
         Args:
-            target_tokens: labels in the whole global batch. The gradient is that of the summed loss over it, wherever
-                in the global batch the labels are.
+            targets: of the whole global batch. The gradient is that of the summed loss over it, wherever in the global
+                batch the targets are.
         """
-        loss = self._forward(self._part(batch))
+        loss, extras = self._objective.loss(self._engine, self._mine(batch))
         # DeepSpeed divides by the accumulation steps and averages over replicas; we want one global mean
-        scale = self._accumulation * self.mesh.replicas / target_tokens
+        scale = self._accumulation * self.mesh.replicas / targets
         # 1 or NaN: a loss that is not finite makes all gradients so, and the norm tells every rank
         finite = loss.detach() * 0.0 + 1.0
         self._engine.backward(loss * (finite * scale))
-        return loss.detach()
+        return LossSums(loss.detach(), extras)
 
     def step(self, learning_rate: float) -> float | Tensor:
         """Finish a micro-batch; after the last of a global batch, update the weights.
 
-        Must be called after each `accumulate`. Returns the norm of the whole gradient before clipping, at the last
-        micro-batch of a step, the same on every rank; 0.0 at the others. On a GPU it is fp32 [] there, and the host
-        does not wait for it: it may be a step ahead.
+        Must be called after each `forward_backward`. A parameter group takes `learning_rate` times its `lr_scale`.
+        Returns the norm of the whole gradient before clipping, at the last micro-batch of a step, the same on every
+        rank; 0.0 at the others. On a GPU it is fp32 [] there, and the host does not wait for it: it may be a step
+        ahead.
 
         A norm that is not finite, as after a loss that is not on any rank, changes neither weights nor optimizer state,
         and nothing changes them any more. The device sees to that, so a caller may look at norms later
@@ -112,7 +118,7 @@ class Engine:
         """
         boundary = self._engine.is_gradient_accumulation_boundary()
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if boundary and not self._partitioned:
             self._norm = self._clip_whole_gradients()
         self._engine.step()
@@ -134,14 +140,12 @@ class Engine:
         self._held_back.logical_or_(~torch.isfinite(self._last_norm()))
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Summed loss and number of targets, fp64 [2], of what this rank sees of one micro-batch."""
-        part = self._part(batch)
+    def evaluate(self, batch: TensorBatch) -> dict[str, Tensor]:
+        """The objective's evaluation sums over what this rank sees of one micro-batch, fp64 []."""
         self._engine.eval()
-        loss = self._forward(part)
+        sums = self._objective.evaluation_sums(self._engine, self._mine(batch))
         self._engine.train()
-        targets = (part.labels != IGNORE_INDEX).sum()
-        return torch.stack((loss.double(), targets.to(loss.device).double()))
+        return {name: value.double() for name, value in sums.items()}
 
     def sharded_state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, Fragment]:
         """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
@@ -156,21 +160,10 @@ class Engine:
         deepspeed_state.set_optimizer_step(self._engine, optimizer_step)
         deepspeed_state.refresh_model_weights(self._engine)
 
-    def _part(self, batch: Batch) -> Batch:
-        """What this rank sees of a batch. Which document a position is in, all ranks of a sequence need to know."""
+    def _mine(self, batch: TensorBatch) -> TensorBatch:
+        """What this rank sees of a batch, on its device."""
         rank, size = self.mesh.context_rank, self.mesh.context_parallel
-        seen = ("input_ids", "labels", "position_ids")
-        return replace(batch, **{name: part_of_sequence(getattr(batch, name), rank, size) for name in seen})
-
-    def _forward(self, batch: Batch) -> Tensor:
-        batch = batch.to(self.device)
-        loss: Tensor = self._engine(
-            batch.input_ids,
-            batch.labels,
-            position_ids_BS=batch.position_ids,
-            cu_seqlens=batch.cu_seqlens,
-        )
-        return loss
+        return batch.split_sequence(lambda tensor: part_of_sequence(tensor, rank, size)).to(self.device)
 
     def _clip_whole_gradients(self) -> Tensor:
         """The gradient norm without ZeRO, where every rank holds whole gradients; clips them.

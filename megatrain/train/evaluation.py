@@ -1,31 +1,26 @@
-"""Validation loss."""
+"""One pass over the validation data."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
 
-from megatrain.data.loading.batch import Batch
+from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.train.engine import Engine
 
 
-class Evaluation(NamedTuple):
-    loss: float  # mean in nats a target token, over all ranks
-    tokens: int  # with a target, over all ranks
-    own_loss: float  # summed over this rank's part
-
-
-def evaluate(engine: Engine, batches: Iterable[Batch]) -> Evaluation:
-    """Validation loss over all ranks.
+def evaluate(engine: Engine, batches: Iterable[TensorBatch]) -> tuple[dict[str, float], Mapping[str, float]]:
+    """The objective's evaluation sums over all ranks, and this rank's part of them.
 
     Args:
-        batches: this data-parallel rank's share; every rank has the same number of them.
+        batches: this data-parallel rank's share, at least one; every rank has the same number of them.
     """
-    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    names: list[str] = []
+    totals = torch.zeros(0)
     for batch in batches:
-        totals += engine.evaluate(batch)
-    own_loss = totals[0].item()
+        sums = engine.evaluate(batch)
+        values = torch.stack(list(sums.values()))
+        names, totals = list(sums), totals + values if names else values
+    own = totals.tolist()
     dist.all_reduce(totals, group=engine.mesh.dp_cp_group)
-    loss, tokens = totals.tolist()
-    return Evaluation(loss / max(tokens, 1.0), int(tokens), own_loss)
+    return dict(zip(names, totals.tolist(), strict=True)), dict(zip(names, own, strict=True))

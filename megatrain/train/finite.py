@@ -8,6 +8,7 @@ at reports, and before each evaluation, save and the end.
 
 import math
 import shlex
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -75,21 +76,21 @@ class FiniteGuard:
             what = f"the gradient norm is {norm:g}, though the loss is finite on every rank"
         raise NonFiniteError(f"step {int(step):,}: {what}; its update was not kept. {self._batch(progress, int(step))}")
 
-    def validation(self, progress: Progress, loss: float, own_loss: float) -> None:
+    def evaluation(self, progress: Progress, metrics: Mapping[str, float], own_sums: Mapping[str, float]) -> None:
         """
         Args:
-            loss: over all ranks.
-            own_loss: summed over this rank's part.
+            metrics: over all ranks.
+            own_sums: what this rank added to them.
 
         Raises:
             NonFiniteError: one of them is not finite.
         """
-        ranks = self._ranks_where(not math.isfinite(own_loss))
-        if ranks or self._ranks_where(not math.isfinite(loss)):
+        ranks = self._ranks_where(not all(map(math.isfinite, own_sums.values())))
+        wrong = [name.replace("_", " ") for name, value in metrics.items() if not math.isfinite(value)]
+        if ranks or self._ranks_where(bool(wrong)):
             seen = f" (seen by {_few('rank', ranks)} of {dist.get_world_size(self._group)})" if ranks else ""
-            raise NonFiniteError(
-                f"step {progress.step:,}: the validation loss is not finite{seen}. {self._newest_checkpoint()}"
-            )
+            what = f"the {' and the '.join(wrong)}" if wrong else "a sum of the evaluation"
+            raise NonFiniteError(f"step {progress.step:,}: {what} is not finite{seen}. {self._newest_checkpoint()}")
 
     def saving(self, progress: Progress, not_finite: list[str]) -> None:
         """

@@ -3,17 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
+from torch import Tensor
 
 from megatrain.base.errors import Stopped
 from megatrain.base.progress import Progress
 from megatrain.config.resolved import ResolvedRun
-from megatrain.data.loading.batch import Batch
-from megatrain.data.loading.loader import StepBatches
+from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.schedule.learning_rate import learning_rate
+from megatrain.tasks.base import Loader, LossSums, Task
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
@@ -22,27 +22,16 @@ from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
 
 
-class Loader(Protocol):
-    """What feeds the loop. `state_dict` is the position of the next batch, the same on every rank; loading it returns
-    what the run changes from there on, a line each."""
-
-    wait_seconds: float
-
-    def next(self) -> StepBatches: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> list[str]: ...
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingComponents:
     """What a run is made of, once built."""
 
     config: ResolvedRun
+    task: Task[Any]
     engine: Engine
-    loader: Loader
+    loader: Loader[Any]
     guard: FiniteGuard
-    validation: Iterable[Batch] | None  # this rank's share, the same at each pass; None: no validation
+    validation: Iterable[TensorBatch] | None  # this rank's share, the same at each pass; None: no validation
     checkpointer: Checkpointer
     report: Reporter
     stop: StopRequest
@@ -69,27 +58,22 @@ def train(parts: TrainingComponents, start: Position) -> None:
         report.nothing_to_do(total, start.checkpoint)
     while progress.step < total:
         batches = parts.loader.next()
-        targets = max(1, batches.target_tokens)  # the tiniest of batches may have none
+        targets = max(1, batches.targets)  # the tiniest of batches may have none
         rate = learning_rate(progress, config)
-        loss = torch.zeros((), device=engine.device)
+        sums: LossSums | None = None
         for batch in batches.micro_batches:
-            loss += engine.forward_backward(batch, targets)
+            sums = _added(sums, engine.forward_backward(batch, targets))
             norm = engine.step(rate)
+        assert sums is not None, "a step has a micro-batch"
         progress = progress.after_step(batch_size)
         step = progress.step
-        guard.step(progress, loss, norm)
+        guard.step(progress, sums.loss, norm)
         parts.watchdog.beat("training", step)
         if report.due(step):
             guard.demand(progress)
             parts.checkpointer.retain()
-        report.step(
-            progress,
-            loss,
-            target_tokens=targets,
-            grad_norm=norm,
-            learning_rate=rate,
-            wait=parts.loader.wait_seconds,
-        )
+        shares = {name: value / targets for name, value in {"loss": sums.loss, **sums.extras}.items()}
+        report.step(progress, shares | {"grad_norm": norm, "learning_rate": rate}, wait=parts.loader.wait_seconds)
         if step % config.evaluation.interval_steps == 0 or step == total:
             run_validation(parts, progress)
         reason = parts.stop.agreed(step) if step < total else None
@@ -108,9 +92,10 @@ def run_validation(parts: TrainingComponents, progress: Progress) -> None:
         return
     parts.guard.demand(progress)
     with parts.report.paused():
-        found = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
-    parts.guard.validation(progress, found.loss, found.own_loss)
-    parts.report.validation(progress.step, found.loss, found.tokens)
+        sums, own_sums = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
+        metrics = parts.task.evaluation_metrics(sums) if sums else {}
+    parts.guard.evaluation(progress, metrics, own_sums)
+    parts.report.evaluation(progress.step, metrics)
 
 
 def save(parts: TrainingComponents, progress: Progress) -> Path:
@@ -123,3 +108,10 @@ def save(parts: TrainingComponents, progress: Progress) -> Path:
     assert state["position"] == progress.samples, "the loader has given what was counted"
     with parts.report.paused():
         return parts.checkpointer.save(progress.step, state, progress.batches)
+
+
+def _added(sums: LossSums | None, more: LossSums) -> LossSums:
+    if sums is None:
+        return more
+    extras: dict[str, Tensor] = {name: value + more.extras[name] for name, value in sums.extras.items()}
+    return LossSums(sums.loss + more.loss, extras)

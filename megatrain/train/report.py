@@ -1,36 +1,59 @@
-"""One voice for what a run says: console, metrics.jsonl and TensorBoard get the same numbers."""
+"""What a run reports: each step's numbers are collected, reduced when a report is due, and given to every sink."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatrain.base.errors import PreflightError
+from megatrain.base.formatting import scientific
 from megatrain.base.progress import Progress
 from megatrain.config.resolved import ResolvedRun
-from megatrain.monitor.console import Console
-from megatrain.monitor.metrics import MetricsLog, StepMetrics
-from megatrain.monitor.tensorboard import TensorBoard
-from megatrain.monitor.throughput import Throughput, memory_bytes, memory_reserved_bytes, reset_peak_memory
+from megatrain.monitor.collector import Collector
+from megatrain.monitor.memory import memory_bytes, memory_reserved_bytes, reset_peak_memory
+from megatrain.monitor.metric import METRICS, Metric
+from megatrain.monitor.sinks.base import Sink, open_sinks
+from megatrain.monitor.sinks.console import Console
+from megatrain.monitor.sinks.jsonl import JsonLines
+from megatrain.monitor.throughput import Throughput
 from megatrain.parallel.mesh import Mesh
 from megatrain.run.directory import RunDir
+
+METRICS.register(
+    "loss",
+    Metric(
+        unit="nats per target, of a language model",
+        tag="train/loss",
+        format="{:.3f}".format,
+        console="loss {value}",
+        over_steps="mean",
+        over_ranks="sum",
+    ),
+)
+METRICS.register(
+    "grad_norm",
+    Metric(
+        unit="L2 over all parameters, before clipping",
+        tag="train/gradient_norm",
+        format="{:.2f}".format,
+        console="|g| {value}",
+    ),
+)
+METRICS.register("learning_rate", Metric(unit="1", tag="train/learning_rate", format=scientific, console="lr {value}"))
 
 
 class Reporter:
     """Counts every step; speaks at those that are due. All ranks call it; rank 0 writes.
 
     Args:
-        start: where this start of the run goes on from.
+        start: where this start of the run resumes.
     """
 
     def __init__(self, config: ResolvedRun, run: RunDir, mesh: Mesh, console: Console, *, start: Progress) -> None:
-        self._mesh = mesh
         self._console = console
-        self._every = config.monitor.log_interval_steps
+        self._interval = config.monitor.log_interval_steps
         self._total = start.step + config.steps_left(start)
         self._sequence_length = config.sequence_length
         self._tokens_per_step = config.tokens_per_step
@@ -39,75 +62,49 @@ class Reporter:
             mesh.world_size,
             config.cluster.peak_tflops * 1e12,
         )
+        self._collector = Collector(mesh.dp_cp_group)
         self._began = time.monotonic()
         self._counted = 0
-        self._losses: list[Tensor] = []
-        self._metrics = MetricsLog(run, resume_step=start.step) if mesh.is_main else None
-        wanted = mesh.is_main and config.monitor.tensorboard
-        self._board = TensorBoard(run, resume_step=start.step, world_size=mesh.world_size) if wanted else None
+        self._sinks: list[Sink] = []
+        if mesh.is_main:
+            self._sinks = [JsonLines(run, resume_step=start.step), *open_sinks(run, config, resume_step=start.step)]
 
     def due(self, step: int) -> bool:
-        """Whether `step` speaks, and so waits for the device."""
-        return step % self._every == 0 or step == self._total
+        """Whether `step` is reported, and so waits for the device."""
+        return step % self._interval == 0 or step == self._total
 
-    def step(
-        self,
-        progress: Progress,
-        loss_sum: Tensor,
-        *,
-        target_tokens: int,
-        grad_norm: float | Tensor,
-        learning_rate: float,
-        wait: float,
-    ) -> None:
-        """Count a finished step; report the mean over the steps since the last report when one is due.
+    def step(self, progress: Progress, values: Mapping[str, float | Tensor], *, wait: float) -> None:
+        """Count a finished step; report those since the last report when one is due.
 
         Args:
             progress: after the step.
-            loss_sum: this rank's summed loss.
-            grad_norm: what `Engine.step` returned; read at steps that are due only.
+            values: of registered metrics; tensors [] are read at steps that are due only.
             wait: seconds that the loader kept the step waiting.
         """
         self._throughput.step(self._tokens_per_step, wait)
-        self._losses.append(loss_sum / target_tokens)
+        self._collector.add(values)
         memory, reserved = memory_bytes(), memory_reserved_bytes()
         if self._counted == 0:
             reset_peak_memory()  # what building, compiling and tuning took is not what training takes
         self._counted += 1
         if not self.due(progress.step):
             return
-        loss = torch.stack(self._losses).mean()
-        dist.all_reduce(loss, group=self._mesh.dp_cp_group)
-        self._losses.clear()
-        value = loss.item()  # waits for the device
-        rates = self._throughput.report()
-        metrics = StepMetrics(
-            step=progress.step,
-            loss=value,
-            grad_norm=float(grad_norm),
-            learning_rate=learning_rate,
-            tokens=progress.samples * self._sequence_length,
-            step_seconds=rates.step_seconds,
-            tokens_per_second=rates.tokens_per_second,
-            mfu=rates.mfu,
-            data_wait_seconds=rates.data_wait_seconds,
-            memory_bytes=memory,
-            memory_reserved_bytes=reserved,
-        )
-        self._console.step(metrics)
-        for sink in (self._metrics, self._board):
-            if sink is not None:
-                sink.write(metrics)
+        found = self._collector.collect()  # waits for the device
+        found["tokens"] = progress.samples * self._sequence_length
+        found |= self._throughput.report() | {"memory_bytes": memory}
+        if reserved is not None:
+            found["memory_reserved_bytes"] = reserved
+        found["memory_bytes"] = memory
+        if reserved is not None:
+            found["memory_reserved_bytes"] = reserved
+        self._write(progress.step, found)
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        self._write(step, values)
 
     def line(self, text: str) -> None:
         """For whoever watches; no number of it is kept."""
         self._console.line(text)
-
-    def validation(self, step: int, loss: float, tokens: int) -> None:
-        self._console.evaluation(step, loss, tokens)
-        for sink in (self._metrics, self._board):
-            if sink is not None:
-                sink.write_validation(step, loss)
 
     def saved(self, step: int, folder: Path, seconds: float, size_bytes: int) -> None:
         self._console.checkpoint(step, folder, seconds=seconds, size_bytes=size_bytes)
@@ -127,9 +124,14 @@ class Reporter:
 
     def close(self) -> None:
         self._console.close()
-        closers: list[Callable[[], None]] = [sink.close for sink in (self._metrics, self._board) if sink is not None]
+        closers: list[Callable[[], None]] = [sink.close for sink in self._sinks]
         for close in closers:
             try:
                 close()
             except PreflightError as error:  # must not hide what ended the run
                 self._console.warning(str(error))
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        self._console.write(step, values)
+        for sink in self._sinks:
+            sink.write(step, values)

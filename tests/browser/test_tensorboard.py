@@ -13,9 +13,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from megatrain.monitor.metrics import StepMetrics
-from megatrain.monitor.tensorboard import TensorBoard
+from megatrain.monitor.sinks.tensorboard import TensorBoard
 from megatrain.run.directory import RunDir
+from megatrain.tasks import causal_lm  # noqa: F401 - registers what is reported, as does:
+from megatrain.train import report  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -31,14 +32,15 @@ def run(tmp_path: Path) -> RunDir:
     """A run that was stopped after step 20 and went on from its checkpoint after step 10."""
     run = RunDir(tmp_path / "runs" / "example")
     for resume_step, steps in ((0, (10, 20)), (10, (20, 30))):
-        board = TensorBoard(run, resume_step=resume_step, world_size=2)
+        board = TensorBoard(run, None, resume_step=resume_step)
         for step in steps:
-            metrics = StepMetrics(
-                step=step, loss=5.0 - step / 10, grad_norm=0.5, learning_rate=1e-3, tokens=step * 8192,
-                step_seconds=0.5, tokens_per_second=16_384.0, mfu=0.4, data_wait_seconds=0.01, memory_bytes=2**30,
-                validation_loss=4.5,
-            )  # fmt: skip
-            board.write(metrics)
+            values = {
+                "loss": 5.0 - step / 10, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens": step * 8192,
+                "step_seconds": 0.5, "tokens_per_second": 16_384.0, "tokens_per_second_per_gpu": 8192.0, "mfu": 0.4,
+                "data_wait_seconds": 0.01, "data_wait_fraction": 0.02, "memory_bytes": 2**30,
+            }  # fmt: skip
+            board.write(step, values)
+            board.write(step, {"validation_loss": 4.5})
         board.close()
     return run
 

@@ -6,6 +6,7 @@ import yaml
 from megatrain.base.errors import ConfigError
 from megatrain.config.file import load_own_config, parse_config
 from megatrain.config.migrate import RENAMED
+from megatrain.tasks.sft.section import SFTSection
 from tests.config.test_sections import MODEL
 
 # As the version before the renames wrote it.
@@ -23,12 +24,21 @@ OLD_PRETRAIN = {
     "training": {"steps": 9, "global_batch_size": 4},
     "checkpoint": {"every_steps": 7, "keep_last": 2},
     "evaluation": {"every_steps": 5},
-    "monitor": {"log_every_steps": 3, "hang_seconds": 99},
+    "monitor": {"tensorboard": False, "log_every_steps": 3, "hang_seconds": 99},
     "slurm": {"signal_lead_seconds": 60, "restarts_without_progress": 1},
 }
 OLD_FINETUNE = {
     "run": {"name": "old"},
-    "finetune": {"base": "b", "train": ["a"], "maximum_epochs": 4.0},
+    "finetune": {
+        "base": "b",
+        "train": ["a"],
+        "maximum_epochs": 4.0,
+        "prompt_field": "q",
+        "response_field": "r",
+        "messages_field": "m",
+        "special_tokens": "text",
+        "truncation": "drop",
+    },
     "training": {"steps": 9, "global_batch_size": 4},
     "schedule": {"name": "constant", "minimum_ratio": 0.1},
 }
@@ -43,13 +53,16 @@ def test_a_run_of_an_older_version_is_read(tmp_path) -> None:
     assert (config.evaluation.interval_steps, config.monitor.log_interval_steps) == (5, 3)
     assert (config.monitor.hang_timeout_seconds, config.slurm.signal_before_limit_seconds) == (99, 60)
     assert config.slurm.max_restarts_without_progress == 1
-    assert config.model.family == "llama"
+    assert (config.model.family, config.monitor.sinks) == ("llama", ())
 
 
 def test_a_fine_tuning_of_an_older_version_is_read(tmp_path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(OLD_FINETUNE), encoding="utf-8")
     config = load_own_config(tmp_path / "config.yaml")
     assert (config.finetune.max_epochs, config.schedule.name) == (4.0, "constant")
+    assert config.task == SFTSection(
+        prompt_field="q", response_field="r", messages_field="m", special_tokens="text", truncation="drop"
+    )
 
 
 @pytest.mark.parametrize("old", RENAMED)

@@ -24,7 +24,7 @@ SAVE_EVERY = 3
 def global_tokens(loaders: list[TrainLoader]) -> bytes:
     """The tokens, targets and document ids of one step of all ranks, in the order of samples."""
     steps = [loader.next() for loader in loaders]
-    assert len({step.target_tokens for step in steps}) == 1
+    assert len({step.targets for step in steps}) == 1
     parts = []
     for micro_batches in zip(*(step.micro_batches for step in steps), strict=True):
         for batch in micro_batches:

@@ -105,6 +105,7 @@ class Run:
     def __init__(self, layout: Layout) -> None:
         from launcher.deepspeed_config import deepspeed_config
         from megatrain.parallel.mesh import Mesh
+        from megatrain.tasks.causal_lm import CausalLM
         from megatrain.topology import Topology
         from megatrain.train.build import build_engine
         from megatrain.train.weights import initialize_weights
@@ -115,7 +116,7 @@ class Run:
             world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
         )
         self.mesh = Mesh(topology)
-        self.engine = build_engine(config, self.mesh, deepspeed_config(config, layout.world_size))
+        self.engine = build_engine(config, self.mesh, deepspeed_config(config, layout.world_size), CausalLM())
         initialize_weights(self.engine, config.model, config.run.seed)
 
     def micro_batches(self, step: int) -> Iterator["Batch"]:
@@ -139,7 +140,7 @@ class Run:
         for step in range(first, last):
             loss = torch.zeros(())
             for batch in self.micro_batches(step):
-                loss += self.engine.forward_backward(batch, targets)
+                loss += self.engine.forward_backward(batch, targets).loss
                 norm = self.engine.step(rate_at(step))
             dist.all_reduce(loss, group=self.mesh.dp_cp_group)
             measured.append((loss.item() / targets, norm))

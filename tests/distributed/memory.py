@@ -5,6 +5,7 @@ import itertools
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -211,7 +212,7 @@ def measure(case: Case) -> Measured:
     with LiveTensors() as live:
         engine, batch = _build(case)
         marks = {"start": live.peak()}
-        engine._forward = _marked(engine._forward, live, marks)
+        engine._objective = SimpleNamespace(loss=_marked(engine._objective.loss, live, marks))
         tokens = case.config.training.global_batch_size * case.sequence_length
         for _ in range(STEPS):
             for _ in range(case.layout.gradient_accumulation_steps):
@@ -239,10 +240,10 @@ def started(case: Case) -> tuple[int, int]:
 
 
 def _marked(forward: Any, live: LiveTensors, marks: dict[str, int]) -> Any:
-    def marked(batch: Any) -> Any:
+    def marked(model: Any, batch: Any) -> Any:
         live.peak()
         before = live.bytes
-        loss = forward(batch)
+        loss = forward(model, batch)
         marks.update(saved=live.bytes - before, forward=live.peak())
         return loss
 
@@ -253,6 +254,7 @@ def _build(case: Case) -> tuple[Any, Any]:
     from launcher.deepspeed_config import deepspeed_config
     from megatrain.data.loading.batch import Batch
     from megatrain.parallel.mesh import Mesh
+    from megatrain.tasks.causal_lm import CausalLM
     from megatrain.topology import Topology
     from megatrain.train.build import build_engine
     from megatrain.train.weights import initialize_weights
@@ -265,7 +267,7 @@ def _build(case: Case) -> tuple[Any, Any]:
             context_parallel=layout.context_parallel,
         )
     )
-    engine = build_engine(config, mesh, deepspeed_config(config, layout.world_size))
+    engine = build_engine(config, mesh, deepspeed_config(config, layout.world_size), CausalLM())
     initialize_weights(engine, config.model, 1)
     shape = (layout.micro_batch_size, case.sequence_length)
     ids = torch.arange(shape[0] * shape[1]).reshape(shape) % case.model.padded_vocab_size

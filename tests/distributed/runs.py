@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from launcher.preflight import checks
-from launcher.runs.prepare import is_finetune, prepare_run
+from launcher.runs.prepare import prepare_run
 from megatrain.config.file import parse_config
 from megatrain.data.preparation.prepare import PrepareOptions, prepare
 from megatrain.data.text.tokenizer import train_tokenizer
@@ -34,15 +34,14 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def one_start(project: str, run: str, kind: str, port: int) -> None:
+def one_start(project: str, run: str, port: int) -> None:
     """What `python -m megatrain.train RUN` does on one rank in the project's folder. It joins a group of its own."""
-    from megatrain.finetune.__main__ import finetune
-    from megatrain.train.__main__ import pretrain
+    from megatrain.train.__main__ import train_run
 
     torch.distributed.destroy_process_group()
     os.environ["MASTER_PORT"] = str(port)
     with contextlib.chdir(project):
-        {"pretrain": pretrain, "finetune": finetune}[kind](RunDir(Path(run)), "auto")
+        train_run(RunDir(Path(run)), "auto")
 
 
 def start(ranks: RankPool, text: str, *overrides: str) -> RunDir:
@@ -50,6 +49,5 @@ def start(ranks: RankPool, text: str, *overrides: str) -> RunDir:
     found = checks.examine(parse_config(text, overrides=overrides))
     report = found.demand()
     run = prepare_run(found.config, report.chosen)
-    kind = "finetune" if is_finetune(found.config) else "pretrain"
-    ranks.run(report.chosen.world_size, one_start, str(Path.cwd()), str(run), kind, free_port())
+    ranks.run(report.chosen.world_size, one_start, str(Path.cwd()), str(run), free_port())
     return run

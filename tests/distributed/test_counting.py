@@ -11,7 +11,7 @@ from megatrain.checkpoint.manifest import verify
 from megatrain.checkpoint.progress import is_complete, saved_progress
 from megatrain.checkpoint.state import read_state
 from megatrain.config.file import load_config
-from megatrain.monitor.metrics import read_metrics
+from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.directory import RunDir
 from tests.distributed.ranks import RankPool
 from tests.distributed.runs import start
@@ -28,13 +28,13 @@ optimizer: {learning_rate: 1e-3}
 parallel: {compile: false}
 checkpoint: {interval_steps: 2, keep_last: 1}
 evaluation: {interval_steps: 100, sequences: 2}
-monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
+monitor: {log_interval_steps: 1, sinks: [], health_check: false}
 """
 TUNED = """
 finetune: {train: [pairs.jsonl], sequence_length: 40}
 training: {global_batch_size: 4, precision: fp32}
 parallel: {compile: false}
-monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
+monitor: {log_interval_steps: 1, sinks: [], health_check: false}
 """
 
 

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from megatrain.base.errors import NonFiniteError
 from megatrain.base.progress import Progress
 from megatrain.run.directory import RunDir
+from megatrain.tasks.base import LossSums
+from megatrain.tasks.causal_lm import CausalLM
 from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout, Run, config_of, rate_at
 from tests.distributed.ranks import RankPool
 
@@ -17,6 +19,14 @@ pytestmark = pytest.mark.distributed
 
 LAYOUTS = [Layout(zero, 1, 2, precision) for precision in ("fp32", "bf16") for zero in (0, 1, 2, 3)]
 LAYOUTS += [Layout(0, 2, 1, "bf16"), Layout(1, 2, 1), Layout(3, 2, 1)]
+
+
+class AddedLoss(CausalLM):
+    def __init__(self, added: float) -> None:
+        self._added = added
+
+    def loss(self, model, batch):
+        return LossSums(super().loss(model, batch).loss + self._added)
 
 
 def state_of(run: Run) -> dict[str, torch.Tensor]:
@@ -29,13 +39,13 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 def one_step(run: Run, step: int, *, added_loss: float = 0.0, targets: float = GLOBAL_BATCH * SEQUENCE) -> float:
     """A step of a run whose loss has something added on the last rank."""
-    forward, engine = run.engine._forward, run.engine
+    engine, objective = run.engine, run.engine._objective
     if dist.get_rank() == dist.get_world_size() - 1:
-        engine._forward = lambda part: forward(part) + added_loss
+        engine._objective = AddedLoss(added_loss)
     for batch in run.micro_batches(step):
         engine.forward_backward(batch, targets)
         norm = engine.step(rate_at(step))
-    engine._forward = forward
+    engine._objective = objective
     return norm
 
 

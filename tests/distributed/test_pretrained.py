@@ -61,7 +61,7 @@ def loaded_loss(layout: Layout, base: str, folder: str) -> float:
     checkpointer = Checkpointer(config_of(layout), run.engine, store)
     assert checkpointer.load_weights(Path(base)) == Path(base)
     checkpointer.save(0, {})
-    loss = sum(run.engine.evaluate(batch)[0] for batch in run.micro_batches(0))
+    loss = sum(run.engine.evaluate(batch)["loss"] for batch in run.micro_batches(0))
     torch.distributed.all_reduce(loss, group=run.mesh.dp_cp_group)
     return float(loss)
 

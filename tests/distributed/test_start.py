@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from launcher.preflight import checks
-from launcher.runs.prepare import is_finetune, prepare_run
+from launcher.runs.prepare import prepare_run
 from megatrain.base.errors import MegatrainError
 from megatrain.config.file import load_config, parse_config
 from megatrain.huggingface.export import export
@@ -30,11 +30,11 @@ BASE = """
 tokenizer: {path: tokenizer}
 data: {train: [{path: a}, {path: b}], validation: [{path: b}]}
 checkpoint: {interval_steps: 2}
-monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
+monitor: {log_interval_steps: 1, sinks: [], health_check: false}
 """
 FINETUNE = """
 finetune: {train: [pairs.jsonl], validation: [pairs.jsonl]}
-monitor: {log_interval_steps: 1, tensorboard: false, health_check: false}
+monitor: {log_interval_steps: 1, sinks: [], health_check: false}
 """
 MODEL: dict[str, list[Any]] = {
     "model.num_hidden_layers": [1, 2, 3],
@@ -82,8 +82,8 @@ def picked(chance: random.Random, *choices: dict[str, list[Any]]) -> list[str]:
     return [f"{field}={chance.choice(values)}" for choice in choices for field, values in choice.items()]
 
 
-def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str]:
-    """The folder of the first run that passes the preflight, its ranks, and its configuration's module."""
+def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int]:
+    """The folder of the first run that passes the preflight, and its ranks."""
     for given in overrides:
         try:
             found = checks.examine(parse_config(text, overrides=given))
@@ -91,15 +91,15 @@ def passing(text: str, overrides: Iterator[list[str]]) -> tuple[RunDir, int, str
             run = prepare_run(found.config, report.chosen)
         except MegatrainError:
             continue
-        return run, report.chosen.world_size, "finetune" if is_finetune(found.config) else "pretrain"
+        return run, report.chosen.world_size
     raise AssertionError("the source of runs never ends")
 
 
-def start(ranks: RankPool, found: tuple[RunDir, int, str]) -> list[float]:
+def start(ranks: RankPool, found: tuple[RunDir, int]) -> list[float]:
     """Train it to its end; the losses it reported."""
-    run, world_size, kind = found
+    run, world_size = found
     config = load_config(run.config)
-    ranks.run(world_size, one_start, str(Path.cwd()), str(run), kind, free_port())
+    ranks.run(world_size, one_start, str(Path.cwd()), str(run), free_port())
     assert run.steps()[-1] == config.total_steps
     return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines() if '"loss"' in line]
 

@@ -65,6 +65,7 @@ def test_compiled_blocks_are_the_eager_ones(dtype, tolerance, packed, checkpoint
 def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
     """Of a run of one rank; in a process of its own, for DeepSpeed keeps its view of the world in globals."""
     from launcher.deepspeed_config import deepspeed_config
+    from megatrain.tasks.causal_lm import CausalLM
     from megatrain.train.build import build_engine
     from megatrain.train.weights import initialize_weights
 
@@ -72,7 +73,7 @@ def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     config = layouts.config_of(layout)
     mesh = Mesh(Topology(world_size=1))
-    engine = build_engine(config, mesh, deepspeed_config(config, world_size=1), device=DEVICE)
+    engine = build_engine(config, mesh, deepspeed_config(config, world_size=1), CausalLM(), device=DEVICE)
     initialize_weights(engine, config.model, config.run.seed)
     positions = torch.arange(SEQUENCE).repeat(GLOBAL_BATCH, 1)
     measured = []
@@ -81,7 +82,7 @@ def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
         loss = 0.0
         for rows in torch.arange(GLOBAL_BATCH).split(layout.micro_batch):
             batch = Batch(ids[rows], labels[rows], positions[rows], cu_seqlens_of(layouts.documents()[rows]))
-            loss += engine.forward_backward(batch, labels.numel()).item()
+            loss += engine.forward_backward(batch, labels.numel()).loss.item()
             norm = engine.step(layouts.rate_at(step))
         measured.append((loss / labels.numel(), norm))
     return measured

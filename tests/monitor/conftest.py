@@ -1,30 +1,32 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from megatrain.monitor.metrics import StepMetrics
+from megatrain.tasks import causal_lm  # noqa: F401 - registers what is reported, as does:
+from megatrain.train import report  # noqa: F401
 
 
 @pytest.fixture
-def step_metrics() -> Callable[..., StepMetrics]:
-    """Makes plausible metrics of a step; any field can be given."""
+def step_metrics() -> Callable[..., dict[str, float]]:
+    """Plausible values of a step; any can be given."""
 
-    def make(step: int = 10, **fields: Any) -> StepMetrics:
-        plausible: dict[str, Any] = {
+    def make(step: int = 10, **given: float) -> dict[str, float]:
+        plausible: dict[str, float] = {
             "loss": 3.412,
             "grad_norm": 0.41,
             "learning_rate": 5.9e-4,
             "tokens": step * 524_288,
             "step_seconds": 0.27,
             "tokens_per_second": 1.92e6,
+            "tokens_per_second_per_gpu": 3.0e4,
             "mfu": 0.413,
             "data_wait_seconds": 0.0005,
+            "data_wait_fraction": 0.002,
             "memory_bytes": int(14.6 * 2**30),
         }
-        return StepMetrics(step=step, **(plausible | fields))
+        return plausible | given
 
     return make
 

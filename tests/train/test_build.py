@@ -49,6 +49,7 @@ def test_a_rank_of_70b_makes_what_it_owns_and_one_parameter_beside_it(rank_of, t
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_the_start_on_64_ranks_takes_what_is_planned(rank_of, zero_stage, precision) -> None:
+    from megatrain.tasks.causal_lm import CausalLM
     from megatrain.train.build import build_engine
     from megatrain.train.weights import initialize_weights
 
@@ -65,7 +66,7 @@ def test_the_start_on_64_ranks_takes_what_is_planned(rank_of, zero_stage, precis
     rank_of(64)
     mesh = Mesh(Topology(world_size=64))
     with LiveTensors() as live:
-        engine = build_engine(case.config, mesh, deepspeed_config(case.config, 64))
+        engine = build_engine(case.config, mesh, deepspeed_config(case.config, 64), CausalLM())
         initialize_weights(engine, case.model, seed=1)
         zero = zero_bytes(case.model, layout, precision)
         assert live.peak() == pytest.approx(zero.standing + zero.starting, rel=0.01)

@@ -15,7 +15,7 @@ from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import verify
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.store import CheckpointStore
-from megatrain.monitor.metrics import read_metrics
+from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts, write_attempts
 from megatrain.run.directory import MANIFEST, RunDir
 from megatrain.train.checkpointing import Checkpointer

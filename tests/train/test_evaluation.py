@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch, without_targets
+from megatrain.tasks.causal_lm import CausalLM
 from megatrain.train.evaluation import evaluate
 
 
@@ -19,9 +20,9 @@ class UniformEngine:
     def __post_init__(self) -> None:
         self.mesh = SimpleNamespace(dp_cp_group=dist.group.WORLD)
 
-    def evaluate(self, batch: Batch) -> torch.Tensor:
+    def evaluate(self, batch: Batch) -> dict[str, torch.Tensor]:
         targets = (batch.labels != IGNORE_INDEX).sum().double()
-        return torch.stack((math.log(50) * targets, targets))
+        return {"loss": math.log(50) * targets, "targets": targets}
 
 
 def batch(*targets: int) -> Batch:
@@ -34,23 +35,23 @@ def batch(*targets: int) -> Batch:
 
 def test_the_mean_is_over_tokens_and_not_over_batches(one_rank) -> None:
     class HalfSure(UniformEngine):
-        def evaluate(self, batch: Batch) -> torch.Tensor:
+        def evaluate(self, batch: Batch) -> dict[str, torch.Tensor]:
             targets = (batch.labels != IGNORE_INDEX).sum().double()
-            return torch.stack((targets * (1.0 if targets == 1 else 3.0), targets))
+            return {"loss": targets * (1.0 if targets == 1 else 3.0), "targets": targets}
 
-    assert evaluate(HalfSure(), [batch(1), batch(3, 4)])[:2] == (pytest.approx((1 * 1 + 7 * 3) / 8), 8)
+    metrics = CausalLM().evaluation_metrics(evaluate(HalfSure(), [batch(1), batch(3, 4)])[0])
+    assert metrics == {"validation_loss": pytest.approx((1 * 1 + 7 * 3) / 8), "validation_targets": 8}
 
 
 def test_rows_without_targets_count_for_nothing(one_rank) -> None:
-    loss, tokens, own = evaluate(UniformEngine(), [batch(5, 0), batch(0), batch(8)])
-    assert (loss, tokens) == (pytest.approx(math.log(50)), 13)
-    assert own == pytest.approx(13 * math.log(50))
+    sums, own = evaluate(UniformEngine(), [batch(5, 0), batch(0), batch(8)])
+    assert sums == own == {"loss": pytest.approx(13 * math.log(50)), "targets": 13}
 
 
 def test_nothing_to_evaluate(one_rank) -> None:
-    assert evaluate(UniformEngine(), []) == (0.0, 0, 0.0)
+    assert evaluate(UniformEngine(), []) == ({}, {})
 
 
 def test_many_batches_lose_no_precision(one_rank) -> None:
-    loss, *_ = evaluate(UniformEngine(), [batch(8, 8, 8, 8)] * 3000)
-    assert loss == pytest.approx(math.log(50), rel=1e-6)
+    sums, _ = evaluate(UniformEngine(), [batch(8, 8, 8, 8)] * 3000)
+    assert sums["loss"] / sums["targets"] == pytest.approx(math.log(50), rel=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatrain.base.progress import Progress
-from megatrain.monitor.metrics import read_metrics
+from megatrain.monitor.metrics_file import read_metrics
 from megatrain.parallel.mesh import Mesh
 from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
@@ -18,10 +18,10 @@ def make_reporter(one_rank, tmp_path):
     config = config.model_copy(
         update={
             "cluster": config.cluster.model_copy(update={"peak_tflops": 1.0}),
-            "monitor": config.monitor.model_copy(update={"log_interval_steps": 1, "tensorboard": False}),
+            "monitor": config.monitor.model_copy(update={"log_interval_steps": 1, "sinks": ()}),
         }
     )
-    console = SimpleNamespace(step=lambda metrics: None, close=lambda: None)
+    console = SimpleNamespace(write=lambda step, values: None, close=lambda: None)
 
     def rows(start: Progress, steps: int) -> list[dict]:
         """What a reporter writes of so many steps."""
@@ -29,7 +29,7 @@ def make_reporter(one_rank, tmp_path):
         reporter = report.Reporter(config, run, Mesh(Topology(world_size=1)), console, start=start)  # type: ignore[arg-type]
         for _ in range(steps):
             progress = progress.after_step(GLOBAL_BATCH)
-            reporter.step(progress, torch.zeros(()), target_tokens=1, grad_norm=0.0, learning_rate=0.0, wait=0.0)
+            reporter.step(progress, {"loss": torch.zeros(()), "grad_norm": 0.0, "learning_rate": 0.0}, wait=0.0)
         reporter.close()
         return read_metrics(run.metrics)
 

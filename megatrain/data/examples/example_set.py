@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.progress import Progress
-from megatrain.config import FinetuneConfig, FinetuneSection
+from megatrain.config import FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.packing import Example, PackedRow, pack
 from megatrain.data.examples.prompt_completion import Mistakes, Pair, PairReader, pairs_of
@@ -17,6 +17,7 @@ from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.prompts import EncodedPair, PromptEncoder
 from megatrain.data.text.rows import read_rows
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.tasks.sft.section import SFTSection
 
 MANY_EPOCHS = 10  # from there on, a warning: published fine-tunings mostly make 1 to 5
 _AT_ONCE = 1024
@@ -40,7 +41,7 @@ class FileReport:
         if self.dropped:
             return (
                 f"{self.path}: {self.dropped:,} of {self.examples:,} examples are longer than "
-                f"{self.sequence_length} tokens and are left out (finetune.truncation: drop)"
+                f"{self.sequence_length} tokens and are left out (task.truncation: drop)"
             )
         if not self.prompts_cut and not self.responses_cut:
             return None
@@ -53,7 +54,7 @@ class FileReport:
             )
         return (
             f"{self.path}: of {self.examples:,} examples, cut to {self.sequence_length} tokens, {' and '.join(parts)}. "
-            "Raise finetune.sequence_length, or set finetune.truncation: drop"
+            "Raise finetune.sequence_length, or set task.truncation: drop"
         )
 
 
@@ -94,7 +95,7 @@ class ExampleSet:
 def read_example_set(
     paths: Sequence[str],
     tokenizer: Tokenizer,
-    section: FinetuneSection,
+    section: SFTSection,
     *,
     template: ChatTemplate | None = None,
     sequence_length: int,
@@ -129,7 +130,7 @@ def read_example_set(
     )
 
 
-def check_rows(paths: Sequence[str], section: FinetuneSection) -> None:
+def check_rows(paths: Sequence[str], section: SFTSection) -> None:
     """Read every row, for when there is no tokenizer to encode it with.
 
     Raises:
@@ -151,9 +152,7 @@ class ExampleEncoder:
         ConfigError: a sequence has no room for an example.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, section: FinetuneSection, *, sequence_length: int, vocab_size: int
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, section: SFTSection, *, sequence_length: int, vocab_size: int) -> None:
         self._encoder = PromptEncoder(tokenizer, special_tokens=section.special_tokens)
         self._eos_id = tokenizer.eos_id
         self._truncation = section.truncation

@@ -44,7 +44,7 @@ class ExampleLoader:
         self._position = 0
         self.wait_seconds = 0.0  # rows are in memory
 
-    def next(self) -> StepBatches:
+    def next(self) -> StepBatches[Batch]:
         chosen = self._rows_from(self._position)
         self._position += self._global_batch_size
         micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in self._mine.tolist())

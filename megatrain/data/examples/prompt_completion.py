@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from megatrain.base.errors import DataError
-from megatrain.config import FinetuneSection
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.text.rows import Row
+from megatrain.tasks.sft.section import SFTSection
 
 SHOWN_MISTAKES = 10
 # https://github.com/tatsu-lab/stanford_alpaca, README: the prompt that the data was made for
@@ -64,7 +64,7 @@ class Mistakes:
 class PairReader:
     """Turns rows into pairs; `template` is the tokenizer's, for messages."""
 
-    section: FinetuneSection
+    section: SFTSection
     template: ChatTemplate | None
     templates_known: bool = True  # False: where there is no tokenizer yet, messages are not rendered
 
@@ -82,7 +82,7 @@ class PairReader:
             if not isinstance(value, str):
                 raise DataError(
                     f"{where}: {name}: is not there as text; the row has {_names(row)}. "
-                    "finetune.prompt_field and finetune.response_field name the fields to read"
+                    "task.prompt_field and task.response_field name the fields to read"
                 )
         return _checked(Pair(where, prompt, response), section.prompt_field, section.response_field)
 
@@ -97,7 +97,7 @@ class PairReader:
                 "chat_template in tokenizer_config.json); add one, or write prompt and response"
             )
         if self.section.special_tokens == "text":
-            raise DataError(f"{where}: {field}: a chat template needs finetune.special_tokens: parse")
+            raise DataError(f"{where}: {field}: a chat template needs task.special_tokens: parse")
         try:
             prompt, response = self.template.pair(messages, tools=row.get("tools"))
         except DataError as error:

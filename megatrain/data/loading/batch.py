@@ -1,13 +1,15 @@
 """What a model is fed: batches of rows as tensors. B sequences in a micro-batch, S tokens in a sequence."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from megatrain.data.loading.tensor_batch import SPLIT_SEQUENCE, TensorBatch
 
 IGNORE_INDEX = -100  # torch's default `ignore_index`: a position without a target
 
@@ -37,17 +39,19 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One micro-batch of one data-parallel rank; a loader makes it on the CPU.
+class Batch(TensorBatch):
+    """A micro-batch for a causal language model.
 
     Labels are the inputs shifted by one. They are kept where documents meet: the first token of a document is then
     predicted from the EOS before it, which teaches the model how documents begin. In packed rows they are not.
     """
 
-    input_ids: Tensor  # [B, S] int64
-    labels: Tensor  # [B, S] int64, IGNORE_INDEX where there is no target
-    position_ids: Tensor  # [B, S] int64, from 0 in each document, or in each row when attention crosses documents
-    # [documents + 1] int32: where each document begins in the flattened batch, and B·S; None when attention may cross
+    input_ids: Tensor = field(metadata=SPLIT_SEQUENCE)  # [B, S] int64
+    labels: Tensor = field(metadata=SPLIT_SEQUENCE)  # [B, S] int64, IGNORE_INDEX where there is no target
+    # [B, S] int64, from 0 in each document, or in each row when attention crosses documents
+    position_ids: Tensor = field(metadata=SPLIT_SEQUENCE)
+    # [documents + 1] int32: where each document begins in the flattened batch, and B·S; None when attention may cross.
+    # Which document a position is in, all ranks of a sequence need to know.
     cu_seqlens: Tensor | None = None
 
     @property
@@ -58,18 +62,6 @@ class Batch:
         places = torch.arange(self.input_ids.numel(), dtype=torch.int32, device=self.cu_seqlens.device)
         documents = torch.bucketize(places, self.cu_seqlens, right=True, out_int32=True).view(self.input_ids.shape)
         return documents - documents[:, :1]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on another device; a copy from pinned memory does not wait."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from where a GPU copies while the CPU goes on. Needs CUDA."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:

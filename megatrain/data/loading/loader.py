@@ -7,7 +7,7 @@ the same steps, whatever n and b are, and the state is the same on each of them.
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,21 @@ from megatrain.data.loading.batch import Batch, assemble_rows
 from megatrain.data.loading.evaluation import EvaluationLoader
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.loading.stream import SampleStream
+from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.data.ordering.position import changes_since
 
 __all__ = ["EvaluationLoader", "StepBatches", "TrainLoader", "rank_offsets"]
 
 
+B_co = TypeVar("B_co", bound=TensorBatch, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class StepBatches:
+class StepBatches(Generic[B_co]):
     """A rank's part of one optimizer step."""
 
-    micro_batches: tuple[Batch, ...]
-    target_tokens: int  # labels with a target, over the global batch of all ranks
+    micro_batches: tuple[B_co, ...]
+    targets: int  # what the loss is summed over, over the global batch of all ranks: labels, for a language model
 
 
 def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: int, data_size: int) -> NDArray[np.int64]:
@@ -87,7 +91,7 @@ class TrainLoader:
         self._pin_memory = pin_memory
         self._stream = SampleStream(data, seed)
         self._position = 0
-        self._reader: ReadAhead[StepBatches] | None = None
+        self._reader: ReadAhead[StepBatches[Batch]] | None = None
         self.wait_seconds = 0.0  # how long the last `next` waited for data
 
     @property
@@ -95,7 +99,7 @@ class TrainLoader:
         """Over all ranks, since the run's first step."""
         return self._position * self._data.sequence_length
 
-    def next(self) -> StepBatches:
+    def next(self) -> StepBatches[Batch]:
         """This rank's micro-batches of the next optimizer step.
 
         Raises:
@@ -119,7 +123,7 @@ class TrainLoader:
         self.wait_seconds = time.perf_counter() - started
         return batches
 
-    def read_step(self, position: int) -> StepBatches:
+    def read_step(self, position: int) -> StepBatches[Batch]:
         """This rank's part of the global batch that begins at sample `position`; changes nothing.
 
         A step has one sequence length, that of the phase that its first sample is in: its samples are cut accordingly.

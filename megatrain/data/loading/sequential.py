@@ -27,7 +27,7 @@ from megatrain.base.files import open_regular, parse_json
 from megatrain.config import DataSection, Source
 from megatrain.data.folder.locations import is_remote, location, not_installed
 from megatrain.data.folder.npy import parse_npy
-from megatrain.data.loading.batch import Row, assemble
+from megatrain.data.loading.batch import Batch, Row, assemble
 from megatrain.data.loading.loader import StepBatches, rank_offsets
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.ordering.mixture import Mixture, quotas
@@ -82,10 +82,10 @@ class SequentialLoader:
         }
         self._position = 0
         self._rows: Iterator[Row] | None = None
-        self._reader: ReadAhead[StepBatches] | None = None
+        self._reader: ReadAhead[StepBatches[Batch]] | None = None
         self.wait_seconds = 0.0  # how long the last `next` waited for data
 
-    def next(self) -> StepBatches:
+    def next(self) -> StepBatches[Batch]:
         """This rank's micro-batches of the next optimizer step.
 
         Raises:
@@ -129,7 +129,7 @@ class SequentialLoader:
             self._reader.close()
             self._reader = None
 
-    def _read_step(self, step: int) -> StepBatches:
+    def _read_step(self, step: int) -> StepBatches[Batch]:
         assert self._rows is not None
         micro_batches = []
         for _ in range(self._micro_batches):

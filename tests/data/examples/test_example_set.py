@@ -10,10 +10,11 @@ from pyarrow import parquet
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.progress import Progress
-from megatrain.config import FinetuneConfig, FinetuneSection
+from megatrain.config import FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_set import read_example_set
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.tasks.sft.section import SFTSection
 from tests.tokenizer_kinds import CHAT_TEMPLATE
 
 ROOM = 10**6
@@ -21,7 +22,7 @@ ROOM = 10**6
 
 def read_set(paths, tokenizer, *, sequence_length=64, vocab_size=ROOM, template=None, **fields):
     paths = [paths] if isinstance(paths, str) else paths
-    section = FinetuneSection(base="base", train=tuple(paths), **fields)
+    section = SFTSection(**fields)
     return read_example_set(
         paths, tokenizer, section, template=template, sequence_length=sequence_length, vocab_size=vocab_size
     )
@@ -173,7 +174,7 @@ class TestTruncation:
         assert report.prompt_tokens_cut == len(whole) + 2 - 16
         assert found.warnings() == [
             f"{path}: of 1 examples, cut to 16 tokens, 1 lose {report.prompt_tokens_cut} tokens at the start of their "
-            "prompts. Raise finetune.sequence_length, or set finetune.truncation: drop"
+            "prompts. Raise finetune.sequence_length, or set task.truncation: drop"
         ]
 
     @pytest.mark.parametrize("length", [3, 4, 9])
@@ -195,7 +196,7 @@ class TestTruncation:
         found = read_set(path, tokenizer, truncation="drop")
         assert found.examples == 1
         assert found.warnings() == [
-            f"{path}: 1 of 2 examples are longer than 64 tokens and are left out (finetune.truncation: drop)"
+            f"{path}: 1 of 2 examples are longer than 64 tokens and are left out (task.truncation: drop)"
         ]
         with pytest.raises(
             DataError, match=r"pairs.jsonl:2: has \d+ tokens, more than finetune.sequence_length \(64\)"

@@ -70,7 +70,7 @@ def test_targets_are_those_of_the_global_batch(rows, size) -> None:
         steps = [one.next() for one in loaders]
         labels = [batch.labels for step in steps for batch in step.micro_batches]
         counted = int((torch.cat(labels) != IGNORE_INDEX).sum())
-        assert [step.target_tokens for step in steps] == [counted] * size
+        assert [step.targets for step in steps] == [counted] * size
 
 
 @pytest.mark.parametrize("then", [(1, 1), (2, 2), (4, 1)])

@@ -97,7 +97,7 @@ def test_attention_across_documents(make_loader):
 def test_target_tokens_are_those_of_all_ranks(make_loader):
     step = make_loader(data_rank=1, data_size=2, micro_batch_size=2).next()
     assert len(step.micro_batches) == 2
-    assert step.target_tokens == 8 * 32
+    assert step.targets == 8 * 32
 
 
 def test_sources_are_mixed_by_their_weights(make_loader):

@@ -98,7 +98,7 @@ def test_a_stage_cuts_samples_and_keeps_every_token(make_loader, prepared):
     staged = make_loader(train=train, phases=(PhaseSection(from_sample=24, sequence_length=8),))
     for step in range(6):
         whole, cut = plain.next(), staged.next()
-        assert cut.target_tokens == whole.target_tokens == 8 * 32
+        assert cut.targets == whole.targets == 8 * 32
         for before, after in zip(whole.micro_batches, cut.micro_batches, strict=True):
             assert after.input_ids.shape == ((2, 32) if step < 3 else (8, 8))
             assert torch.equal(after.input_ids.reshape(2, 32), before.input_ids)

@@ -97,6 +97,6 @@ def test_a_step_counts_the_targets_of_all_ranks(make_loader, packed):
     for _ in range(5):
         step, parts = whole.next(), [half.next() for half in halves]
         labels = sum(int((b.labels != IGNORE_INDEX).sum()) for part in parts for b in part.micro_batches)
-        assert step.target_tokens == parts[0].target_tokens == parts[1].target_tokens == labels
+        assert step.targets == parts[0].targets == parts[1].targets == labels
         counts.append(labels)
     assert min(counts) < 8 * LENGTH

@@ -163,7 +163,7 @@ def test_an_unknown_profile_lists_the_known(render):
         render(profile="./absent.sh")
 
 
-def test_fine_tuning_starts_its_own_module(render, here, tiny):
+def test_fine_tuning_starts_the_same_program(render, here, tiny):
     assert "-m megatrain.train " in render()
     base = RunDir("runs/base")
     base.path.mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_fine_tuning_starts_its_own_module(render, here, tiny):
     )
     chosen = make_plan(config).chosen
     script = job_script.render(resolve(config, chosen), run_folder(config), chosen)
-    assert "-m megatrain.finetune " in script
+    assert "-m megatrain.train " in script
 
 
 def test_the_next_commands_can_be_copied(tmp_path):

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from megatrain.base.errors import DataError, PreflightError
-from megatrain.monitor.metrics import MetricsLog, read_metrics
+from megatrain.monitor.metrics_file import read_metrics
+from megatrain.monitor.sinks.jsonl import JsonLines
 from megatrain.run.directory import RunDir
 
-ISSUE_FIELDS = {
+FIELDS = {
     "step", "loss", "grad_norm", "learning_rate", "tokens", "step_seconds", "tokens_per_second", "mfu",
-    "data_wait_seconds", "memory_bytes",
+    "data_wait_seconds", "memory_bytes", "data_wait_fraction", "tokens_per_second_per_gpu",
 }  # fmt: skip
 
 
@@ -26,23 +27,23 @@ def steps(run: RunDir) -> list[int]:
 
 
 def write(run: RunDir, make, numbers, *, resume_step: int = 0) -> None:
-    log = MetricsLog(run, resume_step=resume_step)
+    log = JsonLines(run, resume_step=resume_step)
     for number in numbers:
-        log.write(make(number))
+        log.write(number, make(number))
     log.close()
 
 
-def test_a_line_holds_exactly_the_documented_fields(run, step_metrics):
+def test_a_line_holds_step_and_values(run, step_metrics):
     write(run, step_metrics, [10])
     (row,) = read_metrics(run.metrics)
-    assert set(row) == ISSUE_FIELDS
+    assert set(row) == FIELDS
     assert row["loss"] == 3.412
 
 
 def test_evaluations_are_lines_of_their_own(run, step_metrics):
-    log = MetricsLog(run, resume_step=0)
-    log.write_validation(0, 4.5)
-    log.write(step_metrics(1))
+    log = JsonLines(run, resume_step=0)
+    log.write(0, {"validation_loss": 4.5})
+    log.write(1, step_metrics(1))
     log.close()
     assert read_metrics(run.metrics)[0] == {"step": 0, "validation_loss": 4.5}
 
@@ -61,15 +62,15 @@ def test_kept_lines_are_kept_byte_for_byte(run, step_metrics):
 
 
 def test_a_run_from_its_beginning_starts_an_empty_file(run, step_metrics):
-    log = MetricsLog(run, resume_step=0)
-    log.write_validation(0, 4.5)
+    log = JsonLines(run, resume_step=0)
+    log.write(0, {"validation_loss": 4.5})
     log.close()
     write(run, step_metrics, [10], resume_step=0)
     assert steps(run) == [10]
 
 
 @pytest.mark.parametrize("tail", ['{"step": 30, "lo', '{"step": 30}', "\0\0\0\0", '{"step": 3'])
-def test_a_torn_last_line_is_passed_over_and_dropped_on_resume(run, step_metrics, tail):
+def test_a_torn_last_line_is_skipped_and_dropped_on_resume(run, step_metrics, tail):
     write(run, step_metrics, [10, 20])
     with open(run.metrics, "a") as file:
         file.write(tail)
@@ -90,8 +91,8 @@ def test_resuming_drops_what_a_crash_left_in_the_middle(run, step_metrics):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_null_in_valid_json(run, step_metrics, value):
-    log = MetricsLog(run, resume_step=0)
-    log.write(step_metrics(1, loss=value))
+    log = JsonLines(run, resume_step=0)
+    log.write(1, step_metrics(1, loss=value))
     log.close()
 
     def refuse(constant: str) -> None:
@@ -104,10 +105,10 @@ def test_values_that_are_not_finite_are_null_in_valid_json(run, step_metrics, va
 def test_every_line_outlives_a_process_that_is_killed(run):
     script = (
         "import os, signal, sys\n"
-        "from megatrain.monitor.metrics import MetricsLog\n"
+        "from megatrain.monitor.sinks.jsonl import JsonLines\n"
         "from megatrain.run.directory import RunDir\n"
-        "log = MetricsLog(RunDir(sys.argv[1]), resume_step=0)\n"
-        "for step in range(1, 4): log.write_validation(step, 1.0)\n"
+        "log = JsonLines(RunDir(sys.argv[1]), resume_step=0)\n"
+        "for step in range(1, 4): log.write(step, {'validation_loss': 1.0})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(run)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
@@ -120,11 +121,11 @@ def test_reading_what_is_not_there_says_so(run):
 
 
 def test_a_disk_that_gets_full_is_one_error_that_names_the_file(small_disk, step_metrics):
-    log = MetricsLog(RunDir(small_disk), resume_step=0)
+    log = JsonLines(RunDir(small_disk), resume_step=0)
 
     def write_on():
         for number in range(10_000):
-            log.write(step_metrics(number))
+            log.write(number, step_metrics(number))
 
     with pytest.raises(PreflightError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
         write_on()
@@ -135,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_one_error(run):
     run.path.mkdir()
     run.metrics.mkdir()
     with pytest.raises(PreflightError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
-        MetricsLog(run, resume_step=0)
+        JsonLines(run, resume_step=0)
 
 
 @pytest.mark.parametrize(

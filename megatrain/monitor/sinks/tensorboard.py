@@ -1,14 +1,15 @@
 """The same numbers as metrics.jsonl, as TensorBoard scalars over the optimizer step."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch.utils.tensorboard import SummaryWriter
 
 from megatrain.base.errors import PreflightError
 from megatrain.base.files import reason
-from megatrain.monitor.metrics import StepMetrics
+from megatrain.config.resolved import ResolvedRun
+from megatrain.monitor.metric import METRICS
 from megatrain.run.directory import RunDir
 
 _FLUSH_SECONDS = 10  # what a kill can lose
@@ -20,14 +21,12 @@ class TensorBoard:
 
     Args:
         resume_step: optimizer steps done before this start; 0 for a run from its beginning.
-        world_size: ranks, for the rates of one GPU.
 
     Raises (also while writing and closing):
         PreflightError: the folder cannot be written. Events are written by a thread, so a later call may raise.
     """
 
-    def __init__(self, run: RunDir, *, resume_step: int, world_size: int) -> None:
-        self._world_size = world_size
+    def __init__(self, run: RunDir, config: ResolvedRun, *, resume_step: int) -> None:
         self._failed = False
         self._path = run.tensorboard
         _silence_writer_thread()
@@ -41,28 +40,12 @@ class TensorBoard:
                 flush_secs=_FLUSH_SECONDS,
             )
 
-    def write(self, metrics: StepMetrics) -> None:
-        scalars = {
-            "train/loss": metrics.loss,
-            "train/gradient_norm": metrics.grad_norm,
-            "train/learning_rate": metrics.learning_rate,
-            "throughput/tokens_per_second": metrics.tokens_per_second,
-            "throughput/tokens_per_second_per_gpu": metrics.tokens_per_second / self._world_size,
-            "throughput/mfu": metrics.mfu,
-            "throughput/step_seconds": metrics.step_seconds,
-            "throughput/data_wait_fraction": metrics.data_wait_seconds / metrics.step_seconds,
-            "memory/gib": metrics.memory_bytes / 2**30,
-        }
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         with self._named():
-            for tag, value in scalars.items():
-                self._writer.add_scalar(tag, value, metrics.step)
-        if metrics.validation_loss is not None:
-            self.write_validation(metrics.step, metrics.validation_loss)
-
-    def write_validation(self, step: int, loss: float) -> None:
-        """An evaluation after `step` optimizer steps; `loss` in nats a target token."""
-        with self._named():
-            self._writer.add_scalar("validation/loss", loss, step)
+            for name, value in values.items():
+                metric = METRICS.get(name)
+                if metric.tag is not None:
+                    self._writer.add_scalar(metric.tag, value * metric.tag_scale, step)
 
     def close(self) -> None:
         with self._named():

@@ -4,8 +4,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatrain.base.errors import PreflightError
-from megatrain.monitor import tensorboard
-from megatrain.monitor.tensorboard import TensorBoard
+from megatrain.monitor.sinks import tensorboard
+from megatrain.monitor.sinks.tensorboard import TensorBoard
 from megatrain.run.directory import RunDir
 
 
@@ -21,17 +21,17 @@ def scalars(run: RunDir) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def write(run, make, numbers, *, resume_step=0, world_size=64, **fields):
-    board = TensorBoard(run, resume_step=resume_step, world_size=world_size)
+def write(run, make, numbers, *, resume_step=0, **fields):
+    board = TensorBoard(run, None, resume_step=resume_step)
     for number in numbers:
-        board.write(make(number, **fields))
+        board.write(number, make(number, **fields))
     board.close()
 
 
 def test_every_scalar_with_its_value_over_the_step(run, step_metrics):
-    write(run, step_metrics, [10], step_seconds=0.5, data_wait_seconds=0.1, memory_bytes=3 * 2**30)
-    board = TensorBoard(run, resume_step=10, world_size=64)
-    board.write_validation(10, 3.25)
+    write(run, step_metrics, [10], step_seconds=0.5, data_wait_fraction=0.2, memory_bytes=3 * 2**30)
+    board = TensorBoard(run, None, resume_step=10)
+    board.write(10, {"validation_loss": 3.25})
     board.close()
     expected = {
         "train/loss": 3.412,
@@ -61,12 +61,12 @@ def test_steps_lost_between_a_checkpoint_and_a_crash_disappear(run, step_metrics
 
 
 def test_a_restart_from_the_beginning_shows_nothing_of_the_earlier_start(run, step_metrics):
-    board = TensorBoard(run, resume_step=0, world_size=1)
-    board.write_validation(0, 5.0)
-    board.write(step_metrics(10))
+    board = TensorBoard(run, None, resume_step=0)
+    board.write(0, {"validation_loss": 5.0})
+    board.write(10, step_metrics(10))
     board.close()
-    board = TensorBoard(run, resume_step=0, world_size=1)
-    board.write_validation(0, 4.0)
+    board = TensorBoard(run, None, resume_step=0)
+    board.write(0, {"validation_loss": 4.0})
     board.close()
     assert scalars(run)["validation/loss"] == [(0, 4.0)]
     assert scalars(run).get("train/loss", []) == []
@@ -74,11 +74,11 @@ def test_a_restart_from_the_beginning_shows_nothing_of_the_earlier_start(run, st
 
 def test_a_disk_that_gets_full_is_one_error_that_names_the_folder(small_disk, step_metrics, capfd, monkeypatch):
     monkeypatch.setattr(tensorboard, "_FLUSH_SECONDS", 0)
-    board = TensorBoard(RunDir(small_disk), resume_step=0, world_size=2)
+    board = TensorBoard(RunDir(small_disk), None, resume_step=0)
 
     def write_on():
         for number in range(10_000):
-            board.write(step_metrics(number))
+            board.write(number, step_metrics(number))
 
     with pytest.raises(PreflightError, match="tensorboard: cannot be written: No space left on device"):
         write_on()
@@ -89,4 +89,4 @@ def test_a_disk_that_gets_full_is_one_error_that_names_the_folder(small_disk, st
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
     (tmp_path / "tensorboard").write_text("a file")
     with pytest.raises(PreflightError, match="tensorboard: cannot be written: "):
-        TensorBoard(RunDir(tmp_path), resume_step=0, world_size=2)
+        TensorBoard(RunDir(tmp_path), None, resume_step=0)

@@ -1,4 +1,4 @@
-"""What a run prints: a block at the start, a line a report, a page at the end.
+"""What a run prints: a block at the start, a line per report, a page at the end.
 
 Rank 0 alone prints. On a terminal a bar stays below the lines; elsewhere each line is flushed, for whoever follows the
 log of a job.
@@ -14,12 +14,12 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from megatrain.base.formatting import duration, gib, percent, quantity, scientific
+from megatrain.base.formatting import duration, gib, quantity
 from megatrain.base.progress import Progress
 from megatrain.base.terminal import copyable, is_terminal, printable
 from megatrain.config import PretrainConfig
 from megatrain.config.resolved import ResolvedRun
-from megatrain.monitor.metrics import StepMetrics
+from megatrain.monitor.metric import METRICS
 from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
 from megatrain.version import __version__
@@ -47,8 +47,7 @@ class Console:
         self._total_steps = config.total_steps
         self._bar = _Bar(self._stream, self._total_steps) if self._stream and is_terminal(self._stream) else None
         self._waiting = False
-        self._last: StepMetrics | None = None
-        self._validation_loss: float | None = None
+        self._last: dict[str, float] = {}
 
     def header(self, plan: Mapping[str, Any] | None = None, *, goes_on: bool = False) -> None:
         """Says what is about to run.
@@ -79,20 +78,19 @@ class Console:
             f"{done} tokens · {left:,} steps of {self._config.tokens_per_step:,} to go"
         )
 
-    def step(self, metrics: StepMetrics) -> None:
-        self._last = metrics
-        self.line(_step_line(metrics, self._total_steps, self._world_size, self._unit))
-        if metrics.validation_loss is not None:
-            self._validation_loss = metrics.validation_loss
-        self._warn_of_data_wait(metrics)
-        if self._bar:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A report of training, which has a loss, or of an evaluation."""
+        self._last |= values
+        texts = [METRICS.get(name).text(value, self._unit) for name, value in values.items()]
+        seconds = values.get("step_seconds")
+        if seconds is not None:
+            texts.append(f"eta {duration((self._total_steps - step) * seconds)}")
+        self.line("  ".join((self._at(step), *filter(None, texts))))
+        if "data_wait_fraction" in values:
+            self._warn_of_data_wait(values["data_wait_fraction"])
+        if self._bar and "loss" in values:
             with self._while_read():
-                self._bar.move_to(metrics.step, f"loss {metrics.loss:.3f}")
-
-    def evaluation(self, step: int, loss: float, tokens: int) -> None:
-        """`loss` in nats a target token, over `tokens` target tokens."""
-        self._validation_loss = loss
-        self.line(f"{self._at(step)}  validation loss {loss:.4g} ({tokens:,} tokens)")
+                self._bar.move_to(step, f"loss {values['loss']:.3f}")
 
     def checkpoint(self, step: int, folder: Path, *, seconds: float, size_bytes: int) -> None:
         self.line(f"{self._at(step)}  saved {self._within_run(folder)} ({gib(size_bytes)} in {seconds:.1f}s)")
@@ -103,7 +101,7 @@ class Console:
     def stopped(self, step: int, reason: str, checkpoint: Path) -> None:
         """The last line of a run that a signal ended, such as reason="SIGTERM"."""
         where = self._within_run(checkpoint)
-        self.line(f"stopped: {self._at(step)} on {reason}, saved {where}; the same command goes on from there")
+        self.line(f"stopped: {self._at(step)} on {reason}, saved {where}; run the same command again to resume")
 
     def nothing_to_do(self, step: int, checkpoint: Path | None) -> None:
         """The last line of a start that finds the run at its end, or past it."""
@@ -152,9 +150,8 @@ class Console:
         inside = folder.is_relative_to(self._run.path)
         return str(folder.relative_to(self._run.path)) if inside else str(folder)
 
-    def _warn_of_data_wait(self, metrics: StepMetrics) -> None:
+    def _warn_of_data_wait(self, fraction: float) -> None:
         """Warns when waiting begins to matter, not at every report while it does."""
-        fraction = metrics.data_wait_seconds / metrics.step_seconds
         if fraction > _WAIT_WORTH_A_WARNING and not self._waiting:
             if isinstance(self._config, PretrainConfig):
                 fix = f"raise data.prefetch (now {self._config.data.prefetch})"
@@ -166,13 +163,15 @@ class Console:
     def _end_page(self, step: int, seconds: float, checkpoint: Path | None) -> list[str]:
         lines = [f"done: {self._at(step)} in {duration(seconds)}"]
         if last := self._last:
+            validation = f", {last['validation_loss']:.4g} validation" if "validation_loss" in last else ""
+            rates = ("tokens_per_second", "tokens_per_second_per_gpu", "mfu")
             lines += [
-                f"  loss        {last.loss:.4g} training" + self._validation_text(),
-                f"  tokens      {quantity(last.tokens)}"
+                f"  loss        {last['loss']:.4g} training{validation}",
+                f"  tokens      {quantity(last['tokens'])}"
                 + ("" if isinstance(self._config, PretrainConfig) else ", padding counted"),
-                f"  throughput  {_rate_text(last, self._world_size, self._unit)} "
+                f"  throughput  {'  '.join(METRICS.get(name).text(last[name], self._unit) or '' for name in rates)} "
                 "(MFU: 6N + causal attention, over the dense bf16 peak)",
-                f"  memory      {gib(last.memory_bytes)} a {self._unit}",
+                f"  memory      {gib(last['memory_bytes'])} per {self._unit}",
             ]
         if checkpoint:
             lines.append(f"  checkpoint  {checkpoint}")
@@ -183,9 +182,6 @@ class Console:
             f"  megatrain tensorboard {run}",
         ]
         return lines
-
-    def _validation_text(self) -> str:
-        return "" if self._validation_loss is None else f", {self._validation_loss:.4g} validation"
 
 
 class _Bar:
@@ -253,27 +249,8 @@ def _predictions(plan: Mapping[str, Any], steps: int | None, unit: str) -> list[
     said = []
     memory = plan.get("memory_bytes")
     if isinstance(memory, Mapping) and "total" in memory:
-        said.append(f"planned {gib(memory['total'])} a {unit}")
+        said.append(f"planned {gib(memory['total'])} per {unit}")
     if plan.get("mfu") and plan.get("step_seconds"):
         takes = f", {duration(plan['step_seconds'] * steps)}" if steps is not None else ""
         said.append(f"planned {plan['mfu']:.0%} MFU{takes}")
     return said
-
-
-def _step_line(metrics: StepMetrics, total_steps: int, world_size: int, unit: str) -> str:
-    wait = metrics.data_wait_seconds / metrics.step_seconds
-    return "  ".join((
-        f"step {metrics.step:,}/{total_steps:,}",
-        f"loss {metrics.loss:.3f}",
-        f"|g| {metrics.grad_norm:.2f}",
-        f"lr {scientific(metrics.learning_rate)}",
-        _rate_text(metrics, world_size, unit),
-        gib(metrics.memory_bytes),
-        f"data wait {percent(wait)}",
-        f"eta {duration((total_steps - metrics.step) * metrics.step_seconds)}",
-    ))  # fmt: skip
-
-
-def _rate_text(metrics: StepMetrics, world_size: int, unit: str) -> str:
-    rate = metrics.tokens_per_second
-    return f"{quantity(rate)} tok/s  {quantity(rate / world_size)}/{unit}  MFU {percent(metrics.mfu)}"

@@ -7,7 +7,7 @@ import pytest
 
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig, TrainingSection
-from megatrain.monitor.console import Console
+from megatrain.monitor.sinks.console import Console
 from megatrain.run.directory import RunDir
 
 
@@ -50,7 +50,7 @@ def test_the_block_at_the_start(console, stream):
     assert stream.getvalue().splitlines() == [
         "megatrain 0.1.0 · run llama-125m · 8 nodes × 8 h100-sxm · ZeRO-1, tensor 1, data 64 · micro-batch 4 × 1"
         " · compile, selective recompute · bf16",
-        "125.8M parameters · 2.50B tokens = 4,769 steps of 524,288 · planned 14.2 GiB a GPU · planned 46% MFU, 1h02m",
+        "125.8M parameters · 2.50B tokens = 4,769 steps of 524,288 · planned 14.2 GiB per GPU · planned 46% MFU, 1h02m",
     ]
 
 
@@ -79,7 +79,7 @@ def test_after_a_resume_with_another_batch_size_steps_are_counted_to_the_true_en
     assert "2.50B tokens, from here on in steps of 524,288 tokens" in stream.getvalue()
     half = Progress(4769, 4769 * 128)
     console.resumed(half, run.step(4769), saved_ranks=64, saved_layout="x", layout="x")
-    console.step(step_metrics(4770))
+    console.write(4770, step_metrics(4770))
     assert "2,384 steps of 524,288 to go\nstep 4,770/7,153  loss" in stream.getvalue()
 
 
@@ -95,39 +95,39 @@ def test_a_run_at_its_end_has_nothing_to_do(config, run, stream, training, wante
 
 
 def test_a_step_is_one_line(console, stream, step_metrics):
-    console.step(step_metrics(1010, step_seconds=1.0, data_wait_seconds=0.002))
+    console.write(1010, step_metrics(1010, step_seconds=1.0, data_wait_fraction=0.002))
     assert stream.getvalue() == (
-        "step 1,010/4,769  loss 3.412  |g| 0.41  lr 5.9e-4  1.92M tok/s  30.0k/GPU  MFU 41.3%  14.6 GiB"
-        "  data wait 0.2%  eta 1h02m\n"
+        "step 1,010/4,769  loss 3.412  |g| 0.41  lr 5.9e-4  1.92M tok/s  30.0k/GPU  MFU 41.3%  data wait 0.2%"
+        "  14.6 GiB  eta 1h02m\n"
     )
 
 
 def test_on_a_cpu_profile_a_rank_is_called_a_rank(config, run, stream, step_metrics):
     cluster = config.cluster.model_copy(update={"hardware": "cpu"})
     on_cpu = config.model_copy(update={"cluster": cluster})
-    Console(on_cpu, run, rank=0, world_size=64, stream=stream).step(step_metrics())
+    Console(on_cpu, run, rank=0, world_size=64, stream=stream).write(10, step_metrics())
     assert "30.0k/rank" in stream.getvalue()
 
 
 def test_evaluations_and_checkpoints(console, run, stream):
-    console.evaluation(40, 4.2149, 8192)
+    console.write(40, {"validation_loss": 4.2149, "validation_targets": 8192})
     console.checkpoint(40, run.step(40), seconds=0.42, size_bytes=2**31)
     assert stream.getvalue().splitlines() == [
-        "step 40/4,769  validation loss 4.215 (8,192 tokens)",
+        "step 40/4,769  validation loss 4.215  (8,192 tokens)",
         "step 40/4,769  saved checkpoints/step-00000040 (2.0 GiB in 0.4s)",
     ]
 
 
 def test_waiting_for_data_is_warned_of_when_it_begins(console, stream, step_metrics):
     for wait in (0.12, 0.12, 0.0, 0.12):
-        console.step(step_metrics(10, step_seconds=1.0, data_wait_seconds=wait))
+        console.write(10, step_metrics(10, step_seconds=1.0, data_wait_fraction=wait))
     warning = "warning: data wait is 12% of a step; raise data.prefetch (now 2)"
     assert [line == warning for line in stream.getvalue().splitlines()] == [False, True, False, False, False, True]
 
 
 def test_the_page_at_the_end(console, run, stream, step_metrics):
-    console.step(step_metrics(4769))
-    console.evaluation(4769, 3.39, 8192)
+    console.write(4769, step_metrics(4769))
+    console.write(4769, {"validation_loss": 3.39, "validation_targets": 8192})
     stream.truncate(0)
     console.end(4769, seconds=3720, checkpoint=run.step(4769))
     text = stream.getvalue()
@@ -149,7 +149,7 @@ def test_a_stopped_run_says_where_it_is_saved(console, run, stream):
 def test_only_rank_0_prints(config, run, stream, step_metrics):
     console = Console(config, run, rank=1, world_size=64, stream=stream)
     console.header()
-    console.step(step_metrics())
+    console.write(10, step_metrics())
     console.end(10, seconds=1, checkpoint=None)
     console.close()
     assert stream.getvalue() == ""
@@ -158,7 +158,7 @@ def test_only_rank_0_prints(config, run, stream, step_metrics):
 def test_each_line_is_flushed(config, run, tmp_path: Path, step_metrics):
     log = tmp_path / "log"
     with open(log, "w", encoding="utf-8") as file:  # a file is block-buffered
-        Console(config, run, rank=0, world_size=64, stream=file).step(step_metrics())
+        Console(config, run, rank=0, world_size=64, stream=file).write(10, step_metrics())
         assert log.read_text(encoding="utf-8").startswith("step 10/4,769")
 
 
@@ -166,15 +166,15 @@ def test_a_reader_that_has_gone_does_not_end_the_run(config, run, step_metrics):
     reader, writer = os.pipe()
     os.close(reader)
     console = Console(config, run, rank=0, world_size=64, stream=os.fdopen(writer, "w"))
-    console.step(step_metrics())
-    console.step(step_metrics(20))
+    console.write(10, step_metrics())
+    console.write(20, step_metrics(20))
 
 
 def test_a_terminal_keeps_a_bar_below_the_lines(config, run, step_metrics):
     master, slave = os.openpty()
     terminal = os.fdopen(slave, "w")
     console = Console(config, run, rank=0, world_size=64, stream=terminal)
-    console.step(step_metrics(1010))
+    console.write(1010, step_metrics(1010))
     console.close()
     terminal.close()
     shown = read_all(master)

@@ -1,1 +1,0 @@
-"""Fine-tuning a trained model. `python -m megatrain.finetune RUN` is one rank of it."""

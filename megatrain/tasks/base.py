@@ -1,0 +1,94 @@
+"""What a task is. It knows no other ranks, no layouts and no DeepSpeed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from megatrain.base.progress import Progress
+from megatrain.data.loading.loader import StepBatches
+from megatrain.data.loading.tensor_batch import TensorBatch
+
+B = TypeVar("B", bound=TensorBatch)
+B_co = TypeVar("B_co", bound=TensorBatch, covariant=True)
+B_contra = TypeVar("B_contra", bound=TensorBatch, contravariant=True)
+Model = Callable[..., Any]  # the model under its layout; called like the family's nn.Module
+
+
+class LossSums(NamedTuple):
+    """Of one micro-batch, as this rank sees it.
+
+    Attributes:
+        loss: fp32 []. The gradient is that of its sum over the global batch, divided by the batch's targets.
+        extras: fp32 [] by the name of a registered metric, detached, the same names for every micro-batch; reported
+            divided by the targets, as the loss is.
+    """
+
+    loss: Tensor
+    extras: Mapping[str, Tensor] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataShare:
+    """Which part of a global batch this rank reads, and where it is to lie."""
+
+    rank: int  # among the data-parallel ones
+    size: int
+    pin_memory: bool = False  # page-locked, for a GPU to copy while the CPU goes on
+
+
+class Loader(Protocol[B_co]):
+    """What feeds training. `state_dict` is the position of the next batch, the same on every rank; loading it returns
+    what the run changes from there on, a line each. `wait_seconds` is how long the last `next` waited."""
+
+    wait_seconds: float
+
+    def next(self) -> StepBatches[B_co]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> list[str]: ...
+    def close(self) -> None: ...
+
+
+class Objective(Protocol[B_contra]):
+    """What is computed of a batch."""
+
+    def loss(self, model: Model, batch: B_contra) -> LossSums:
+        """Sums over this rank's part of a batch: its rows, and under context parallelism its part of each sequence."""
+        ...
+
+    def evaluation_sums(self, model: Model, batch: B_contra) -> dict[str, Tensor]:
+        """Numbers [] that are summed over an evaluation's batches and ranks, the same names for every batch."""
+        ...
+
+
+class Task(ABC, Generic[B]):
+    """Batches, and what is computed of them. Constructed with the resolved run, before the ranks know each other: what
+    takes long, such as reading examples, belongs there."""
+
+    @abstractmethod
+    def loader(self, share: DataShare) -> Loader[B]:
+        """Raises DataError or ConfigError, the same on every rank, where the data cannot feed this run."""
+
+    def validation(self, share: DataShare) -> Iterable[B] | None:
+        """This rank's share of an evaluation, the same at each pass, as many batches as on any other rank; None: there
+        is nothing to evaluate on."""
+        return None
+
+    @abstractmethod
+    def loss(self, model: Model, batch: B) -> LossSums:
+        """See `Objective`."""
+
+    @abstractmethod
+    def evaluation_sums(self, model: Model, batch: B) -> dict[str, Tensor]:
+        """See `Objective`."""
+
+    @abstractmethod
+    def evaluation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all batches and ranks -> values of registered metrics."""
+
+    def lines(self, progress: Progress) -> Iterable[str]:
+        """What there is to say before the first step, a line each."""
+        return ()

@@ -1,0 +1,15 @@
+"""Pretraining of a causal language model: the next token of prepared data."""
+
+from typing import Literal
+
+from megatrain.tasks.registry import TASKS, TaskSection, TaskSpec
+
+
+class PretrainLMSection(TaskSection):
+    name: Literal["pretrain_lm"] = "pretrain_lm"
+
+
+TASKS.register(
+    "pretrain_lm",
+    TaskSpec(section=PretrainLMSection, task="megatrain.tasks.pretrain_lm.task:PretrainLM", trains="pretrain"),
+)

@@ -1,0 +1,31 @@
+"""One rank's batches of a pretraining."""
+
+from megatrain.config.resolved import ResolvedPretrain
+from megatrain.data.loading.batch import Batch
+from megatrain.data.loading.build_loader import build_loader
+from megatrain.data.loading.evaluation import EvaluationLoader
+from megatrain.tasks.base import DataShare, Loader, Task
+from megatrain.tasks.causal_lm import CausalLM
+
+
+class PretrainLM(CausalLM, Task[Batch]):
+    def __init__(self, config: ResolvedPretrain) -> None:
+        self._config = config
+
+    def loader(self, share: DataShare) -> Loader[Batch]:
+        return build_loader(self._config, data_rank=share.rank, data_size=share.size, pin_memory=share.pin_memory)
+
+    def validation(self, share: DataShare) -> EvaluationLoader | None:
+        data = self._config.data
+        if not data.validation:
+            return None
+        return EvaluationLoader(
+            data.validation,
+            sequence_length=data.sequence_length,
+            attend_across_documents=data.attend_across_documents,
+            sequences=self._config.evaluation.sequences,
+            micro_batch_size=self._config.training.micro_batch_size,
+            data_rank=share.rank,
+            data_size=share.size,
+            reading=data.reading,
+        )

@@ -1,0 +1,36 @@
+"""What a task registers, without torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatrain.base.registry import Registry
+from megatrain.base.section import Section
+
+
+class TaskSection(Section):
+    """What every task's section has."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """A task, as the launcher knows it.
+
+    Attributes:
+        section: its `task:` section.
+        task: "package.module:Class" of a `megatrain.tasks.base.Task`.
+        trains: "pretrain": from the seed, on `data:`; "finetune": from `finetune.base`, on `finetune.train`.
+        read_examples: of a task that fine-tunes: "package.module:function" with the signature and result of
+            `megatrain.data.examples.example_set.read_example_set`; the launcher counts its rows.
+        check_rows: likewise, of `check_rows` beside it, for when there is no tokenizer yet.
+    """
+
+    section: type[TaskSection]
+    task: str
+    trains: Literal["pretrain", "finetune"]
+    read_examples: str | None = None
+    check_rows: str | None = None
+
+
+TASKS: Registry[TaskSpec] = Registry("task")
