@@ -29,6 +29,7 @@ def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
         # without ZeRO the trainer clips: DeepSpeed's norm is wrong there under tensor parallelism (train/engine.py)
         "gradient_clipping": config.optimizer.gradient_clipping if parallel.zero_stage else 0.0,
         "zero_optimization": _zero(config, tensor),
+        "zero_allow_untested_optimizer": True,  # any whose state is per element: train/engine.py looks
         "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
     }
     if training.precision == "bf16":

@@ -10,6 +10,7 @@ from typing import Any
 from megatrain.run.directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHONPATH = str(ROOT)
 CONFIG = """
 run: {name: job}
 model: {num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 128}
@@ -39,7 +40,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "launcher.cli", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,7 +9,7 @@ moments, "<state>.<parameter>".
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from megatrain.base.errors import ConfigError
 from megatrain.checkpoint.chunks import Box, boxes
 from megatrain.parallel.tensor_parallel import Shard, shard_of
 
@@ -125,9 +126,11 @@ def fragments(engine: DeepSpeedEngine, *, weights_only: bool = False, for_saving
 
 
 def create_optimizer_state(engine: DeepSpeedEngine) -> None:
-    """Make the state that an optimizer would make in its first step, without a step: zero gradients at rate zero.
+    """Make the state that an optimizer would make in its first step: zero gradients at rate zero, of weights of zero.
 
-    DeepSpeed takes such a step itself for some stages and not for others; after this all count from zero.
+    DeepSpeed takes such a step itself for some stages, of weights that have no values yet: an optimizer whose decay is
+    part of the gradient, such as SGD, would keep those in its state. All stages begin again here, and count from zero.
+    The weights are left at zero.
     """
     optimizer = _torch_optimizer(engine)
     stage3 = isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3)  # its groups are empty between steps
@@ -140,7 +143,9 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
     kept = [p.grad for p in masters]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
+    optimizer.state.clear()
     for p in masters:
+        p.data.zero_()
         p.grad = torch.zeros_like(p)
     if stage3:
         for sub_group in range(len(masters)):
@@ -152,6 +157,31 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
     for p, gradient in zip(masters, kept, strict=True):
         p.grad = gradient
     set_optimizer_step(engine, 0)
+
+
+def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str]) -> None:
+    """
+    Args:
+        names: of the state tensors that a checkpoint is to hold, each of its weight's shape.
+
+    Raises:
+        ConfigError: the optimizer keeps others: they would be lost in a resume.
+    """
+    optimizer = _torch_optimizer(engine)
+    for weight, state in optimizer.state.items():
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and name != "step"}
+        kind = type(optimizer).__name__
+        for name, value in tensors.items():
+            if value.shape != weight.shape:
+                raise ConfigError(
+                    f"optimizer.name: {kind} keeps {name} of shape {tuple(value.shape)} for a weight of "
+                    f"{tuple(weight.shape)}: a checkpoint holds state of a weight's shape only. Use another optimizer"
+                )
+        if set(tensors) != set(names):
+            raise ConfigError(
+                f"optimizer.name: {kind} keeps {', '.join(sorted(tensors)) or 'nothing'}, but is registered with the "
+                f"state {', '.join(names) or '()'}: name what it keeps in its OptimizerSpec"
+            )
 
 
 def set_optimizer_step(engine: DeepSpeedEngine, step: int) -> None:

@@ -9,6 +9,8 @@ from megatrain.base.errors import CheckpointError
 from megatrain.base.files import read_model
 from megatrain.config import AUTO
 from megatrain.config.chosen import AnyModel
+from megatrain.config.file import load_extensions_of
+from megatrain.run.directory import RunDir
 
 STATE = "state.json"
 STATE_FORMAT = 1
@@ -81,5 +83,11 @@ def read_counts(folder: Path) -> Counts:
 
 
 def read_state(folder: Path) -> State:
-    """Raises CheckpointError when a checkpoint's state.json is absent, or not as megatrain writes it."""
+    """Of a checkpoint, or of a copy of one beside which its run's config.yaml lies as it did.
+
+    Raises:
+        CheckpointError: it is absent, or not as megatrain writes it.
+        ConfigError: the run's extensions, which its model may be of, cannot be imported.
+    """
+    load_extensions_of(RunDir(folder.parent.parent).config)
     return read_model(folder / STATE, State, error=CheckpointError, limit=_LIMIT)

@@ -46,6 +46,16 @@ def load_own_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _parse(document, overrides)
 
 
+def load_extensions_of(path: Path) -> None:
+    """Import the extensions that a run's own configuration names, for who reads another of its files.
+
+    Raises:
+        ConfigError: the file cannot be read, or one cannot be imported.
+    """
+    if path.is_file():
+        _import_extensions(Document(str(path), _read(path)))
+
+
 def parse_config(text: str, *, name: str = "<config>", overrides: Sequence[str] = ()) -> Config:
     """As `load_config`, from text. `name` stands for the file in messages."""
     return _parse(Document(name, text), overrides)

@@ -18,6 +18,7 @@ from megatrain.monitor.environment import environment
 from megatrain.monitor.sinks.console import Console
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.optim.build import build_optimizer
+from megatrain.optim.registry import OPTIMIZERS
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
 from megatrain.run.claim import current
@@ -142,7 +143,7 @@ def build_engine(
         decays=lambda name: row_of(section, name).decay,
         bucket_elements=bucket_elements(ds_config),
     )
-    return Engine(
+    engine = Engine(
         model,
         optimizer,
         mesh,
@@ -151,6 +152,8 @@ def build_engine(
         leaf_modules=model.block_classes,  # type: ignore[arg-type]
         gradient_clipping=config.optimizer.gradient_clipping,
     )
+    engine.check_optimizer_state(OPTIMIZERS.get(config.optimizer.name).state)
+    return engine
 
 
 def _read_plan(run: RunDir) -> dict[str, Any]:

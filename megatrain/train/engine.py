@@ -86,8 +86,11 @@ class Engine:
         self._on_host = self.device.type == "cpu"
         self._held_back = torch.zeros((), device=self.device)  # 1: a norm was not finite, and no update is kept since
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        inner.found_inf = self._held_back  # fused AdamW leaves weights and state as they are while it is 1
         inner.register_step_pre_hook(self._hold_back)
+        if getattr(inner, "_step_supports_amp_scaling", False):
+            inner.found_inf = self._held_back  # such an optimizer leaves weights and state as they are while it is 1
+        else:
+            inner.step = self._unless_held_back(inner.step)
 
     def forward_backward(self, batch: TensorBatch, targets: int) -> LossSums:
         """Forward and backward of one micro-batch; returns its sums, detached.
@@ -134,6 +137,25 @@ class Engine:
         norm = self._engine.optimizer._global_grad_norm if self._partitioned else self._norm
         norm = torch.as_tensor(norm, device=self.device, dtype=torch.float32)
         return torch.where(norm >= 0, norm, torch.inf)
+
+    def _unless_held_back(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """An optimizer's step that is left out after a norm that is not finite; the host waits for the norm."""
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self._hold_back()
+            return None if self._held_back else step(*args, **kwargs)
+
+        return checked
+
+    def check_optimizer_state(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: of the state tensors that the optimizer's spec has.
+
+        Raises:
+            ConfigError: it keeps others, or some that are not of a weight's shape: no checkpoint would hold them.
+        """
+        deepspeed_state.check_optimizer_state(self._engine, names)
 
     def _hold_back(self, *_: Any) -> None:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""

@@ -73,7 +73,7 @@ def test_an_extension_registers_what_a_run_uses(extension) -> None:
 
 
 def test_an_extension_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"line: extensions.0: nowhere.ext: cannot be imported: ModuleNotFound"):
+    with pytest.raises(ConfigError, match=r"line: extensions.0: nowhere.ext: cannot be imported: No module named"):
         parse_config(RUN, overrides=["extensions=[nowhere.ext]"])
     with pytest.raises(ConfigError, match=r"extensions.0: 'a b': must be"):
         parse_config(RUN, overrides=["extensions=['a b']"])

@@ -13,6 +13,7 @@ from tests.documents import cu_seqlens_of
 
 if TYPE_CHECKING:
     from megatrain.data.loading.batch import Batch
+    from megatrain.optim.registry import OptimizerSection
 
 STEPS = 20
 GLOBAL_BATCH = 8
@@ -102,7 +103,7 @@ def documents() -> torch.Tensor:
 class Run:
     """One rank of a tiny run: an engine, and its share of the global batches."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, optimizer: "OptimizerSection | None" = None) -> None:
         from launcher.deepspeed_config import deepspeed_config
         from megatrain.parallel.mesh import Mesh
         from megatrain.tasks.causal_lm import CausalLM
@@ -112,6 +113,8 @@ class Run:
 
         self.layout = layout
         config = config_of(layout)
+        if optimizer is not None:
+            config = config.model_copy(update={"optimizer": optimizer})
         topology = Topology(
             world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
         )

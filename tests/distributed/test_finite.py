@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megatrain.base.errors import NonFiniteError
 from megatrain.base.progress import Progress
+from megatrain.optim.registry import OPTIMIZERS, OptimizerSection, OptimizerSpec
 from megatrain.run.directory import RunDir
 from megatrain.tasks.base import LossSums
 from megatrain.tasks.causal_lm import CausalLM
@@ -29,10 +30,28 @@ class AddedLoss(CausalLM):
         return LossSums(super().loss(model, batch).loss + self._added)
 
 
+class SGDSection(OptimizerSection):
+    name: str = "sgd"
+    momentum: float
+
+
+def sgd(momentum: float) -> SGDSection:
+    """Registered on this rank, as by an extension."""
+    spec = OptimizerSpec(
+        section=SGDSection, optimizer="torch.optim:SGD", arguments=momentum_of, state=("momentum_buffer",)
+    )
+    OPTIMIZERS.register("sgd", spec)
+    return SGDSection(momentum=momentum)
+
+
+def momentum_of(section: SGDSection) -> dict[str, float]:
+    return {"momentum": section.momentum}
+
+
 def state_of(run: Run) -> dict[str, torch.Tensor]:
     """Weights, moments and the optimizer's count of updates."""
     optimizer = run.engine._engine.optimizer
-    steps = [state["step"] for state in getattr(optimizer, "optimizer", optimizer).state.values()]
+    steps = [state.get("step", 0) for state in getattr(optimizer, "optimizer", optimizer).state.values()]
     tensors = {name: piece._flat.clone() for name, piece in run.engine.sharded_state().items()}
     return tensors | {"steps": torch.as_tensor(steps)}
 
@@ -49,9 +68,13 @@ def one_step(run: Run, step: int, *, added_loss: float = 0.0, targets: float = G
     return norm
 
 
-def a_bad_step(layout: Layout, bad: dict[str, float]) -> tuple[float, bool, bool]:
-    """Its norm; whether it changed anything; whether a good step after it did."""
-    run = Run(layout)
+def a_bad_step(layout: Layout, bad: dict[str, float], momentum: float | None = None) -> tuple[float, bool, bool]:
+    """Its norm; whether it changed anything; whether a good step after it did.
+
+    Args:
+        momentum: of SGD, which looks at no `found_inf`, instead of AdamW.
+    """
+    run = Run(layout, sgd(momentum) if momentum is not None else None)
     for step in range(2):
         one_step(run, step)
     before = state_of(run)
@@ -69,6 +92,11 @@ def test_an_update_that_is_not_finite_changes_nothing(ranks: RankPool, layout: L
     assert ranks.run(2, a_bad_step, layout, bad) == [(math.inf, False, False)] * 2
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_nor_with_an_optimizer_that_does_not_look(ranks: RankPool, layout: Layout) -> None:
+    assert ranks.run(2, a_bad_step, layout, {"added_loss": math.inf}, 0.9) == [(math.inf, False, False)] * 2
+
+
 def what_the_guard_says(layout: Layout, folder: str, case: str) -> str:
     """On this rank, where rank 1 alone has seen something."""
     from megatrain.train.finite import FiniteGuard
@@ -82,7 +110,7 @@ def what_the_guard_says(layout: Layout, folder: str, case: str) -> str:
         elif case == "norm":
             guard.step(progress, torch.tensor(2.0), math.inf)
         elif case == "validation":
-            guard.validation(progress, math.nan, math.nan if mine else 2.0)
+            guard.evaluation(progress, {"validation_loss": math.nan}, {"loss": math.nan if mine else 2.0})
         elif case == "weights":
             if mine:
                 run.engine.sharded_state()["weight.norm.weight"]._flat[-1] = math.nan
