@@ -1,8 +1,8 @@
-"""What a rank owns of the weights and of the optimizer's state, as boxes of globally named tensors.
+"""What a rank owns of the weights and of the optimizer's state, as chunks of globally named tensors.
 
 DeepSpeed keeps fp32 weights and moments in flat partitions whose layout depends on the ZeRO stage; each function that
-reads one of them stands in `_owned_*` below and nowhere else. A `Fragment` presents such a piece to torch's distributed
-checkpoint as chunks of the whole, unsharded tensor, so that a checkpoint knows nothing of the layout that wrote it.
+reads one of them stands in `_ranges_*` below and nowhere else. `LocalShards` present such a piece to DCP as chunks of
+the whole, unsharded tensor, so that a checkpoint knows nothing of the layout that wrote it.
 
 Keys: "weight.<parameter>" (fp32), and for every state of the optimizer that has the weight's shape, such as Adam's two
 moments, "<state>.<parameter>".
@@ -11,6 +11,7 @@ moments, "<state>.<parameter>".
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,21 +25,22 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatrain.base.errors import ConfigError
-from megatrain.checkpoint.chunks import Box, boxes
+from megatrain.checkpoint.chunks import Chunk, chunks_of
+from megatrain.checkpoint.state import Parameters
 from megatrain.parallel.tensor_parallel import Shard, shard_of
 
-BOX_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of fp32: a reader holds one box at a time
+CHUNK_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of fp32: a reader holds one chunk at a time
 WEIGHT = "weight"
 
 
-class Fragment(torch.Tensor):
-    """A flat piece of one (possibly tensor-parallel) tensor, seen as boxes of the whole tensor."""
+class LocalShards(torch.Tensor):
+    """A flat piece of one (possibly tensor-parallel) tensor, seen as chunks of the whole tensor."""
 
     _flat: Tensor
-    _boxes: dict[torch.Size, tuple[torch.Size, Tensor]]
+    _chunks: dict[torch.Size, tuple[torch.Size, Tensor]]
 
     @staticmethod
-    def __new__(cls, flat: Tensor, local_shape: torch.Size, start: int, shard: Shard | None) -> "Fragment":
+    def __new__(cls, flat: Tensor, local_shape: torch.Size, start: int, shard: Shard | None) -> "LocalShards":
         """
         Args:
             flat: one-dimensional; shares memory with DeepSpeed's partition, so that loading writes in place.
@@ -52,22 +54,22 @@ class Fragment(torch.Tensor):
             whole[shard.dim] *= shard.count
         self = torch.Tensor._make_wrapper_subclass(cls, torch.Size(whole), dtype=flat.dtype, device=flat.device)
         self._flat = flat
-        self._boxes = {
-            torch.Size(o + s for o, s in zip(box.offsets, shift, strict=True)): (
-                torch.Size(box.sizes),
-                _view(flat, box, start),
+        self._chunks = {
+            torch.Size(o + s for o, s in zip(chunk.offsets, shift, strict=True)): (
+                torch.Size(chunk.sizes),
+                _view(flat, chunk, start),
             )
-            for box in boxes(local_shape, start, flat.numel(), limit=BOX_ELEMENTS)
+            for chunk in chunks_of(local_shape, start, flat.numel(), limit=CHUNK_ELEMENTS)
         }
         return self
 
     def parts(self) -> Iterator[tuple[torch.Size, Tensor]]:
-        """(where it begins in the whole tensor, a view of DeepSpeed's memory) of each box."""
-        return ((offset, view) for offset, (_, view) in self._boxes.items())
+        """(where it begins in the whole tensor, a view of DeepSpeed's memory) of each chunk."""
+        return ((offset, view) for offset, (_, view) in self._chunks.items())
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"a Fragment is only saved and loaded; {func} is not for it")
+        raise RuntimeError(f"local shards are only saved and loaded; {func} is not for it")
 
     def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
         properties = TensorProperties.create_from_tensor(self._flat)
@@ -81,23 +83,23 @@ class Fragment(torch.Tensor):
                     size=self.shape,
                 ),
             )
-            for offset, (size, _view_of_flat) in self._boxes.items()
+            for offset, (size, _view_of_flat) in self._chunks.items()
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(offset, size) for offset, (size, _) in self._boxes.items()]
+        return [ChunkStorageMetadata(offset, size) for offset, (size, _) in self._chunks.items()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
-        return self._boxes[index.offset][1]
+        return self._chunks[index.offset][1]
 
 
-def _view(flat: Tensor, box: Box, start: int) -> Tensor:
-    return flat.narrow(0, box.flat_start - start, box.numel).view(box.sizes)
+def _view(flat: Tensor, chunk: Chunk, start: int) -> Tensor:
+    return flat.narrow(0, chunk.flat_start - start, chunk.numel).view(chunk.sizes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Owned:
+class _FlatRange:
     """What this rank owns of one parameter: a flat range from `start` on."""
 
     name: str
@@ -105,23 +107,29 @@ class _Owned:
     shape: torch.Size  # of this rank's tensor-parallel slice
     start: int
     tensors: dict[str, Tensor]  # by kind: the fp32 weight and the optimizer's state, each flat
+    replicated: bool = False  # whether every data-parallel rank holds the same
 
 
-def fragments(engine: DeepSpeedEngine, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, Fragment]:
+def local_shards(
+    engine: DeepSpeedEngine, *, parameters: Parameters = "all", weights_only: bool = False, for_saving: bool = False
+) -> dict[str, LocalShards]:
     """Everything that this rank must save, or be given, by global name.
 
     Args:
+        parameters: "trained" leaves frozen ones out.
         weights_only: leave the optimizer's state out.
-        for_saving: leave out what a lower tensor-parallel rank saves already.
+        for_saving: leave out what another rank saves already.
     """
     found = {}
-    for owned in _owned(engine):
-        shard = shard_of(owned.parameter)
+    for one in _ranges(engine) if parameters == "trained" else chain(_ranges(engine), _ranges_frozen(engine)):
+        shard = shard_of(one.parameter)
         if for_saving and shard is None and engine.mpu.get_model_parallel_rank() != 0:
             continue
-        for kind, flat in owned.tensors.items():
+        if for_saving and one.replicated and engine.mpu.get_data_parallel_rank() != 0:
+            continue
+        for kind, flat in one.tensors.items():
             if flat.numel() and (kind == WEIGHT or not weights_only):
-                found[f"{kind}.{owned.name}"] = Fragment(flat, owned.shape, owned.start, shard)
+                found[f"{kind}.{one.name}"] = LocalShards(flat, one.shape, one.start, shard)
     return found
 
 
@@ -211,13 +219,13 @@ def _torch_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
     return inner
 
 
-def _owned(engine: DeepSpeedEngine) -> Iterator[_Owned]:
-    readers: dict[type, Callable[[DeepSpeedEngine], Iterator[_Owned]]] = {
-        DeepSpeedZeroOptimizer_Stage3: _owned_stage3,
-        DeepSpeedZeroOptimizer: _owned_flat,
-        BF16_Optimizer: _owned_flat,
-        FP16_UnfusedOptimizer: _owned_unfused,
-        torch.optim.Optimizer: _owned_plain,
+def _ranges(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
+    readers: dict[type, Callable[[DeepSpeedEngine], Iterator[_FlatRange]]] = {
+        DeepSpeedZeroOptimizer_Stage3: _ranges_stage3,
+        DeepSpeedZeroOptimizer: _ranges_flat,
+        BF16_Optimizer: _ranges_flat,
+        FP16_UnfusedOptimizer: _ranges_unfused,
+        torch.optim.Optimizer: _ranges_plain,
     }
     for kind, reader in readers.items():
         if isinstance(engine.optimizer, kind):
@@ -235,10 +243,10 @@ def _with_state(weight: Tensor, state: dict[str, Any], start: int, numel: int) -
     return {kind: flat.detach().view(-1).narrow(0, start, numel) for kind, flat in {WEIGHT: weight, **alike}.items()}
 
 
-def _owned_plain(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+def _ranges_plain(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
     """fp32 without ZeRO: the parameters are the weights."""
     for name, p in _trained(engine):
-        yield _Owned(name, p, p.shape, 0, _with_state(p, engine.optimizer.state[p], 0, p.numel()))
+        yield _FlatRange(name, p, p.shape, 0, _with_state(p, engine.optimizer.state[p], 0, p.numel()))
 
 
 def _unfused_pairs(optimizer: FP16_UnfusedOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
@@ -246,16 +254,16 @@ def _unfused_pairs(optimizer: FP16_UnfusedOptimizer) -> Iterator[tuple[Tensor, T
         yield from zip(low_group, high_group, strict=True)
 
 
-def _owned_unfused(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+def _ranges_unfused(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
     """bf16 without ZeRO: an fp32 copy of each parameter."""
     masters = {id(low): high for low, high in _unfused_pairs(engine.optimizer)}
     for name, p in _trained(engine):
         master = masters[id(p)]
         state = engine.optimizer.optimizer.state[master]
-        yield _Owned(name, p, p.shape, 0, _with_state(master, state, 0, p.numel()))
+        yield _FlatRange(name, p, p.shape, 0, _with_state(master, state, 0, p.numel()))
 
 
-def _owned_flat(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+def _ranges_flat(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
     """ZeRO 1 and 2: a rank owns a range of each group of parameters laid end to end."""
     optimizer = engine.optimizer
     bf16 = isinstance(optimizer, BF16_Optimizer)
@@ -267,10 +275,10 @@ def _owned_flat(engine: DeepSpeedEngine) -> Iterator[_Owned]:
         partition = partitions[mapping.param_group_index]
         address = mapping.hp_fragment_address
         tensors = _with_state(partition, optimizer.optimizer.state[partition], address.start, address.numel)
-        yield _Owned(name, p, p.shape, mapping.lp_fragment_address.start, tensors)
+        yield _FlatRange(name, p, p.shape, mapping.lp_fragment_address.start, tensors)
 
 
-def _owned_stage3(engine: DeepSpeedEngine) -> Iterator[_Owned]:
+def _ranges_stage3(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
     """ZeRO 3: a rank owns an equal part of every parameter; the last parts are padded."""
     optimizer = engine.optimizer
     rank = torch.distributed.get_rank(optimizer.dp_process_group)
@@ -281,7 +289,23 @@ def _owned_stage3(engine: DeepSpeedEngine) -> Iterator[_Owned]:
         start = min(rank * ds.ds_tensor.ds_numel, ds.ds_numel)
         numel = min(length, ds.ds_numel - start)
         tensors = _with_state(partition, optimizer.optimizer.state[partition], offset, numel)
-        yield _Owned(name, p, ds.ds_shape, start, tensors)
+        yield _FlatRange(name, p, ds.ds_shape, start, tensors)
+
+
+def _ranges_frozen(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
+    """Parameters that are not trained, in the dtype that the model computes in: ZeRO 3 partitions them as well, the
+    other stages leave them whole on every rank."""
+    for name, p in engine.module.named_parameters():
+        ds: Any = p
+        if p.requires_grad:
+            continue
+        if not hasattr(ds, "ds_tensor"):
+            yield _FlatRange(name, p, p.shape, 0, {WEIGHT: p.detach().view(-1)}, replicated=True)
+            continue
+        rank, part = torch.distributed.get_rank(engine.optimizer.dp_process_group), ds.ds_tensor
+        start = min(rank * part.ds_numel, ds.ds_numel)
+        numel = min(part.ds_numel, ds.ds_numel - start)
+        yield _FlatRange(name, p, ds.ds_shape, start, {WEIGHT: part.detach().view(-1).narrow(0, 0, numel)})
 
 
 def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
@@ -295,7 +319,7 @@ def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def not_finite(pieces: Mapping[str, Fragment]) -> list[str]:
+def not_finite(pieces: Mapping[str, LocalShards]) -> list[str]:
     """Names of the pieces that hold a NaN or an infinity. Waits for the device once, and copies nothing."""
     if not pieces:
         return []

@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatrain.base.errors import CheckpointError
 from megatrain.base.garbage import no_collection
-from megatrain.checkpoint.metadata import covers_exactly
+from megatrain.checkpoint.coverage import covers_exactly
 from megatrain.checkpoint.metadata_writer import PlannedChunks, RankChunks, WrittenChunks
 
 

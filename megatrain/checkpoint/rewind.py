@@ -148,30 +148,6 @@ def leftover_bytes(run: RunDir) -> int:
     return total
 
 
-def superseded(run: RunDir, keep_last: int, whole: set[int]) -> list[int]:
-    """The steps that retention may delete: those below the `keep_last` newest of which all files are there.
-
-    Damaged ones neither count nor are deleted: somebody may want to look at them.
-
-    Args:
-        whole: steps that are known to be; what is found is added.
-    """
-    steps = run.steps()
-    whole |= {step for step in steps if step not in whole and has_all_files(run.step(step))}
-    return [step for step in steps if step in whole][:-keep_last]
-
-
-def move_away(run: RunDir, step: int) -> Path:
-    """Rename a checkpoint so that it looks like none: a deletion that is cut short must not leave half of one.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
-    doomed = run.checkpoints / f"{DELETED}{run.step(step).name}.{time.time_ns()}"
-    run.step(step).rename(doomed)
-    return doomed
-
-
 def _new_folder(run: RunDir, after: int) -> Path:
     """abandoned-after-00000040-20300101T000000Z, with a number behind it where there is one already."""
     what = f"after-{after:08d}" if after >= 0 else "all"

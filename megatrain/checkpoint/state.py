@@ -1,7 +1,7 @@
 """state.json: what a checkpoint holds beside its tensors. No torch."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,9 +13,10 @@ from megatrain.config.file import load_extensions_of
 from megatrain.run.directory import RunDir
 
 STATE = "state.json"
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 _LIMIT = 1 << 20  # bytes of the file: a loader's state has 4 KiB
 _MOST_LAYERS = 100_000
+Parameters = Literal["all", "trained"]  # of a checkpoint: with frozen ones, or what training changes only
 _Number = Annotated[int, Field(ge=0, le=10**15)]
 _Triple = Annotated[list[_Number | str], Field(min_length=3, max_length=3)]
 _Batch = Annotated[list[_Number], Field(min_length=3, max_length=3)]
@@ -62,15 +63,21 @@ class State(Counts):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = Field(STATE_FORMAT, ge=1, le=STATE_FORMAT)  # the first version had no such field
+    # 1: all parameters were trained, and saved; the first version had no such field. 2: says which are saved.
+    format: int = Field(1, ge=1, le=STATE_FORMAT)
     model: AnyModel
     seed: int = Field(0, ge=-(2**63), lt=2**64)
+    parameters: Parameters = "all"
 
     @model_validator(mode="after")
     def _sane(self) -> "State":
         if self.model.vocab_size == AUTO or self.model.num_hidden_layers > _MOST_LAYERS:
             raise ValueError(f"model: must have a vocabulary, and at most {_MOST_LAYERS:,} layers")
         return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a new state.json."""
+        return self.model_dump(mode="json") | {"format": STATE_FORMAT, "loader": self.loader_state()}
 
     def loader_state(self) -> dict[str, Any]:
         """As the loader gave it; empty where there is none."""

@@ -37,7 +37,7 @@ from torch.futures import Future
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import open_regular, reason
 from megatrain.checkpoint.manifest import FileRecord
-from megatrain.checkpoint.metadata import METADATA, Place, StoredTensor, read_stored_tensors
+from megatrain.checkpoint.metadata import METADATA, ChunkLocation, StoredTensor, read_stored_tensors
 from megatrain.checkpoint.metadata_writer import WrittenChunks, write_metadata
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.saved_tensor import read_saved_tensor
@@ -149,10 +149,10 @@ class SafeReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Each chunk that a part is wanted of is read once; one is in memory at a time."""
-        by_chunk: dict[tuple[str, int, int], tuple[Place, list[ReadItem]]] = {}
+        by_chunk: dict[tuple[str, int, int], tuple[ChunkLocation, list[ReadItem]]] = {}
         for item in plan.items:
             offsets = item.storage_index.offset
-            place = self.tensors[item.storage_index.fqn].places[tuple(offsets) if offsets is not None else ()]
+            place = self.tensors[item.storage_index.fqn].locations[tuple(offsets) if offsets is not None else ()]
             by_chunk.setdefault((place.file, place.offset, place.length), (place, []))[1].append(item)
         file: IO[bytes] | None = None
         opened = None
@@ -174,7 +174,7 @@ class SafeReader(StorageReader):
         done.set_result(None)
         return done
 
-    def _chunk(self, file: IO[bytes], name: str, place: Place) -> Tensor:
+    def _chunk(self, file: IO[bytes], name: str, place: ChunkLocation) -> Tensor:
         path, dtype = self.folder / place.file, self.tensors[name].dtype
         try:
             file.seek(place.offset)

@@ -1,18 +1,8 @@
-"""Write a checkpoint so that it is whole or not there, and find the newest that is whole.
+"""The checkpoints of one run, as all its ranks see them: writer, catalog and retention in one."""
 
-Write `.tmp-step-N.<attempt>/`, hashing on the way to disk; gather the hashes; MANIFEST.json last; fsync; rename; fsync
-the parent. A crash at any point leaves the earlier checkpoints as they were. What is in the way of a new one is set
-aside (rewind.py); only what retention has counted as superseded is deleted.
-"""
-
-import os
-import shutil
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -20,22 +10,21 @@ from torch import Tensor
 from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatrain.base.errors import CheckpointError, MegatrainError
-from megatrain.base.files import reason, write_json
+from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint import rewind
-from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, verify, write_manifest
-from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
+from megatrain.checkpoint.catalog import Catalog
+from megatrain.checkpoint.collective import Ranks
+from megatrain.checkpoint.planner import TensorPlanner
+from megatrain.checkpoint.retention import Retention
 from megatrain.checkpoint.rewind import SetAside
-from megatrain.checkpoint.state import STATE
-from megatrain.checkpoint.storage import HashingWriter, SafeReader, cause_of
+from megatrain.checkpoint.snapshot import Snapshot
+from megatrain.checkpoint.storage import SafeReader, cause_of
+from megatrain.checkpoint.writer import CheckpointWriter
 from megatrain.run.directory import RunDir, parse_step
-from megatrain.version import __version__
-
-_T = TypeVar("_T")
 
 
 class CheckpointStore:
-    """The checkpoints of one run, as all its ranks see them. Every method but `__init__` is collective.
+    """Every method but `__init__` is collective.
 
     Args:
         group: a gloo group of all ranks, used by nothing else while a method runs.
@@ -57,65 +46,24 @@ class CheckpointStore:
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.run = run
-        self.group = group
-        self.layout = layout
-        self.keep_last = keep_last
-        self.report = report
-        self.beat = beat
-        self.guard = guard
-        self._planner = CompactSavePlanner()  # plans do not change within a run
-        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
-        self._unproven = True  # the newest, which may be of an earlier start
-        self._whole: set[int] = set()  # steps that verified, or were saved, since this start
+        self._ranks = Ranks(group, run.checkpoints)
+        self._report = report
+        self._beat = beat
+        self._guard = guard
+        self._writer = CheckpointWriter(run, self._ranks, layout=layout, report=report, beat=beat, guard=guard)
+        self._catalog = Catalog(self._ranks, report=report, beat=beat)
+        self._retention = Retention(run, keep_last, report)
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-        """Commit a checkpoint. One that fails leaves nothing behind. Deletes none: see `retain`.
-
-        Args:
-            tensors: what this rank owns; see fragments.py.
-            state: small JSON-able facts, the same on every rank.
-
-        Raises:
-            CheckpointError: on every rank, when any rank could not write: which file, and why. Earlier checkpoints are
-                untouched.
-        """
-        temporary = self._together(lambda: self._make_temporary(step))
-        try:
-            folder = self._write(temporary, step, tensors, state)
-        except MegatrainError:
-            if self.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        self._whole.add(step)
-        self._unproven = True
+    def save(self, snapshot: Snapshot) -> Path:
+        """Commit a checkpoint: see `CheckpointWriter.write`. Deletes none: see `retain`."""
+        folder = self._writer.write(snapshot)
+        self._retention.saved(snapshot.step)
         return folder
 
     def retain(self) -> None:
-        """Delete checkpoints beyond keep_last, once the newest has shown itself good: its weights gave a finite loss.
-
-        Finite weights may have diverged all the same, and then the one before is the last that is of use. A failure is
-        no reason to end a run whose checkpoint has been saved.
-        """
-        if not self._unproven:
-            return
-        self._unproven = False
-        if self.rank == 0:
-            self._delete_superseded()
-
-    def _write(self, temporary: Path, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
-        writer = HashingWriter(temporary, self.beat)
-        try:
-            dcp.save(dict(tensors), storage_writer=writer, planner=self._planner, process_group=self.group)
-        except CheckpointException as error:
-            raise CheckpointError(cause_of(error, temporary)) from error
-        gathered: list[dict[str, FileRecord]] | None = [{}] * self.world_size if self.rank == 0 else None
-        dist.gather_object(writer.records, gathered, dst=0, group=self.group)
-
-        def commit() -> Path:
-            files = {name: record for records in gathered or [] for name, record in records.items()}
-            return self._commit(temporary, step, files, state)
-
-        return self._together(commit)
+        """Delete checkpoints beyond keep_last: see `Retention.delete_superseded`."""
+        if self._ranks.is_first:
+            self._retention.delete_superseded()
 
     def load(self, folder: Path, tensors: Mapping[str, Tensor], reader: StorageReader | None = None) -> None:
         """Fill this rank's tensors in place from a checkpoint of any layout.
@@ -126,23 +74,29 @@ class CheckpointStore:
         Raises:
             CheckpointError: a tensor is missing or has another shape, or the checkpoint is not as megatrain writes it.
         """
-        reader = reader or self._on_each_rank(lambda: _reader_of(folder, tensors))
+        reader = reader or self._ranks.on_each(lambda: _reader_of(folder, tensors))
+        planner, group = TensorPlanner(self._beat), self._ranks.group
         try:
-            dcp.load(dict(tensors), storage_reader=reader, planner=TensorPlanner(self.beat), process_group=self.group)
+            dcp.load(dict(tensors), storage_reader=reader, planner=planner, process_group=group)
         except CheckpointException as error:
             raise CheckpointError(cause_of(error, folder)) from error
 
     def newest_valid(self, run: RunDir | None = None) -> Path | None:
-        """The newest checkpoint whose every byte verifies; the ranks share the reading. Names each one passed over.
+        """See `Catalog.newest_valid`.
 
         Args:
             run: another run than the store's own.
         """
-        run = run or self.run
-        for step in reversed(self._together(run.step_folders)):
-            if not self.problems(run.step(step)):
-                return run.step(step)
-        return None
+        newest = self._catalog.newest_valid(run or self.run)
+        self._note_verified(newest)
+        return newest
+
+    def find_damage(self, folder: Path) -> list[str]:
+        """See `Catalog.find_damage`."""
+        found = self._catalog.find_damage(folder)
+        if not found:
+            self._note_verified(folder)
+        return found
 
     def set_aside(self, after: int) -> None:
         """Take checkpoints above a step out of the live branch, before the first step of this start, and say so.
@@ -152,115 +106,29 @@ class CheckpointStore:
         """
 
         def move() -> SetAside | None:
-            with self.guard():
+            with self._guard():
                 return rewind.set_aside(self.run, after)
 
-        moved = self._together(move)
-        if moved is not None and self.rank == 0:
-            self.report(str(moved))
+        moved = self._ranks.on_first(move)
+        if moved is not None and self._ranks.is_first:
+            self._report(str(moved))
 
     def remove_leftovers(self) -> None:
         """Of saves that were killed, at a start: this run is this start's."""
 
         def remove() -> None:
-            with self.guard():
+            with self._guard():
                 rewind.remove_leftovers(self.run)
 
-        self._together(remove)
+        self._ranks.on_first(remove)
 
-    def problems(self, folder: Path) -> list[str]:
-        """What is wrong with a checkpoint, reported and returned on every rank; empty when its bytes verify."""
-        found_here = verify(folder, part=self.rank, parts=self.world_size, beat=self.beat)
-        gathered: list[list[str]] = [[]] * self.world_size
-        dist.all_gather_object(gathered, found_here, group=self.group)
-        found = sorted({problem for problems in gathered for problem in problems})
-        if self.rank == 0:
-            for problem in found:
-                self.report(f"warning: damaged checkpoint: {problem}")
-        step = parse_step(folder)
-        if not found and step is not None and folder == self.run.step(step):
-            self._whole.add(step)
-        return found
-
-    def _make_temporary(self, step: int) -> Path:
-        attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.getpid()}.{time.time_ns()}"
-        temporary = self.run.checkpoints / f"{rewind.TEMPORARY}{self.run.step(step).name}.{attempt}"
-        with self.guard():
-            temporary.mkdir(parents=True)
-        return temporary
-
-    def _commit(self, temporary: Path, step: int, files: dict[str, FileRecord], state: dict[str, Any]) -> Path:
-        write_json(temporary / STATE, state)
-        files[STATE] = FileRecord(bytes=(temporary / STATE).stat().st_size, sha256=sha256_of(temporary / STATE))
-        manifest = Manifest(
-            step=step,
-            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            world_size=self.world_size,
-            layout=self.layout,
-            version=__version__,
-            files=dict(sorted(files.items())),
-        )
-        write_manifest(temporary, manifest)
-        _sync_folder(temporary)
-        final = self.run.step(step)
-        with self.guard():
-            if moved := rewind.set_aside(self.run, step - 1):  # this start put nothing there
-                self.report(str(moved))
-            temporary.rename(final)
-        _sync_folder(self.run.checkpoints)
-        return final
-
-    def _delete_superseded(self) -> None:
-        try:
-            for step in rewind.superseded(self.run, self.keep_last, self._whole):
-                doomed = rewind.move_away(self.run, step)
-                self._whole.discard(step)
-                shutil.rmtree(doomed)
-            rewind.remove_leftovers(self.run)
-        except (OSError, CheckpointError) as error:
-            text = error if isinstance(error, CheckpointError) else f"{error.filename}: {reason(error)}"
-            self.report(f"warning: an older checkpoint cannot be deleted: {text}")
-
-    def _together(self, action: Callable[[], _T]) -> _T:
-        """Run an action on rank 0; give its result, or raise its error, on every rank."""
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = action()
-            except CheckpointError as error:
-                outcome[1] = str(error)
-            except OSError as error:
-                outcome[1] = f"{error.filename or self.run.checkpoints}: {reason(error)}"
-        dist.broadcast_object_list(outcome, src=0, group=self.group)
-        if outcome[1] is not None:
-            raise CheckpointError(outcome[1])
-        result: _T = outcome[0]
-        return result
-
-    def _on_each_rank(self, action: Callable[[], _T]) -> _T:
-        """Run an action on every rank; where one of them fails, raise its error on all."""
-        result, failure = None, None
-        try:
-            result = action()
-        except CheckpointError as error:
-            failure = str(error)
-        failures: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(failures, failure, group=self.group)
-        if first := next(filter(None, failures), None):
-            raise CheckpointError(first)
-        return cast(_T, result)
+    def _note_verified(self, folder: Path | None) -> None:
+        step = parse_step(folder) if folder is not None else None
+        if step is not None and folder == self.run.step(step):
+            self._retention.verified(step)
 
 
 def _reader_of(folder: Path, tensors: Mapping[str, Tensor]) -> SafeReader:
     reader = SafeReader(folder)
     reader.expect(tensors)
     return reader
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new files in it survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -136,6 +136,10 @@ def build_engine(
     model = build_parallel_model(
         config.model, config.parallel, mesh, device=device, dtype=compute_dtype(ds_config), placed=placed
     )
+    if any(not parameter.requires_grad for parameter in model.parameters()):
+        # ZeRO-3 releases a block's weights when the gradients of its inputs are there: they need some, whatever of the
+        # model before them is frozen
+        model.get_submodule("embedding").register_forward_hook(lambda module, inputs, output: output.requires_grad_())
     beat("building the engine")
     optimizer = build_optimizer(
         model,

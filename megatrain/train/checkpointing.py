@@ -11,7 +11,8 @@ from megatrain.base.progress import Progress
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.progress import progress_of
-from megatrain.checkpoint.state import STATE, STATE_FORMAT, read_state
+from megatrain.checkpoint.snapshot import Snapshot
+from megatrain.checkpoint.state import STATE, LoaderState, Parameters, State, read_state
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import ModelSection
 from megatrain.config.resolved import ResolvedRun
@@ -39,6 +40,8 @@ class Checkpointer:
 
     Args:
         saved: called after each save with (step, folder, seconds, bytes), on every rank.
+        parameters: that a checkpoint holds: "trained" leaves out those that are frozen, whose values a start has from
+            elsewhere.
     """
 
     def __init__(
@@ -47,24 +50,28 @@ class Checkpointer:
         engine: Engine,
         store: CheckpointStore,
         saved: Callable[[int, Path, float, int], None] | None = None,
+        *,
+        parameters: Parameters = "all",
     ) -> None:
         self._config = config
         self._engine = engine
         self._store = store
         self.saved = saved
+        self._parameters = parameters
 
     def save(self, step: int, loader_state: dict[str, Any], batches: Sequence[tuple[int, int, int]] = ()) -> Path:
         """Write a checkpoint; see `Progress` for `batches`."""
         began = time.monotonic()
-        state = {
-            "format": STATE_FORMAT,
-            "step": step,
-            "loader": loader_state,
-            "batches": batches,
-            "model": self._config.model.model_dump(mode="json"),
-            "seed": self._config.run.seed,
-        }
-        folder = self._store.save(step, self._engine.sharded_state(for_saving=True), state)
+        state = State(
+            step=step,
+            loader=LoaderState.model_validate(loader_state),
+            batches=[list(batch) for batch in batches],
+            model=self._config.model,
+            seed=self._config.run.seed,
+            parameters=self._parameters,
+        )
+        tensors = self._engine.sharded_state(for_saving=True, parameters=self._parameters)
+        folder = self._store.save(Snapshot(state, tensors))
         if self.saved is not None:
             size = sum(record.bytes for record in read_manifest(folder).files.values())
             self.saved(step, folder, time.monotonic() - began, size)
@@ -94,7 +101,7 @@ class Checkpointer:
             raise CheckpointError(f"{folder}/{STATE}: holds no position in the data at this step; no run can go on")
         progress = progress_of(state.facts(), folder / STATE)
         self._check_model(folder, state.model)
-        self._store.load(folder, self._engine.sharded_state())
+        self._store.load(folder, self._engine.sharded_state(parameters=state.parameters))
         self._engine.after_load(optimizer_step=state.step)
         self._store.set_aside(after=state.step)
         return Position(progress, state.loader_state(), folder)
@@ -148,7 +155,7 @@ class Checkpointer:
         return self._verified(folder)
 
     def _verified(self, folder: Path) -> Path:
-        if wrong := self._store.problems(folder):
+        if wrong := self._store.find_damage(folder):
             raise CheckpointError("\n".join(wrong))
         return folder
 

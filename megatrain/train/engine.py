@@ -23,7 +23,8 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import deepspeed_state
-from megatrain.checkpoint.deepspeed_state import Fragment
+from megatrain.checkpoint.deepspeed_state import LocalShards
+from megatrain.checkpoint.state import Parameters
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence
@@ -169,13 +170,17 @@ class Engine:
         self._engine.train()
         return {name: value.double() for name, value in sums.items()}
 
-    def sharded_state(self, *, for_saving: bool = False, weights_only: bool = False) -> dict[str, Fragment]:
+    def sharded_state(
+        self, *, parameters: Parameters = "all", for_saving: bool = False, weights_only: bool = False
+    ) -> dict[str, LocalShards]:
         """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
-        return deepspeed_state.fragments(self._engine, for_saving=for_saving, weights_only=weights_only)
+        return deepspeed_state.local_shards(
+            self._engine, parameters=parameters, for_saving=for_saving, weights_only=weights_only
+        )
 
     def not_finite(self) -> list[str]:
         """Names of the tensors of `state` that hold a NaN or an infinity on this rank. Waits for the device."""
-        return deepspeed_state.not_finite(deepspeed_state.fragments(self._engine, for_saving=True))
+        return deepspeed_state.not_finite(deepspeed_state.local_shards(self._engine, for_saving=True))
 
     def after_load(self, optimizer_step: int) -> None:
         """Call after the tensors of `state` were written."""

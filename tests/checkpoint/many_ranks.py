@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatrain.checkpoint.deepspeed_state import Fragment
+from megatrain.checkpoint.deepspeed_state import LocalShards
 from megatrain.checkpoint.metadata_writer import WrittenChunks
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter
@@ -37,16 +37,16 @@ def model(layers: int) -> ModelSection:
     )
 
 
-def fragments(sizes: dict[str, tuple[int, ...]], rank: int, ranks: int) -> dict[str, Fragment]:
+def fragments(sizes: dict[str, tuple[int, ...]], rank: int, ranks: int) -> dict[str, LocalShards]:
     """What a ZeRO-3 rank has: an equal part of every parameter, the last ones shorter or empty. No memory is used."""
-    alike: dict[tuple[int, ...], Fragment | None] = {}
+    alike: dict[tuple[int, ...], LocalShards | None] = {}
     for shape in sizes.values():
         if shape not in alike:
             numel = math.prod(shape)
             part = -(-numel // ranks)
             start = min(rank * part, numel)
             own = torch.zeros(1).expand(min(part, numel - start))
-            alike[shape] = Fragment(own, torch.Size(shape), start, None) if len(own) else None
+            alike[shape] = LocalShards(own, torch.Size(shape), start, None) if len(own) else None
     return {
         f"{kind}.{name}": fragment
         for kind in KINDS
@@ -90,7 +90,7 @@ def pickled_bytes(sent: Iterable[Any]) -> int:
     return sum(len(pickle.dumps(one)) for one in sent)
 
 
-def write(folder: Path, ranks: list[dict[str, Fragment]], planners: list[CompactSavePlanner]) -> None:
+def write(folder: Path, ranks: list[dict[str, LocalShards]], planners: list[CompactSavePlanner]) -> None:
     """A checkpoint of several ranks, written by one process."""
     writers = [HashingWriter(folder) for _ in ranks]
     local = []
@@ -107,14 +107,14 @@ def write(folder: Path, ranks: list[dict[str, Fragment]], planners: list[Compact
     writers[0].finish(metadata, written)
 
 
-def parts_of(tensors: dict[str, Tensor], rank: int, ranks: int) -> dict[str, Fragment]:
+def parts_of(tensors: dict[str, Tensor], rank: int, ranks: int) -> dict[str, LocalShards]:
     """As `fragments`, of tensors that are there."""
     found = {}
     for name, tensor in tensors.items():
         part = -(-tensor.numel() // ranks)
         flat = tensor.reshape(-1)[rank * part : (rank + 1) * part]
         if flat.numel():
-            found[name] = Fragment(flat, tensor.shape, rank * part, None)
+            found[name] = LocalShards(flat, tensor.shape, rank * part, None)
     return found
 
 

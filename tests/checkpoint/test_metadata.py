@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatrain.base.errors import CheckpointError
-from megatrain.checkpoint.metadata import covers_exactly, read_stored_tensors
+from megatrain.checkpoint.coverage import covers_exactly
+from megatrain.checkpoint.metadata import read_stored_tensors
 from tests.checkpoint.hostile import change_metadata, save, touches
 
 NAME = "weight.a"
@@ -77,7 +78,7 @@ def test_what_dcp_writes_is_read(folder) -> None:
     }
     stored = found[NAME]
     assert [(c.offsets, c.sizes) for c in stored.chunks] == [((0, 0), (8, 6))]
-    assert stored.places[0, 0].file == "__0_0.distcp"
+    assert stored.locations[0, 0].file == "__0_0.distcp"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorP
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatrain.base.errors import CheckpointError
-from megatrain.checkpoint.deepspeed_state import Fragment
+from megatrain.checkpoint.deepspeed_state import LocalShards
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.storage import HashingWriter
@@ -89,7 +89,7 @@ class TestThousandRanks:
         name = "weight.blocks.0.mlp.down.weight"
         stored = metadata.state_dict_metadata[name]
         flat = torch.zeros(1).expand(3_000_000)
-        planner.set_up_planner({name: Fragment(flat, stored.size, 1_234_567, None)}, metadata, False)
+        planner.set_up_planner({name: LocalShards(flat, stored.size, 1_234_567, None)}, metadata, False)
         plan = planner.create_local_plan()
         assert plan.items == []
         items = planner.finish_plan(plan).items

@@ -65,7 +65,7 @@ def test_what_a_loader_saves_is_read_back(tmp_path, loader) -> None:
         (but("step", 1.0), "step"),
         (but("seed", "x"), "seed"),
         (but("more", 1), "more"),
-        (but("format", 2), "format"),
+        (but("format", 3), "format"),
         (but("loader", "x"), "loader"),
         (but("loader.position", 10**30), "loader.position"),
         (but("loader.position", "1"), "loader.position"),

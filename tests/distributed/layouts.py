@@ -12,6 +12,7 @@ from megatrain.optim.adamw import AdamWSection
 from tests.documents import cu_seqlens_of
 
 if TYPE_CHECKING:
+    from megatrain.checkpoint.snapshot import Snapshot
     from megatrain.data.loading.batch import Batch
     from megatrain.optim.registry import OptimizerSection
 
@@ -66,6 +67,7 @@ def config_of(layout: Layout) -> PretrainConfig:
             "run": {"name": "tiny", "seed": 5},
             "model": model_section(layout.tied).model_dump(),
             "data": {"sequence_length": SEQUENCE, "train": [{"path": "none"}]},
+            "cluster": {"peak_tflops": 1.0},
             "optimizer": {"learning_rate": RATE},
             "training": {
                 "steps": STEPS,
@@ -150,6 +152,14 @@ class Run:
         return measured
 
 
+def snapshot_of(run: Run, step: int) -> "Snapshot":
+    from megatrain.checkpoint.snapshot import Snapshot
+    from megatrain.checkpoint.state import State
+
+    state = State(step=step, model=config_of(run.layout).model)
+    return Snapshot(state, run.engine.sharded_state(for_saving=True))
+
+
 def rate_at(step: int) -> float:
     return RATE * min(1.0, (step + 1) / 4)
 
@@ -188,7 +198,7 @@ def trained(layout: Layout) -> list[tuple[float, float]]:
     return Run(layout).train(0, STEPS)
 
 
-def evaluated(layout: Layout) -> tuple[float, int]:
+def evaluated(layout: Layout) -> tuple[float, float]:
     """Loss and target tokens of two global batches, as an evaluation finds them; some positions have no target."""
     from megatrain.train.evaluation import evaluate
 
@@ -196,4 +206,5 @@ def evaluated(layout: Layout) -> tuple[float, int]:
     batches = [batch for step in (0, 1) for batch in run.micro_batches(step)]
     for batch in batches:
         batch.labels[:, :5] = -100
-    return evaluate(run.engine, batches)[:2]
+    sums, _ = evaluate(run.engine, batches)
+    return sums["loss"] / sums["targets"], sums["targets"]

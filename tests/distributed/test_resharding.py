@@ -8,7 +8,7 @@ import torch
 
 from megatrain.checkpoint.read import read_tensors
 from megatrain.run.directory import RunDir
-from tests.distributed.layouts import Layout, Run
+from tests.distributed.layouts import Layout, Run, snapshot_of
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -42,7 +42,7 @@ def store_of(run: Run, folder: str):
 def save_and_go_on(layout: Layout, folder: str) -> list[tuple[float, float]]:
     run = Run(layout)
     run.train(0, SAVED_AT)
-    store_of(run, folder).save(SAVED_AT, run.engine.sharded_state(for_saving=True), {"step": SAVED_AT})
+    store_of(run, folder).save(snapshot_of(run, SAVED_AT))
     return run.train(SAVED_AT, UNTIL)
 
 
@@ -50,7 +50,7 @@ def load_and_go_on(layout: Layout, folder: str, again: str) -> list[tuple[float,
     run = Run(layout)
     store_of(run, folder).load(RunDir(folder).step(SAVED_AT), run.engine.sharded_state())
     run.engine.after_load(optimizer_step=SAVED_AT)
-    store_of(run, again).save(SAVED_AT, run.engine.sharded_state(for_saving=True), {"step": SAVED_AT})
+    store_of(run, again).save(snapshot_of(run, SAVED_AT))
     return run.train(SAVED_AT, UNTIL)
 
 

@@ -10,7 +10,7 @@ from megatrain.run.directory import RunDir
 from tests.project import make_project, megatrain, metrics
 from tests.slurm.conftest import wait_until
 
-STEPS = 100
+STEPS = 100  # the faults below are at some of them
 # Slows the first start down, so that its time limit finds it training; changes no number.
 SLOW = """
 import os, runpy, sys, time
@@ -110,10 +110,11 @@ def test_requeue_at_the_time_limit_has_the_same_losses(cluster, folder, whole, m
     wait_until(lambda: not cluster.processes(), 30)
 
 
+@pytest.mark.timeout(1000)
 def test_preemption_crash_hang_and_requeue_keep_the_same_losses(cluster, folder, whole, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job, run = submit(folder, "unlucky", FAULTS, "checkpoint.interval_steps=10", "monitor.hang_timeout_seconds=20")
-    fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=280)
+    fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=900)
     log = (run.logs / f"slurm-{job}.log").read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "4"), log
     assert losses(run) == whole, log

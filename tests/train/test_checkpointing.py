@@ -14,6 +14,8 @@ from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import verify
 from megatrain.checkpoint.read import read_tensors
+from megatrain.checkpoint.snapshot import Snapshot
+from megatrain.checkpoint.state import State
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts, write_attempts
@@ -31,7 +33,9 @@ class Engine:
     def __init__(self) -> None:
         self.tensors = {"weight.a": torch.zeros(4, 3), "exp_avg.a": torch.zeros(4, 3)}
 
-    def sharded_state(self, *, weights_only: bool = False, for_saving: bool = False) -> dict[str, torch.Tensor]:
+    def sharded_state(
+        self, *, parameters: str = "all", weights_only: bool = False, for_saving: bool = False
+    ) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in self.tensors.items() if not weights_only or name.startswith("weight")}
 
     def after_load(self, *, optimizer_step: int) -> None:
@@ -295,7 +299,7 @@ class TestFailedSaves:
         def full(*_):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-        monkeypatch.setattr("megatrain.checkpoint.store.write_manifest", full)
+        monkeypatch.setattr("megatrain.checkpoint.writer.write_manifest", full)
         with pytest.raises(CheckpointError, match="quota exceeded"):
             Start(run).save(2)
         assert list(run.checkpoints.iterdir()) == []
@@ -382,10 +386,11 @@ def test_ranks_beat_while_they_save_verify_and_load(run) -> None:
     """A checkpoint of 70B takes longer than the watchdog waits for a sign of life."""
     beats: list[str] = []
     store = CheckpointStore(run, dist.group.WORLD, layout="", keep_last=9, report=print, beat=beats.append)
-    store.save(10, Engine().tensors, {"step": 10})
+    state = State(step=10, model=make_config("tokenizer").model)
+    store.save(Snapshot(state, Engine().tensors))
     assert set(beats) == {"saving a checkpoint"}
     beats.clear()
-    assert store.problems(run.step(10)) == []
+    assert store.find_damage(run.step(10)) == []
     assert set(beats) == {f"verifying {path.name}" for path in run.step(10).iterdir() if path.name != MANIFEST}
     beats.clear()
     store.load(run.step(10), Engine().tensors)
