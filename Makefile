@@ -11,10 +11,10 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart realdata test check format clean
+.PHONY: help install quickstart realdata test test-all check format clean
 
 help: ## say what there is to make
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 install: $(VENV)/.installed ## create .venv with megatrain in it
 
@@ -24,8 +24,11 @@ quickstart: $(VENV)/.installed ## the whole path on Python's own text: at most 6
 realdata: $(VENV)/.installed ## two real corpora that Debian packages, prepared and mixed 70/30; needs apt
 	$(BIN)/python -m quickstart.realdata
 
-test: $(VENV)/.installed-dev ## every test (about 30 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## every promise at least once; what waits runs beside what computes
+	$(BIN)/python -m pytest -n 3 -m "not full"
+
+test-all: $(VENV)/.installed-dev ## the same, and the full products of which `make test` covers every pair
+	$(BIN)/python -m pytest -n 3
 
 check: $(VENV)/.installed-dev ## style, types and layering
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""For every test: this machine's cores as they were measured once elsewhere, so that plans are the same everywhere."""
+"""For every test: the rates of the cores as measured once, so that plans are the same on every machine, and one cache
+of compiled code."""
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +12,23 @@ import pytest
 
 from launcher.planning.processor import CACHE_VARIABLE, remembered_file
 
+pytest_plugins = ["tests.side_by_side"]
 RATES = {"bf16": 435e9, "fp32": 94e9}  # FLOP/s of a Zen 5 core
 
-# before any test module is imported: some plan while tests are collected
-os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="megatrain-tests-")
-_file = remembered_file()
-assert _file is not None
-_file.write_text(json.dumps(RATES), encoding="utf-8")
+# Before any test module is imported, for some plan while tests are collected. The processes of `pytest -n` inherit it.
+_SHARED = "MEGATRAIN_TESTS_SHARED"
+_is_owner = _SHARED not in os.environ
+if _is_owner:
+    os.environ[_SHARED] = os.environ[CACHE_VARIABLE] = tempfile.mkdtemp(prefix="megatrain-tests-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{os.environ[_SHARED]}/inductor"
+    rates_file = remembered_file()
+    assert rates_file is not None
+    rates_file.write_text(json.dumps(RATES), encoding="utf-8")
 
 
 def pytest_unconfigure() -> None:
-    assert _file is not None
-    Path(_file).unlink(missing_ok=True)
-    Path(_file).parent.rmdir()
+    if _is_owner:
+        shutil.rmtree(os.environ[_SHARED], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Run a function on N gloo ranks. One pool of processes serves a whole session: importing DeepSpeed takes seconds."""
+"""Run a function on N gloo ranks. One pool of processes serves a whole session.
+
+They are forked from a server that has imported torch and DeepSpeed, for that takes seconds; it has a single thread.
+"""
 
 import importlib
 import multiprocessing as mp
@@ -9,10 +12,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import pytest
+
 _TIMEOUT_SECONDS = 120
+_PRELOADED = ["torch", "deepspeed", "torch._inductor.compile_fx", "megatrain.train.__main__"]
 _GRACE_SECONDS = 5  # for the others to end as well when one rank has failed
 
 
@@ -66,7 +73,14 @@ class RankPool:
             process.join()
 
     def _start(self, size: int) -> None:
-        context = mp.get_context("spawn")
+        if size <= len(self._processes):
+            return
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("OMP_NUM_THREADS", "1")  # or NumPy's BLAS starts threads, which a fork loses
+            patched.setenv("DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR", "cpu"))
+            forkserver.ensure_running()
         for rank in range(len(self._processes), size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs, sys.path), daemon=True)
