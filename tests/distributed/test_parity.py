@@ -1,13 +1,38 @@
-"""Every layout trains as one plain process does: the same losses and gradient norms over 20 steps."""
+"""Every layout trains as one plain process does: the same losses and gradient norms over 20 steps.
+
+`make test` runs layouts in which every two values of two settings meet, `make test-all` the products as well.
+"""
 
 import math
 
 import pytest
 
+from tests.covering import covering_array
 from tests.distributed.layouts import STEPS, Layout, evaluated, plain_run, trained
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
+
+SETTINGS = {
+    "zero": (1, 0, 2, 3),
+    "tensor": (2, 1),
+    "data": (2, 1),
+    "context": (1, 2),
+    "precision": ("fp32", "bf16"),
+    "sequence_parallel": (False, True),
+    "checkpointing": ("none", "selective", "full"),
+    "compile": (False, True),
+    "tied": (False, True),
+    "micro_batch": (2, 1, 4),
+}
+
+
+def legal(case: dict) -> bool:
+    """At most four ranks; sequence parallelism needs tensor parallelism."""
+    return case["tensor"] * case["data"] * case["context"] <= 4 and case["tensor"] > int(case["sequence_parallel"])
+
+
+EVERY_PAIR = [Layout(**case) for case in covering_array(SETTINGS, legal)]
 
 LAYOUTS = [
     Layout(zero, tensor, data, precision)
@@ -45,12 +70,17 @@ WHAT_IS_DONE_TO_A_MODEL = [
 TOLERANCE = {"fp32": (2e-6, 2e-5), "bf16": (1e-3, 2e-2)}  # relative, of losses and of gradient norms
 
 
+FULL = [layout for layout in LAYOUTS + WHAT_IS_DONE_TO_A_MODEL if layout not in EVERY_PAIR]
+
+
 @pytest.fixture(scope="module")
 def reference() -> dict[tuple[str, bool], list[tuple[float, float]]]:
     return {(precision, tied): plain_run(precision, tied) for precision in TOLERANCE for tied in (False, True)}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS + WHAT_IS_DONE_TO_A_MODEL, ids=str)
+@pytest.mark.parametrize(
+    "layout", [*EVERY_PAIR, *(pytest.param(layout, marks=pytest.mark.full) for layout in FULL)], ids=str
+)
 def test_losses_and_norms_of_a_plain_process(ranks: RankPool, layout: Layout, reference: dict) -> None:
     results = ranks.run(layout.world_size, trained, layout)
 
