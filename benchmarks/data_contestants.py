@@ -1,5 +1,5 @@
 """The contestants of `benchmarks.data`, each run in a process of its own: `python -m benchmarks.data_contestants NAME
-WORK` prints tokens a second. Every one reads rows of 2,048 tokens (and one more) in shuffled order, over and over, for
+WORK` prints tokens per second. Every one reads rows of 2,048 tokens (and one more) in shuffled order, repeatedly, for
 SECONDS; its set-up and its first rows are not timed.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 SEQUENCE = 2048
 SECONDS = 1.0
-BATCH = 64  # rows a step of what reads in batches
+BATCH = 64  # rows per step of what reads in batches
 
 
 def memmap_rows(work: Path) -> Iterator[int]:

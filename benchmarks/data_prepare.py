@@ -5,7 +5,7 @@
 Both read the same jsonl file (the standard library's sources and the reference manual of this Python), tokenise every
 document with the same byte-level BPE of 8,192 tokens, and leave the tokens on disk; both may use every core. The
 contestants take turns, each in a fresh process and an empty folder, so that no cache helps and a noisy neighbour hits
-all of them; a process times its own work, imports left out. What counts is the median of the rounds and the ratio of
+all of them; a process times its own work, without imports. What counts is the median of the rounds and the ratio of
 medians. Every round compares the tokens that gigatoken gave with those of `tokenizers`, byte for byte.
 """
 

@@ -1,7 +1,7 @@
 """MosaicML Streaming as a contestant of `benchmarks.data`, in an environment of its own: it needs numpy < 2.2.
 
 python mosaic.py write WORK     flat.bin as MDS shards
-python mosaic.py read WORK      prints tokens a second
+python mosaic.py read WORK      prints tokens per second
 """
 
 import sys

@@ -67,7 +67,7 @@ def manual(root: Path) -> str:
 
 
 def dictionary(root: Path) -> str:
-    """An entry a document, as jsonl.
+    """An entry per document, as jsonl.
 
     Raises:
         DataError: the package holds no dictionary.
@@ -99,7 +99,7 @@ def entries(name: Path) -> Iterator[str]:
 
 
 def prepare(inputs: dict[str, str]) -> None:
-    """A tokenizer of both, then each with a hundredth of its documents held out and copies left out."""
+    """A tokenizer of both, then each with a hundredth of its documents held out and copies dropped."""
     tokenizer = str(DATA / "tokenizer")
     for old in ("tokenizer", *inputs, *(f"{name}-held" for name in inputs)):
         shutil.rmtree(DATA / old, ignore_errors=True)

@@ -34,12 +34,12 @@ MORE_STEPS = 20  # with tensor parallelism
 SEQUENCES = 32  # an optimizer step
 
 STOP_AFTER = r"^step 30/"
-BETTER_THAN_UNIGRAMS = 1.25  # nats a token, at least
+BETTER_THAN_UNIGRAMS = 1.25  # nats per token, at least
 
 
 @dataclass(kw_only=True)
 class Results:
-    """What the last page shows; losses are in nats a token of held-out text."""
+    """What the last page shows; losses are in nats per token of held-out text."""
 
     unigrams: float = 0.0
     trained: float = 0.0
@@ -107,7 +107,7 @@ def train_and_stop(run: RunDir, results: Results) -> None:
 
 
 def resume(run: RunDir, results: Results) -> None:
-    title("The same command again: it goes on where it was")
+    title("The same command again: it resumes")
     outcome = train(run)
     expect_resumed(outcome, results.stopped_at)
     expect_each_step_once(run, STEPS)
@@ -198,13 +198,13 @@ def page(run: RunDir, tuned: RunDir, results: Results, seconds: float) -> str:
     return f"""
 ━━ Done in {duration(seconds)}
 
-  held-out text, nats a token
+  held-out text, nats per token
     knowing only the frequencies of tokens    {results.unigrams:.3f}
     after {STEPS} steps on 2 data-parallel ranks  {results.trained:.3f}   (stopped at {results.stopped_at}, resumed)
     after {MORE_STEPS} more on 2 tensor-parallel ranks  {results.tensor_parallel:.3f}   (from the same checkpoint)
-  held-out responses, nats a token
+  held-out responses, nats per token
     before and after fine-tuning              {results.before_finetuning:.3f} → {results.after_finetuning:.3f}
-  {results.tokens_per_second:,.0f} tokens a second
+  {results.tokens_per_second:,.0f} tokens per second
 
 Try next (after `. .venv/bin/activate`):
   megatrain tensorboard {run} {tuned}

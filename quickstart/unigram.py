@@ -10,7 +10,7 @@ from megatrain.data.loading.shards import PreparedData
 
 
 def unigram_loss(train: Iterable[tuple[Path, float]], held_out: Path) -> float:
-    """Cross-entropy of the held-out tokens under the frequencies of the training tokens, in nats a token.
+    """Cross-entropy of the held-out tokens under the frequencies of the training tokens, in nats per token.
 
     Args:
         train: prepared folders and their weights in the mixture.

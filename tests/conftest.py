@@ -8,12 +8,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from launcher.planning.processor import CACHE_VARIABLE, remembered_file
 
 pytest_plugins = ["tests.side_by_side"]
 RATES = {"bf16": 435e9, "fp32": 94e9}  # FLOP/s of a Zen 5 core
+
+hypothesis.settings.register_profile("megatrain", deadline=None)  # a machine may be slow, or busy with other ranks
+hypothesis.settings.load_profile("megatrain")
 
 # Before any test module is imported, for some plan while tests are collected. The processes of `pytest -n` inherit it.
 _SHARED = "MEGATRAIN_TESTS_SHARED"

@@ -56,6 +56,6 @@ def megatrain(folder: Path, *arguments: str, exit_code: int = 0) -> str:
 
 
 def metrics(run: RunDir) -> list[dict[str, Any]]:
-    """What the run has logged so far; a line that is being written is left out."""
+    """What the run has logged so far; a line that is being written is dropped."""
     text = run.metrics.read_text(encoding="utf-8") if run.metrics.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

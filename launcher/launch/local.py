@@ -97,12 +97,15 @@ class RankGroup:
         return self._verdict(failed)
 
     def forward(self, number: int) -> None:
+        """For a signal handler: it may come while a process is waited for, with its lock held, so it waits for none."""
         self.interrupts += number == signal.SIGINT
         self._end(signal.SIGKILL if self.interrupts > 1 else number)
 
     def kill(self) -> None:
         """End every rank at once, and wait until they are gone."""
         self._end(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
 
     def _start(self, command: list[str], index: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         shown = self.node_ranks.first_rank + index == 0  # on this terminal, too
@@ -131,19 +134,16 @@ class RankGroup:
             wait_until_ended(self.processes, GRACE_SECONDS)  # rank 0 may not have come to say it yet
         self._end(signal.SIGTERM)
         wait_until_ended(self.processes, GRACE_SECONDS)
-        self._end(signal.SIGKILL)
+        self.kill()
 
     def _end(self, number: int) -> None:
-        """Signal every rank. SIGKILL goes to whole process groups, and waits until they are gone."""
+        """Signal every rank. SIGKILL goes to whole process groups."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 if number == signal.SIGKILL:
                     os.killpg(process.pid, number)
                 elif process.poll() is None:
                     os.kill(process.pid, number)
-        if number == signal.SIGKILL:
-            for process in self.processes:
-                process.wait()
 
     def _verdict(self, failed: int | None) -> int:
         codes = [process.returncode for process in self.processes]

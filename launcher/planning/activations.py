@@ -92,7 +92,7 @@ def _widths(model: ModelSection, layout: Layout, c: int, *, fused_norm: bool) ->
     return _Widths(
         stream=c * h * share,
         whole=c * h,
-        # a fused kernel keeps its input and one number a row; a CPU's ops the input and the quotient, both in fp32
+        # a fused kernel keeps its input and one number per row; a CPU's ops the input and the quotient, both in fp32
         norm=(c * h + 4 if fused_norm else 8 * h) * share,
         queries=c * model.attention_heads * model.head_size / t,
         keys=c * model.key_value_heads * model.head_size / t,

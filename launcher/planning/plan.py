@@ -323,7 +323,7 @@ class _Planner:
         largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
         usable = USABLE * self.hardware.memory_bytes / GIB
         when = " to start" if memory.peak == "start" else ""
-        return f"needs {total / GIB:.1f} GiB a rank{when} ({largest}), and {usable:.1f} GiB can be used"
+        return f"needs {total / GIB:.1f} GiB per rank{when} ({largest}), and {usable:.1f} GiB can be used"
 
     def _nothing_fits(self) -> str:
         run, hardware = f"{self.world_size} × {self.hardware.name}", self.hardware

@@ -96,7 +96,7 @@ def examine(config: Config, *, world_size: int | None = None, resume: str = "aut
 def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bool = True) -> list[Finding]:
     """Every finding about starting this run now. A plan has already settled batch arithmetic, layout and memory.
 
-    Without a plan, what only it could answer is left out.
+    Without a plan, what only it could answer is dropped.
     """
     findings: list[Finding] = []
     run = run_folder(config)

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
 
 
 class MegatrainError(Exception):
-    """A mistake or a condition that its reader can mend; the text says how."""
+    """A mistake or a condition that its reader can fix; the text says how."""
 
     exit_code = ExitCode.CRASH
     retryable = False  # whether the same job, started again as it is, may get further; of other exceptions it may

@@ -41,7 +41,7 @@ def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush
 
 def complain(text: object, kind: str = "error") -> None:
     """Each line of a message to standard error, after what it is: "error: …" or "warning: …". Credentials, which the
-    addresses in it may hold, are left out.
+    addresses in it may hold, are dropped.
     """
     for line in without_credentials(str(text)).rstrip("\n").split("\n"):
         say(f"{kind}: {line}", file=sys.stderr, flush=True)

@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     content = read_json(path, error=CheckpointError)
     if not isinstance(content, dict) or content.pop("sha256", "") != _content_hash(content):
-        raise CheckpointError(f"{path}: is damaged: its hash is another; the checkpoint cannot be trusted")
+        raise CheckpointError(f"{path}: is damaged: checksum mismatch; the checkpoint cannot be trusted")
     if content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: format is not {FORMAT}: written by another version of megatrain")
     manifest = parse_model(Manifest, content, path, CheckpointError)

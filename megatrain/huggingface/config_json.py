@@ -41,7 +41,7 @@ _SAME_NAME = (
 
 
 class _Part(BaseModel):
-    """Fields that say nothing of the weights are passed over."""
+    """Fields that say nothing of the weights are skipped."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 

@@ -140,7 +140,7 @@ class Engine:
         return torch.where(norm >= 0, norm, torch.inf)
 
     def _unless_held_back(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """An optimizer's step that is left out after a norm that is not finite; the host waits for the norm."""
+        """An optimizer's step that is dropped after a norm that is not finite; the host waits for the norm."""
 
         def checked(*args: Any, **kwargs: Any) -> Any:
             self._hold_back()

@@ -162,7 +162,7 @@ def run(work: Callable[[], None], run_dir: RunDir | None = None) -> None:
 
 @contextmanager
 def _files_of(run_dir: RunDir | None) -> Iterator[None]:
-    """Make an error of a file in the run's folder, such as a full disk, one that its reader can mend."""
+    """Make an error of a file in the run's folder, such as a full disk, one that its reader can fix."""
     try:
         yield
     except OSError as error:

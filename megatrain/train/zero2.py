@@ -10,7 +10,7 @@ from torch import Tensor
 class Zero2Optimizer(DeepSpeedZeroOptimizer):
     """Takes the place of DeepSpeed's, which asks the device once for each parameter group whether the norm is finite.
 
-    A norm that is not needs no clipping: the update is left out (`Engine.step`).
+    A norm that is not needs no clipping: the update is dropped (`Engine.step`).
     """
 
     def unscale_and_clip_grads(self, grad_groups_flat: Sequence[Tensor], total_norm: Tensor) -> None:

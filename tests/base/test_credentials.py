@@ -1,4 +1,4 @@
-"""What must stay secret is recognised, and left out of messages."""
+"""What must stay secret is recognised, and kept out of messages."""
 
 import pytest
 

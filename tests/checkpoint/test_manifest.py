@@ -1,4 +1,4 @@
-"""A byte that is not as it was written is found, named, and passed over."""
+"""A byte that is not as it was written is found, named, and skipped."""
 
 import hashlib
 import json

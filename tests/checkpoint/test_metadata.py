@@ -211,7 +211,7 @@ def test_metadata_larger_than_the_tensors_is_refused_unread(folder) -> None:
 
 
 def test_many_chunks_take_time_in_proportion(tmp_path) -> None:
-    """As many chunks a tensor as a checkpoint of 1,024 ranks has (2,300), and more."""
+    """As many chunks per tensor as a checkpoint of 1,024 ranks has (2,300), and more."""
     count = 40_000
     folder = tmp_path / "step-00000001"
     save(folder, {NAME: torch.zeros(1)})

@@ -82,7 +82,7 @@ def make(folder: Path) -> Path:
 
 
 def test_what_the_worker_hashes_changes_with_the_order(data, tmp_path):
-    """The comparison above would notice another order: another seed or lane count gives another hash."""
+    """The comparison above would notice another order: another seed or stream count gives another hash."""
     first = run(make(tmp_path / "a"), data, 1, 1)
     other = run(make(tmp_path / "b"), data | {"shuffle": {"streams": 17, "window_blocks": 2}}, 1, 1)
     assert first["digest"] != other["digest"]

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there; a damaged one is found, named and passed over."""
+"""A checkpoint is whole or not there; a damaged one is found, named and skipped."""
 
 import json
 from pathlib import Path

@@ -80,7 +80,7 @@ def losses(run: RunDir) -> list[tuple[int, float]]:
 
 
 def submit(folder: Path, name: str, wrapper: str, *overrides: str) -> tuple[str, RunDir]:
-    """Hand the run in with ranks that start through `wrapper`; the job and its run."""
+    """Submit the run with ranks that start through `wrapper`; the job and its run."""
     (folder / f"{name}.py").write_text(wrapper, encoding="utf-8")
     (folder / f"{name}.sh").write_text(f"CONTAINER=($PYTHON {folder}/{name}.py)\n", encoding="utf-8")
     said = megatrain(folder, "submit", "run.yaml", f"run.name={name}", *overrides, "--profile", f"./{name}.sh")

@@ -120,7 +120,7 @@ def _tell(folders: list[Path], manifests: "list[Manifest]") -> None:
 
     if manifests[0].left_out:
         left_out = (f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifests[0].left_out.items())
-        say(f"left out: {', '.join(left_out)}")
+        say(f"dropped: {', '.join(left_out)}")
     for folder, manifest in zip(folders, manifests, strict=True):
         say("\n".join([_summary(folder, manifest), *(f"  {line}" for line in packing_lines(manifest))]))
 

@@ -98,7 +98,7 @@ class Inspection:
                 f"{facts['shards']} shards, {_size(facts['bytes'])}; {facts['blocks']} blocks of "
                 f"{facts['block_tokens']:,} tokens; vocabulary {facts['vocab_size']:,} ({facts['dtype']})",
                 *_source_lines(self.path, manifest),
-                *([f"left out: {_counts(manifest.left_out)}"] if manifest.left_out else []),
+                *([f"dropped: {_counts(manifest.left_out)}"] if manifest.left_out else []),
                 *packing_lines(manifest),
                 f"tokens a {'piece' if manifest.packed else 'document'}: mean {length['mean']:,.0f}, "
                 f"median {length['median']:,}, maximum {length['maximum']:,}",
@@ -171,7 +171,7 @@ def tokenizer_of(data: PreparedData) -> Any:
 
 
 def packing_lines(manifest: Manifest) -> list[str]:
-    """What best fit saved, in two lines; nothing where documents were put one behind the other."""
+    """What best fit saved, in two lines; nothing where documents were concatenated."""
     packed, packing = manifest.packed, manifest.recipe.packing
     if packed is None or packing is None:
         return []

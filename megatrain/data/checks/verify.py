@@ -87,7 +87,7 @@ class _Hashing:
         self._whole = hashlib.sha256()
 
     def damaged_blocks(self, index: Index, blocks: list[int], token_bytes: int) -> Iterator[int]:
-        """Those of the shard's blocks, ascending, whose payloads have another hash than the index says."""
+        """Those of the shard's blocks, ascending, whose payloads do not have the checksum that the index says."""
         for block in blocks:
             payloads = hashlib.blake2b(digest_size=HASH_BYTES)
             tokens = int(index.offset[block]), int(index.tokens[block]) * token_bytes

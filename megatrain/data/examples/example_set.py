@@ -37,11 +37,11 @@ class FileReport:
     response_tokens_cut: int = 0
 
     def warning(self) -> str | None:
-        """What was cut or left out, or None."""
+        """What was cut or dropped, or None."""
         if self.dropped:
             return (
                 f"{self.path}: {self.dropped:,} of {self.examples:,} examples are longer than "
-                f"{self.sequence_length} tokens and are left out (task.truncation: drop)"
+                f"{self.sequence_length} tokens and are dropped (task.truncation: drop)"
             )
         if not self.prompts_cut and not self.responses_cut:
             return None
@@ -124,7 +124,7 @@ def read_example_set(
             mistakes.add_empty(report.path)
     mistakes.demand_none()
     if not examples:
-        raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are left out")
+        raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are dropped")
     return ExampleSet(
         rows=pack(examples, sequence_length, encoder.pad_id), files=files, sequence_length=sequence_length
     )

@@ -54,7 +54,7 @@ def block_hash(tokens: bytes, ends: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """One entry a block, in the order of the token stream."""
+    """One entry per block, in the order of the token stream."""
 
     shard: NDArray[np.int32]
     offset: NDArray[np.int64]  # bytes from the shard's start

@@ -66,7 +66,7 @@ class PackedRows:
     padding: Count = 0  # slots of rows that hold no token
     pieces: Count = 0  # parts of documents
     documents_cut: Count = 0  # into several rows, because they are longer than one
-    documents_cut_by_concat: Count = 0  # by the end of a row, if they were put one behind the other
+    documents_cut_by_concat: Count = 0  # by the end of a row, if they were concatenated
     targets: Count = 0  # labels: every token of every document but its first
 
 
@@ -86,8 +86,8 @@ class Recipe:
     dtype: Literal["uint16", "uint32"]
     block_tokens: Annotated[_Positive, Field(le=MOST_BLOCK_TOKENS)]
     shard_blocks: _Positive
-    packing: Packing | None  # None: documents are put one behind the other
-    selection: dict[str, Any]  # which documents are left out; see `selection.SelectionPolicy`
+    packing: Packing | None  # None: documents are concatenated
+    selection: dict[str, Any]  # which documents are dropped; see `selection.SelectionPolicy`
     versions: dict[str, str]
 
     def differences(self, other: "Recipe") -> list[str]:
@@ -106,7 +106,7 @@ class Manifest:
     documents: _Positive
     blocks: _Positive
     packed: PackedRows | None  # with `recipe.packing`
-    left_out: dict[str, Count]  # documents of all inputs that the selection left out, by reason
+    left_out: dict[str, Count]  # documents of all inputs that the selection dropped, by reason
     shards: tuple[FileRecord, ...]
     index_sha256: Sha256
 

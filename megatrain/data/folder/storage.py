@@ -1,6 +1,6 @@
 """Byte ranges of the shards of one prepared folder, wherever it lies. What the bytes mean is `shards`' business.
 
-A shard that is written to while a job reads it would change its samples without a word. So its size, modification time
+A shard that is written to while a job reads it would change its samples silently. So its size, modification time
 and inode are compared with those of the first look now and then, after the bytes were read; where they differ, its
 SHA-256 decides: a copy of the same bytes is as good.
 """

@@ -58,7 +58,7 @@ class TrainLoader:
 
     Args:
         data: the configuration's section.
-        global_batch_size: samples a step, over all ranks.
+        global_batch_size: samples per step, over all ranks.
         micro_batch_size: samples a rank holds at once.
         data_rank, data_size: this rank among the data-parallel ones.
         seed: run.seed.

@@ -6,7 +6,7 @@ was consumed. Nothing is shuffled. Each rank repeats its shards when they end, s
 Prepare the data if it is to be read more than once.
 
 A sample's text is its `txt` or `text` member, or the field `text` of its `json`; a `npy` member holds token ids. Texts
-are tokenised here, and put one behind the other with an EOS after each.
+are tokenised here, and concatenated with an EOS after each.
 """
 
 import time

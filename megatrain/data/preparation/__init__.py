@@ -1,1 +1,1 @@
-"""Documents → a prepared folder: which are left out, how blocks are filled, how shards are written."""
+"""Documents → a prepared folder: which are dropped, how blocks are filled, how shards are written."""

@@ -1,6 +1,6 @@
-"""From a stream of documents to blocks of tokens: one behind the other, or packed into rows by best fit.
+"""From a stream of documents to blocks of tokens: concatenated, or packed into rows by best fit.
 
-Both kinds cut a block at a place that they can name: whoever goes on from there makes the same blocks again.
+Both kinds cut a block at a place that they can name: whoever resumes there makes the same blocks again.
 """
 
 from collections.abc import Iterator

@@ -26,7 +26,7 @@ _ODD_TEXTS = (
 
 
 class Encoded(NamedTuple):
-    """The documents of a batch, one behind the other, each with EOS at its end."""
+    """The documents of a batch, concatenated, each with EOS at its end."""
 
     tokens: NDArray[np.uint32]
     ends: NDArray[np.int64]  # one past the EOS of each document

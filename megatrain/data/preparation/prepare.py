@@ -203,7 +203,7 @@ def _write_documents(
     selection: Selection | None,
     progress: ProgressLine,
 ) -> Counter[str]:
-    """Tokenise and write; the rows that were left out for want of a text, counted."""
+    """Tokenise and write; the rows that were dropped for want of a text, counted."""
     skipped: Counter[str] = Counter()
 
     def wanted() -> Iterator[tuple[_Place, Content]]:

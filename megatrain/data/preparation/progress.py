@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressLine:
-    """Documents, tokens or bytes a second, and the time left, judged by the bytes of input read so far.
+    """Documents, tokens or bytes per second, and the time left, judged by the bytes of input read so far.
 
     Args:
         verb: what is being done.

@@ -1,4 +1,4 @@
-"""Which documents are left out before tokenising: too short, too long, repetitive, in another language, seen before.
+"""Which documents are dropped before tokenising: too short, too long, repetitive, in another language, seen before.
 
 The steps look at the text only, in the order of `REASONS`, and the first that objects is counted. Of documents that
 are alike the first stays. The pass over the text is restartable: what it found is kept, a file for every few thousand
@@ -73,7 +73,7 @@ class SelectionPolicy:
         return self != SelectionPolicy(near_similarity=self.near_similarity)
 
     def recipe(self) -> dict[str, Any]:
-        """All that decides which documents are left out; empty where none is."""
+        """All that decides which documents are dropped; empty where none is."""
         if not self.is_active:
             return {}
         known = {key: value for key, value in asdict(self).items() if key != "near_similarity" or self.near}
@@ -90,7 +90,7 @@ class Signatures(NamedTuple):
 
     reason: NDArray[np.uint8]  # [N] an index of REASONS, or KEPT
     hash: NDArray[np.uint8]  # [N, 16] of the text; [N, 0] where duplicates stay
-    minhash: NDArray[np.uint32]  # [N, 128]; [N, 0] unless near duplicates are left out
+    minhash: NDArray[np.uint32]  # [N, 128]; [N, 0] unless near duplicates are dropped
 
 
 class Selection:

@@ -51,7 +51,7 @@ def map_batches(
     except BrokenProcessPool:
         raise DataError(
             f"--workers: {workers}: one of these processes died, perhaps out of memory. "
-            "Run the command again with fewer; it goes on where it was."
+            "Run the command again with fewer; it resumes."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

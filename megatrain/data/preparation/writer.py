@@ -82,7 +82,7 @@ class SetWriter:
         """Write what is left, the index and, last, the manifest.
 
         Args:
-            left_out: documents of all inputs that were left out, by reason.
+            left_out: documents of all inputs that were dropped, by reason.
         """
         if self.finished:
             return self.finished

@@ -40,7 +40,7 @@ def read_documents(
     maximum_bytes: int = MAXIMUM_BYTES,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
-    """Every document of every input, in order. Text without a character is passed over.
+    """Every document of every input, in order. Text without a character is skipped.
 
     Args:
         maximum_bytes: of a line, or of a file that is one document.
@@ -63,7 +63,7 @@ def read_documents(
 
 
 def describe(found: Found) -> list[str]:
-    """How many files are read as what, and what is passed over: a line each, the first names in it.
+    """How many files are read as what, and what is skipped: a line each, the first names in it.
 
     Raises:
         DataError: a file can be read as nothing.
@@ -72,7 +72,7 @@ def describe(found: Found) -> list[str]:
     lines = [_counted(kind, [name for _, name in group]) for kind, group in groupby(kinds, lambda pair: pair[0])]
     if found.passed_over:
         names = [str(file) for file in found.passed_over]
-        lines.append(f"{_counted('passed over, as no data', names)}. To read one, name it.")
+        lines.append(f"{_counted('skipped, as no data', names)}. To read one, name it.")
     return lines
 
 

@@ -48,7 +48,7 @@ class _SavedState(BaseModel):
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> Found:
-    """What paths, folders (all files below, hidden ones left out), glob patterns and names of the Hub stand for.
+    """What paths, folders (all files below, hidden ones skipped), glob patterns and names of the Hub stand for.
 
     Of tokens that Megatron prepared, NAME.idx stands for both files; a folder of `datasets.save_to_disk` for its rows.
     Each input's files are sorted by path, so that the order of documents does not depend on the file system. What is

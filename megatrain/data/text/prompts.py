@@ -17,7 +17,7 @@ from megatrain.data.text.tokenizer import EncodeError, Tokenizer, guarded
 
 SpecialTokens = Literal["parse", "text"]
 _PROBES = ("a", "0", "the", ".")  # one of them has a token in any vocabulary
-_AT_ONCE = 1024  # texts; their encodings take some 100 bytes a token
+_AT_ONCE = 1024  # texts; their encodings take some 100 bytes per token
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _WAIT_WORTH_A_WARNING = 0.10  # of a step
 
 
 class Console:
-    """The voice of a run.
+    """What a run prints.
 
     Args:
         config: resolved; no "auto" is left in it.

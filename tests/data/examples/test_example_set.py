@@ -196,13 +196,13 @@ class TestTruncation:
         found = read_set(path, tokenizer, truncation="drop")
         assert found.examples == 1
         assert found.warnings() == [
-            f"{path}: 1 of 2 examples are longer than 64 tokens and are left out (task.truncation: drop)"
+            f"{path}: 1 of 2 examples are longer than 64 tokens and are dropped (task.truncation: drop)"
         ]
         with pytest.raises(
             DataError, match=r"pairs.jsonl:2: has \d+ tokens, more than finetune.sequence_length \(64\)"
         ):
             read_set(path, tokenizer, truncation="error")
-        with pytest.raises(DataError, match="all 2 examples are left out"):
+        with pytest.raises(DataError, match="all 2 examples are dropped"):
             read_set(path, tokenizer, truncation="drop", sequence_length=2)
 
     def test_a_sequence_without_room(self, make_tokenizer, write_pairs) -> None:

@@ -120,7 +120,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_near_copies_cannot_leak_into_the_held_out_set(tmp_path, tokenizer, tokenizer_folder, prepare_text):
-    """Copies with a word more hash otherwise, so they could fall to the other set: they are left out before that."""
+    """Copies with a word more hash otherwise, so they could fall to the other set: they are dropped before that."""
     originals = [prose(seed) for seed in range(80)]
     texts = originals + [f"{text} more" for text in originals] + originals
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -187,7 +187,7 @@ def test_what_files_are_read_as_is_told(tmp_path):
     assert describe(find_inputs([tmp_path])) == [
         f"JSON lines: 3 files ({tmp_path}/B.JSONL, {tmp_path}/a.jsonl, {tmp_path}/part-0)",
         f"plain text: 1 file ({tmp_path}/c.txt)",
-        f"passed over, as no data: 3 files ({tmp_path}/README.md, {tmp_path}/a.jsonl.md5, {tmp_path}/config.json). "
+        f"skipped, as no data: 3 files ({tmp_path}/README.md, {tmp_path}/a.jsonl.md5, {tmp_path}/config.json). "
         "To read one, name it.",
     ]
     assert texts(tmp_path / "README.md") == ["{\n}"]

@@ -62,11 +62,11 @@ def test_selection_and_packing_are_reported(folder):
         *("--text-field", "body", "--dedup", "exact", "--min-characters", 5, "--workers", 1),
         *("--pack", "best_fit", "--sequence-length", 64, "--block-tokens", 128),
     ).output
-    assert "left out: 1 too short, 200 duplicate\n" in output
+    assert "dropped: 1 too short, 200 duplicate\n" in output
     assert "packed by best fit: " in output
     assert "cut documents: 0, all longer than a row (concatenation: " in output
     inspected = run("inspect", folder / "out", "--png", folder / "lengths.png").stdout
-    assert "left out: 1 too short, 200 duplicate" in inspected
+    assert "dropped: 1 too short, 200 duplicate" in inspected
     assert (folder / "lengths.png").read_bytes().startswith(b"\x89PNG\r\n")
     facts = json.loads(run("inspect", folder / "out", "--json").stdout)
     assert facts["packing"]["documents_cut"] == 0

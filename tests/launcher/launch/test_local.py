@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def test_second_sigint_kills_at_once(run, rank_does):
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert not any(running(pid) for pid in pids(run))
+
+
+def test_signals_that_come_while_a_rank_is_waited_for_do_not_wait(run):
+    """Popen holds a lock then: a handler that asked for it would wait for ever for the code that it interrupted."""
+    group = local.RankGroup(run, 1, local.alone(1), None)
+    group.processes = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)]
+    with group.processes[0]._waitpid_lock:
+        handler = threading.Thread(target=lambda: [group.forward(signal.SIGINT) for _ in range(2)], daemon=True)
+        handler.start()
+        handler.join(10)
+        assert not handler.is_alive()
+    group.kill()
+    assert group.processes[0].returncode in (-signal.SIGINT, -signal.SIGKILL, 1)
 
 
 @pytest.mark.parametrize(("ending", "code"), [("sys.exit(9)", 9), ("os.kill(os.getpid(), signal.SIGKILL)", 1)])

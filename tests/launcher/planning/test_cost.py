@@ -69,7 +69,7 @@ def test_sharing_sequences_shares_their_work_and_costs_two_all_to_alls_a_pass():
     assert alone.compute / shared.compute == pytest.approx(4, rel=0.01)
     moved = (
         65536 / 4 * 2 * (32 + 32) * 128 * 2 * 3 / 4
-    )  # bytes a rank and pass: q, k, v and the output, all but its own
+    )  # bytes per rank and pass: q, k, v and the output, all but its own
     assert shared.context_parallel == pytest.approx(32 * 2 * moved / 360e9, rel=0.1)
     again = step(data_parallel=1, context_parallel=4, activation_checkpointing="full").context_parallel
     assert again / step(data_parallel=1, context_parallel=4).context_parallel == pytest.approx(1.5)

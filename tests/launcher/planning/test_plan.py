@@ -118,7 +118,7 @@ def test_tensor_parallelism_only_where_state_does_not_fit(tiny):
 def test_what_does_not_fit_is_not_a_candidate(tiny):
     report = make_plan(tiny(*LLAMA_8B))
     assert all(plan.memory.total <= USABLE * report.hardware.memory_bytes for plan in report.candidates)
-    assert any("GiB a rank" in reason for reason in reasons(report))
+    assert any("GiB per rank" in reason for reason in reasons(report))
 
 
 def test_when_nothing_fits_the_three_nearest_misses_are_told(tiny):

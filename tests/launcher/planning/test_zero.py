@@ -1,4 +1,4 @@
-"""What DeepSpeed holds: the literature's bytes a parameter, and what is there only for a part of a step."""
+"""What DeepSpeed holds: the literature's bytes per parameter, and what is there only for a part of a step."""
 
 import pytest
 
