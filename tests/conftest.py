@@ -1,5 +1,5 @@
-"""For every test: the rates of the cores as measured once, so that plans are the same on every machine, and one cache
-of compiled code."""
+"""For every test: the rates of the cores as measured once, so that plans are the same on every machine, one cache of
+compiled code, and the same Hypothesis examples every time, however busy the machine is."""
 
 import json
 import os
@@ -8,16 +8,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
 import pytest
+from hypothesis import settings
 
 from launcher.planning.processor import CACHE_VARIABLE, remembered_file
 
 pytest_plugins = ["tests.side_by_side"]
 RATES = {"bf16": 435e9, "fp32": 94e9}  # FLOP/s of a Zen 5 core
 
-hypothesis.settings.register_profile("megatrain", deadline=None)  # a machine may be slow, or busy with other ranks
-hypothesis.settings.load_profile("megatrain")
+settings.register_profile("everywhere", deadline=None, derandomize=True)
+settings.load_profile("everywhere")
 
 # Before any test module is imported, for some plan while tests are collected. The processes of `pytest -n` inherit it.
 _SHARED = "MEGATRAIN_TESTS_SHARED"

@@ -45,6 +45,7 @@ class Layout:
         parts += [self.checkpointing] if self.checkpointing != "none" else []
         parts += ["tied"] if self.tied else []
         parts += [f"cp{self.context}"] if self.context > 1 else []
+        parts += [f"mb{self.micro_batch}"] if self.micro_batch != 2 else []
         return "-".join(parts)
 
 
