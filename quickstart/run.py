@@ -90,7 +90,7 @@ def prepare_data(results: Results) -> None:
     from quickstart.unigram import unigram_loss  # reads what was just prepared
 
     results.unigrams = unigram_loss([(DATA / name, weight) for name, weight in SOURCES.items()], DATA / "validation")
-    say(f"\nKnowing only how frequent each token is costs {results.unigrams:.3f} nats a held-out token.")
+    say(f"\nKnowing only how frequent each token is costs {results.unigrams:.3f} nats per held-out token.")
 
 
 def show_plan() -> None:
@@ -130,7 +130,7 @@ def resume_on_another_layout(run: RunDir, results: Results) -> None:
     expect_each_step_once(run, total)
     results.tensor_parallel = validation_losses(run)[total]
     expect(
-        f"held-out loss {results.tensor_parallel:.3f} goes on from {results.trained:.3f}",
+        f"held-out loss {results.tensor_parallel:.3f} continues from {results.trained:.3f}",
         results.tensor_parallel < results.trained + 0.05,
     )
 
@@ -150,7 +150,7 @@ def generate(run: RunDir, tuned: RunDir) -> None:
     title("Text")
     options = ("--max-new-tokens", "48", "--temperature", "0.7", "--seed", "1")
     continued = megatrain("generate", str(run), "The following operations are", *options)
-    expect("the trained model goes on with a text", bool(continued.text.strip()))
+    expect("the trained model continues a text", bool(continued.text.strip()))
     with open(TEXT / "instructions-validation.jsonl", encoding="utf-8") as file:
         pair = min(map(json.loads, file), key=lambda pair: len(pair["prompt"]))
     answered = megatrain("generate", str(tuned), pair["prompt"], "--max-new-tokens", "32", "--temperature", "0")

@@ -210,7 +210,7 @@ class _Planner:
         most = self.hardware.max_ranks_per_node
         if most is not None and self.ranks_per_node > most:
             raise ConfigError(
-                f"cluster.gpus_per_node: {self.ranks_per_node}: {self.hardware.name} has {most} GPUs a node. "
+                f"cluster.gpus_per_node: {self.ranks_per_node}: {self.hardware.name} has {most} GPUs per node. "
                 f"Set it to {most} or less, and cluster.nodes to match."
             )
 

@@ -1,4 +1,4 @@
-"""Going back in a run: what lies after the step that it goes on from is set aside, never deleted. No torch.
+"""Going back in a run: what lies after the step that it resumes from is set aside, never deleted. No torch.
 
 A run has one live branch: the folders step-N directly in `checkpoints`. Going back to step S renames those above S into
 `checkpoints/abandoned-…/`, before the first step is taken. So retention, progress, and every later start, by hand or by
@@ -113,7 +113,7 @@ def refuse_lost_progress(run: RunDir, interval_steps: int) -> None:
     elif saved := max((max(a.start_step, a.end_step or 0) for a in read_attempts(run)), default=0):
         why = f"{run.attempts.name} tells of step {saved:,} saved"
     elif (reported := last_step(run)) > interval_steps:
-        why = f"{run.metrics.name} goes on to step {reported:,}, and one was saved every {interval_steps:,} steps"
+        why = f"{run.metrics.name} reaches step {reported:,}, and one was saved every {interval_steps:,} steps"
     else:
         return
     raise CheckpointError(

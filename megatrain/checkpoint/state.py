@@ -28,7 +28,7 @@ class LoaderState(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
-    position: _Number | None = None  # samples consumed; None: of weights that no run goes on from
+    position: _Number | None = None  # samples consumed; None: of weights that no run resumes from
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     sequence_length: _Number | None = None
     order_version: _Number | None = None

@@ -98,7 +98,7 @@ class Checkpointer:
             return Position(Progress(), None, None)
         state = read_state(folder)
         if state.loader is None or state.loader.position is None or state.step != parse_step(folder):
-            raise CheckpointError(f"{folder}/{STATE}: holds no position in the data at this step; no run can go on")
+            raise CheckpointError(f"{folder}/{STATE}: has no data position at this step: no run can resume from it")
         progress = progress_of(state.facts(), folder / STATE)
         self._check_model(folder, state.model)
         self._store.load(folder, self._engine.sharded_state(parameters=state.parameters))

@@ -21,7 +21,7 @@ from megatrain.base.credentials import credentials_in, is_secret_name, without_c
         "pipe:curl -H 'X: Bearer S3CRET' https://host/x",
     ],
 )
-def test_credentials_are_found_and_left_out(text):
+def test_credentials_are_found_and_redacted(text):
     assert credentials_in(text)
     assert "S3CRET" not in credentials_in(text)
     assert "S3CRET" not in without_credentials(text)

@@ -212,7 +212,7 @@ class TestFindCheckpoint:
         make_checkpoint(10), make_checkpoint(20)
         assert find_checkpoint(run.path) == run.step(20)
 
-    def test_a_damaged_newest_is_passed_over(self, run, make_checkpoint) -> None:
+    def test_a_damaged_newest_checkpoint_is_skipped_at_resume(self, run, make_checkpoint) -> None:
         make_checkpoint(10), flip(make_checkpoint(20) / "state.json"), (make_checkpoint(30) / MANIFEST).write_text("{")
         assert find_checkpoint(run.path) == run.step(10)
 

@@ -44,7 +44,7 @@ TOKENS = {"tokens": 10 * 8 * 128, "global_batch_size": 8}
 
 
 def test_a_warmup_longer_than_the_tokens_is_asked_for_apart():
-    """A run that goes on with another batch size may have taken more steps than it would have from its start."""
+    """A run that resumes with another batch size may have taken more steps than it would have from its start."""
     config = pretrain(training=TOKENS, schedule={"warmup_steps": 11})
     assert list(validate(config)) == []
     assert "is longer than the run (training.tokens come to 10 steps)" in warmup_issue(config).rule

@@ -15,7 +15,7 @@ BLOCK_TOKENS = 256
 
 
 def write_corpus(file: Path, documents: int, seed: int) -> Path:
-    """Documents of 3 to 120 made-up words, one a line."""
+    """Documents of 3 to 120 made-up words, one per line."""
     chance = random.Random(seed)
     words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(1, 8))) for _ in range(300)]
     texts = (" ".join(chance.choices(words, k=chance.randint(3, 120))) for _ in range(documents))

@@ -1,4 +1,4 @@
-"""The promise of the whole pipeline: whatever dies and however many ranks go on, the model sees the same stream."""
+"""The promise of the whole pipeline: whatever dies and however many ranks resume, the model sees the same stream."""
 
 import json
 import random

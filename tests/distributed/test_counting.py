@@ -77,7 +77,7 @@ def test_a_run_given_in_tokens_reads_them_whatever_its_batches(
     assert rows_of(run)[-1][2] == pytest.approx(0.1 * load_config(run.config).optimizer.learning_rate)
 
 
-def test_a_checkpoint_of_before_batch_sizes_were_recorded_goes_on(ranks: RankPool, here: Path) -> None:
+def test_resume_from_a_checkpoint_of_before_batch_sizes_were_recorded(ranks: RankPool, here: Path) -> None:
     run = start(ranks, RUN, "run.name=old", "training.steps=2")
     manifest = run.step(2) / "MANIFEST.json"
     state, content = run.step(2) / "state.json", json.loads(manifest.read_text())

@@ -83,7 +83,7 @@ def load_and_go_on(layout: Layout, folder: str, again: str) -> list[tuple[float,
 
 @pytest.fixture(scope="module")
 def saved(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> dict[Layout, tuple[str, list]]:
-    """Each layout's checkpoint, made when first asked for, and the losses of the run that went on."""
+    """Each layout's checkpoint, made when first asked for, and the losses of the run that resumed."""
     made: dict[Layout, tuple[str, list]] = {}
 
     class Saved(dict):

@@ -174,7 +174,7 @@ class TestOfAFineTuning:
         for name in ("config.json", "generation_config.json"):
             assert json.loads((folder / name).read_text())["eos_token_id"] == [7, end]
 
-    def test_what_is_true_of_the_bases_files_only_is_left_out(self, tmp_path) -> None:
+    def test_what_is_true_of_the_bases_files_only_is_dropped(self, tmp_path) -> None:
         make_trained_run(tmp_path)
         write_base(tmp_path / "base")
         file = tmp_path / "base/config.json"

@@ -86,7 +86,7 @@ def test_every_mismatch_is_named_at_once(model_section, make_model) -> None:
     ]
 
 
-def test_the_rotary_buffer_of_old_files_is_passed_over(model_section, make_model) -> None:
+def test_the_rotary_buffer_of_old_files_is_skipped(model_section, make_model) -> None:
     section = model_section()
     state = to_huggingface(make_model(section).state_dict(), section)
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)

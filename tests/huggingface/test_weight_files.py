@@ -80,7 +80,7 @@ def test_a_tensor_that_the_architecture_lacks_is_refused(folder, state, model_se
         weight_files(folder, model_section())
 
 
-def test_what_follows_from_the_rest_is_passed_over(folder, state, model_section) -> None:
+def test_what_follows_from_the_rest_is_skipped(folder, state, model_section) -> None:
     extra = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
         "model.rotary_emb.inv_freq": torch.zeros(4),

@@ -59,7 +59,7 @@ def test_also_where_no_python_thread_can_run(rank, tmp_path):
     assert "where_it_hangs" in (tmp_path / "logs/stacks-rank-0.txt").read_text()
 
 
-def test_a_rank_that_goes_on_is_left_alone(rank, tmp_path):
+def test_a_rank_that_makes_progress_is_left_alone(rank, tmp_path):
     code = "for _ in dog.watched(range(12), 'evaluation'):\n    time.sleep(0.1)\ndog.close()\nprint('the end')"
     said, complained = rank(code).communicate(timeout=30)
     assert (said, complained) == ("the end\n", "")

@@ -32,7 +32,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
 
 
-def test_an_empty_group_is_left_out() -> None:
+def test_an_empty_group_is_dropped() -> None:
     """DeepSpeed flattens each group, and cannot flatten nothing."""
     optimizer = build_optimizer(nn.Linear(3, 2, bias=False), CONFIG, decays=lambda name: True)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3]

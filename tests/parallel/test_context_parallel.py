@@ -1,4 +1,4 @@
-"""Sequences shared by ranks: on one rank nothing is hung on a model; the numbers are in tests/distributed."""
+"""Sequences shared by ranks: on one rank no hooks are attached to a model; the numbers are in tests/distributed."""
 
 import torch
 import torch.distributed as dist

@@ -113,7 +113,7 @@ def test_what_would_not_teach_makes_no_pair(source):
     assert list(pairs([Document("f.py", source)])) == []
 
 
-def test_tests_tables_and_other_peoples_packages_are_left_out(tmp_path):
+def test_tests_tables_and_other_peoples_packages_are_skipped(tmp_path):
     for name in ("good.py", "pkg/also.py", "test/a.py", "pkg/tests/a.py", "encodings/a.py", "site-packages/a.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a = 1\n")

@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from, and that no start loses one. In one process, without an engine."""
+"""Which checkpoint a start resumes from, and that no start loses one. In one process, without an engine."""
 
 import errno
 import os
@@ -200,7 +200,7 @@ class TestBeginningAnew:
     def test_not_where_the_folder_is_gone_and_only_metrics_know(self, run) -> None:
         run.path.mkdir()
         run.metrics.write_text('{"step": 11}\n')  # every 10 steps a checkpoint
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl goes on to step 11"):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl reaches step 11"):
             Start(run).resume()
         assert run.metrics.read_text()
 

@@ -33,7 +33,7 @@ def on_ranks(problems, seconds=20):
     return raised
 
 
-def test_all_go_on_where_none_has_a_problem():
+def test_all_continue_where_none_has_a_problem():
     assert on_ranks([None] * 4) == [None] * 4
 
 

@@ -100,7 +100,7 @@ class Inspection:
                 *_source_lines(self.path, manifest),
                 *([f"dropped: {_counts(manifest.left_out)}"] if manifest.left_out else []),
                 *packing_lines(manifest),
-                f"tokens a {'piece' if manifest.packed else 'document'}: mean {length['mean']:,.0f}, "
+                f"tokens per {'piece' if manifest.packed else 'document'}: mean {length['mean']:,.0f}, "
                 f"median {length['median']:,}, maximum {length['maximum']:,}",
                 *_bars(self.lengths.histogram()),
                 "it begins:",
@@ -124,7 +124,7 @@ class Inspection:
         axes = figure.add_subplot()
         axes.bar(range(len(bounds)), counts)
         axes.set_xticks(range(len(bounds)), [f"{bound:,}" for bound in bounds], rotation=45)
-        axes.set_xlabel(f"tokens a {'piece' if self.manifest.packed else 'document'}, from here to twice as many")
+        axes.set_xlabel(f"tokens per {'piece' if self.manifest.packed else 'document'}, from here to twice as many")
         axes.set_ylabel("number")
         axes.set_title(f"{self.path}: {self.manifest.tokens:,} tokens in {self.manifest.documents:,} documents")
         try:

@@ -205,7 +205,7 @@ class LocalStorage:
         if state.size != record.bytes or sha256_file(path, DataError) != record.sha256:
             raise ChangedError(
                 f"{path}: changed while it was read: {before.difference(state)}, and it no longer has the SHA-256 that "
-                "the manifest names. Restore the shard; the run goes on from its last checkpoint."
+                "the manifest names. Restore the shard; the run resumes from its last checkpoint."
             )
         self._states[shard] = state
 

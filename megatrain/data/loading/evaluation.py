@@ -14,7 +14,7 @@ class EvaluationLoader:
         data_sources: prepared folders; their weights play no part.
         sequences: rows an evaluation reads at most, over all sources and ranks; each source gives an equal part, and
             one that is shorter gives all it has.
-        micro_batch_size: sequences a rank holds at once.
+        micro_batch_size: sequences held at once per rank.
         data_rank, data_size: this rank among the data-parallel ones.
         reading: how patiently to read.
 

@@ -1,7 +1,7 @@
 """Someone else's WebDataset tar files, read from front to back: no index, so no order but theirs.
 
 What prepared data promises does not hold here. The stream is not elastic: each data-parallel rank reads shards of its
-own, so a run goes on only with as many ranks as it was started with; and a resume reads again, from the start, all that
+own, so a run resumes only with as many ranks as it was started with; and a resume reads again, from the start, all that
 was consumed. Nothing is shuffled. Each rank repeats its shards when they end, so that no rank ever waits for another.
 Prepare the data if it is to be read more than once.
 
@@ -114,12 +114,12 @@ class SequentialLoader:
         if changed:
             was = "; ".join(f"{name} was {state.get(name)}, is {self._identity[name]}" for name in changed)
             raise DataError(
-                f"webdataset sources cannot go on from this checkpoint: {was}. They are read in sequence by a fixed "
-                "number of ranks. Restore that, or prepare the data: prepared data goes on with any number."
+                f"webdataset sources cannot resume from this checkpoint: {was}. They are read in sequence by a fixed "
+                "number of ranks. Restore that, or prepare the data: prepared data resumes with any number."
             )
         position = state.get("position")
         if type(position) is not int or not 0 <= position < 1 << 62:
-            raise DataError(f"webdataset sources cannot go on from this checkpoint: its position is {position!r:.40}")
+            raise DataError(f"webdataset sources cannot resume from this checkpoint: its position is {position!r:.40}")
         self.close()
         self._position = position
         return []
@@ -190,7 +190,7 @@ class SequentialLoader:
 
 
 def pack(documents: Iterator[NDArray[np.uint32]], sequence_length: int) -> Iterator[Row]:
-    """Rows of one document behind the other; the last token of a row is the first of the next."""
+    """Rows of concatenated documents; the last token of a row is the first of the next."""
     tokens = np.empty(0, dtype=np.uint32)
     ends: list[int] = []
     for document in documents:

@@ -1,4 +1,4 @@
-"""What a saved position in the data means, and which other configuration may go on from it.
+"""What a saved position in the data means, and which other configuration may resume from it.
 
 The state of a loader is the position and the name of everything that decides which samples came before it: at most
 4 KiB, the same on every rank. What has not begun yet may change: phases and quarantined blocks of later samples, and
@@ -50,7 +50,7 @@ def identity(data: DataSection, seed: int, manifest_hashes: Sequence[str]) -> di
 
 
 def changes_since(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
-    """What a run that goes on from a saved state changes, a line each.
+    """What a run that resumes from a saved state changes, a line each.
 
     Raises:
         DataError: something that samples before the position depend on has changed; says what.

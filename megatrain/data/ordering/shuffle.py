@@ -6,11 +6,11 @@ systems and object stores:
 
     window   `window_blocks` neighbouring blocks, all of whose rows are shuffled together
     stream   takes one window after the other; `streams` of them take turns, a row each
-    round    one window in every lane; which windows those are is a permutation of all windows
+    round    one window in every stream; which windows those are is a permutation of all windows
     tail     the windows that fill no round, and the rows that fill no window: one permutation of all their rows
 
     index     0      1      2     …  L-1    L     L+1   …    (L streams)
-    lane      0      1      2     …  L-1    0     1     …    all rows of a round, then the next round; last the tail
+    stream    0      1      2     …  L-1    0     1     …    all rows of a round, then the next round; last the tail
 
 So any L consecutive rows come from L different windows, and only `streams` windows are being read at a time. A source
 of fewer than `streams` windows is all tail: fully shuffled.
@@ -101,7 +101,7 @@ class WindowedShuffle:
         return windows * self._window_rows + self._within_windows(rounds, streams, turns, epoch_key)
 
     def _within_windows(self, rounds: Int64, streams: Int64, turns: Int64, epoch_key: np.uint64) -> Int64:
-        """Which row of its window a lane gives at its turn."""
+        """Which row of its window a stream gives at its turn."""
         within = np.empty_like(turns)
         groups, members = np.divmod(streams, self._group)
         numbers = rounds * self._streams + groups  # one number for each pair of round and group

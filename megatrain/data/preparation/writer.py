@@ -1,7 +1,7 @@
 """Writing one prepared folder: documents in, tar shards out, restartable after every shard.
 
 Each finished shard leaves a receipt, which says at which token of which document the next shard begins. Whoever opens
-the folder again goes on from the last receipt; the bytes are the same as without the interruption. At the end the
+the folder again resumes from the last receipt; the bytes are the same as without the interruption. At the end the
 receipts become the index, the manifest is written, and they are deleted.
 """
 
@@ -121,7 +121,7 @@ class SetWriter:
         return DataError(f"{self.folder}: no document fell to the {self.recipe.part} set. {advice}{omitted}")
 
     def discard(self) -> None:
-        """Remove the unfinished data of this recipe, which nothing could ever go on from; finished data stays."""
+        """Remove the unfinished data of this recipe, which nothing could ever resume from; finished data stays."""
         if not self.finished:
             for file in self.folder.iterdir():
                 if file.name.lstrip(".").startswith(_OWN):

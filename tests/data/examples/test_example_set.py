@@ -191,7 +191,7 @@ class TestTruncation:
         assert report.prompt_tokens_cut + report.response_tokens_cut == whole - length
         assert "1 lose" in (report.warning() or "")
 
-    def test_long_examples_can_be_left_out_or_refused(self, tokenizer, write_pairs) -> None:
+    def test_long_examples_can_be_dropped_or_refused(self, tokenizer, write_pairs) -> None:
         path = write_pairs({"prompt": "who", "response": " me"}, {"prompt": "who " * 99, "response": " me"})
         found = read_set(path, tokenizer, truncation="drop")
         assert found.examples == 1

@@ -74,7 +74,7 @@ def test_targets_are_those_of_the_global_batch(rows, size) -> None:
 
 
 @pytest.mark.parametrize("then", [(1, 1), (2, 2), (4, 1)])
-def test_it_goes_on_where_it_stopped_on_any_number_of_ranks(rows, then) -> None:
+def test_elastic_resume_on_any_number_of_ranks(rows, then) -> None:
     before = loader(rows, rank=1, size=2, micro=2)
     for _ in range(3):
         before.next()

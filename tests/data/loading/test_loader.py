@@ -44,7 +44,7 @@ def test_the_stream_is_the_same_for_any_ranks_and_micro_batches(make_loader):
         assert same_state == state
 
 
-def test_resumed_twice_on_other_ranks_and_batches_it_goes_on_exactly(make_loader):
+def test_elastic_resume_twice_on_other_ranks_and_batches_is_exact(make_loader):
     """96 steps of 8 samples; both sources begin a second epoch on the way, the second one before the last resume."""
     length = {"sequence_length": 64}
     whole, _ = stream(make_loader, 96, **length)

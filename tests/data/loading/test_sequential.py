@@ -78,7 +78,7 @@ def test_patterns_and_http(make, tars, path):
         server.close()
 
 
-def test_it_goes_on_exactly_with_as_many_ranks(make):
+def test_resume_with_as_many_ranks_is_exact(make):
     whole = tokens(make(), 9)
     before = make()
     tokens(before, 4)

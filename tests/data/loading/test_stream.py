@@ -50,7 +50,7 @@ def test_whole_data_passes_verification(make_loader, prepared):
     assert torch.equal(verified, rows_of(make_loader(train=train), 20))
 
 
-def test_the_error_says_how_to_go_on_and_that_works_alike_on_all_ranks(make_loader, copy):
+def test_the_error_says_how_to_quarantine_and_resume_on_all_ranks(make_loader, copy):
     damage(copy, 3)
     options = {"train": (Source(path=str(copy)),), "reading": ReadingSection(verify_blocks=True)}
     loader = make_loader(**options)

@@ -63,7 +63,7 @@ def test_epochs_sources_and_seeds_are_shuffled_differently():
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_a_stage_goes_on_where_the_one_before_left_its_sources(rule):
+def test_a_curriculum_phase_continues_where_the_one_before_left_its_sources(rule):
     phases = [Phase(0, quotas([0.9, 0.1])), Phase(1500, quotas([0.2, 0.8])), Phase(9000, quotas([0.5, 0.5]))]
     order = Order([SourceSize(100_000, 16)] * 2, phases, seed=11, rule=rule)
     samples = order.locate(np.arange(12_000))

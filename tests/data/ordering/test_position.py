@@ -1,4 +1,4 @@
-"""Which configuration may go on from a saved position."""
+"""Which configuration may resume from a saved position."""
 
 import re
 

@@ -199,7 +199,7 @@ def _stat(process: Path) -> list[str]:
         return []
 
 
-def test_a_run_that_goes_on_does_not_tokenise_again(tmp_path, corpus, tokenizer_folder, monkeypatch):
+def test_a_resumed_preparation_does_not_tokenise_again(tmp_path, corpus, tokenizer_folder, monkeypatch):
     options = PrepareOptions(
         inputs=(str(corpus),), out=tmp_path, tokenizer=tokenizer_folder, block_tokens=256, shard_bytes=2048
     )

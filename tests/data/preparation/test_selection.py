@@ -30,7 +30,7 @@ def run(texts, folder, workers=1, batch=4, **policy):
     return [selection.keeps(number) for number in range(len(texts))], selection.left_out
 
 
-def test_copies_are_left_out_but_for_the_first(tmp_path):
+def test_duplicates_are_dropped_but_for_the_first(tmp_path):
     texts = [prose(1), prose(2), prose(1), prose(3), prose(2), prose(1) + " "]
     kept, counts = run(texts, tmp_path, duplicates="exact")
     assert kept == [True, True, False, True, False, True]
@@ -71,7 +71,7 @@ def test_quality_filters_in_their_order(tmp_path):
     assert counts == {"too_short": 1, "too_long": 1, "repetitive": 1, "other_language": 1}
 
 
-def test_a_copy_of_what_was_left_out_is_no_copy(tmp_path):
+def test_a_copy_of_what_was_dropped_is_no_duplicate(tmp_path):
     """Filters come first: the reason of both is the same."""
     _, counts = run(["tiny", "tiny", prose(1)], tmp_path, minimum_characters=10, duplicates="exact")
     assert counts == {"too_short": 2}

@@ -170,7 +170,7 @@ def test_memory_is_bounded_whatever_a_file_inflates_to(tmp_path, name, ending, m
     assert peak < 20 << 20
 
 
-def test_rows_without_a_text_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+def test_rows_without_a_text_are_dropped_and_counted_with_skip_null(tmp_path):
     lines = b'{"text": null}\n{"text": "x"}\n{"body": "y"}\n{"text": ""}\n'
     skipped = Counter()
     assert [d.content for d in read_documents([write(tmp_path / "a.jsonl", lines)], "text", skipped=skipped)] == ["x"]

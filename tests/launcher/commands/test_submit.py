@@ -79,6 +79,6 @@ def test_submit_of_a_run_whose_checkpoints_are_gone_is_refused(run, here) -> Non
     submit()
     run.checkpoints.rename(here / "elsewhere")
     run.metrics.write_text('{"step": 2000000}\n')
-    with pytest.raises(PreflightError, match=r"holds no checkpoint, but metrics\.jsonl goes on to step") as caught:
+    with pytest.raises(PreflightError, match=r"holds no checkpoint, but metrics\.jsonl reaches step") as caught:
         submit()
     assert caught.value.exit_code == 5

@@ -165,7 +165,7 @@ def test_json_has_the_documented_shape(tiny):
 
 
 def test_more_ranks_a_node_than_the_hardware_has(tiny):
-    with pytest.raises(ConfigError, match="h100-sxm has 8 GPUs a node"):
+    with pytest.raises(ConfigError, match="h100-sxm has 8 GPUs per node"):
         make_plan(tiny("cluster.hardware=h100-sxm", "cluster.gpus_per_node=16"))
 
 

@@ -117,7 +117,7 @@ def test_a_fine_tuning_takes_model_tokenizer_and_length_from_a_pretrained_model(
     assert (config.tokenizer.path, config.sequence_length) == ("llama", 4096)
 
 
-def test_a_fine_tuning_that_goes_on_needs_no_base(tiny, here):
+def test_a_resumed_fine_tuning_needs_no_base(tiny, here):
     write_tokenizer(here / "tok", "<s>")
     before = tiny("tokenizer.path=tok", "run.name=tuned")
     own = parse_config(FINETUNE, overrides=["finetune.sequence_length=64", "tokenizer.path=tok"])

@@ -1,4 +1,4 @@
-"""What a start that goes on changes of a run is said, before anything of it is changed."""
+"""What a start that resumes changes of a run is said, before anything of it is changed."""
 
 import pytest
 

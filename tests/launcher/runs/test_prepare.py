@@ -105,7 +105,7 @@ def an_attempt(end_step):
     ("leave", "says"),
     [
         (lambda run: write_attempts(run, [an_attempt(20)]), r"attempts\.json tells of step 20 saved"),
-        (lambda run: run.metrics.write_text('{"step": 101}\n'), r"metrics\.jsonl goes on to step 101"),
+        (lambda run: run.metrics.write_text('{"step": 101}\n'), r"metrics\.jsonl reaches step 101"),
         (lambda run: run.step(20).mkdir(parents=True), r"step 20 is there without its MANIFEST\.json"),
         (lambda run: run.checkpoints.touch(), r"checkpoints: cannot be read: Not a directory"),
     ],
@@ -172,7 +172,7 @@ class TestTheSameTokenizerElsewhere:
         prepare(tiny("tokenizer.path=tok"))
         assert {file.name: file.read_bytes() for file in run.tokenizer.iterdir()} == before
 
-    def test_another_path_of_the_same_goes_on(self, tiny, here, run):
+    def test_resume_from_another_path_of_the_same(self, tiny, here, run):
         prepare(tiny(f"tokenizer.path={here}/tok"))
         (here / "tok").rename(here / "moved")
         prepare(tiny("tokenizer.path=moved/tokenizer.json"))

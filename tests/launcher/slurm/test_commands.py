@@ -8,7 +8,7 @@ from megatrain.base.errors import PreflightError
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
-    """stand_in(name, shell): a client of that name, the only one there is."""
+    """stand_in(name, shell): a command of that name, the only one there is."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
     def write(name, shell):
