@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -252,6 +252,7 @@ class OpenFile:
     def state(self) -> FileState:
         return FileState.of(os.fstat(self.descriptor))
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # `close` is kept, since Python empties modules at exit before it deletes the last file
         if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+            close(self.descriptor)
