@@ -176,7 +176,8 @@ def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str]) -> None
         ConfigError: the optimizer keeps others: they would be lost in a resume.
     """
     optimizer = _torch_optimizer(engine)
-    for weight, state in optimizer.state.items():
+    states: list[tuple[Any, dict[str, Any]]] = list(optimizer.state.items()) or [(None, {})]
+    for weight, state in states:
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and name != "step"}
         kind = type(optimizer).__name__
         for name, value in tensors.items():
