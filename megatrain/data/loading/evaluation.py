@@ -16,7 +16,7 @@ class EvaluationLoader:
             one that is shorter gives all it has.
         micro_batch_size: sequences held at once per rank.
         data_rank, data_size: this rank among the data-parallel ones.
-        reading: how patiently to read.
+        reading: threads, retries and caches of reads.
 
     Every rank yields the same number of batches. A sequence too many, where the rows do not fill the last batches, has
     labels of IGNORE_INDEX only: weigh losses by their number of targets.

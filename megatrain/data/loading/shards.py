@@ -52,7 +52,7 @@ class PreparedData:
 
     Args:
         path: a folder, or the http(s):// or s3:// address of one.
-        reading: how patiently to read.
+        reading: threads, retries and caches of reads.
         open_files: most shards open at once.
 
     Raises:

@@ -215,7 +215,8 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     topology = Topology(world_size=world_size, tensor_parallel=tensor, context_parallel=context)
     accumulation = training.global_batch_size // (training.micro_batch_size * topology.data_parallel)
     as_configured = cluster.nodes > 1 and cluster.nodes * cluster.gpus_per_node == world_size
-    ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else f"{world_size} ranks of"
+    here = "1 rank of" if world_size == 1 else f"{world_size} ranks of"
+    ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else here
     recompute = {"none": "", "selective": "selective recompute", "full": "full recompute"}
     features = ("compile" if parallel.compile else "", recompute.get(parallel.activation_checkpointing, ""))
     layout = f"ZeRO-{parallel.zero_stage}, {topology}"
