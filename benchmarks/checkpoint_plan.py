@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoint_plan [--replicas 1000] [--layers 80] [--out benchmarks/results/checkpoint_plan.md]
 
-The boxes are those of real fragments of a 70B model, of all ranks, one after the other in this process; only the
+The chunks are those of the real shards of a 70B model, of all ranks, one after the other in this process; only the
 tensors' own bytes are not written. About 4 minutes of one core.
 """
 
@@ -35,12 +35,12 @@ from tests.checkpoint.many_ranks import Ranks, files_of, fragments, model, pickl
 def measure(sizes: dict[str, tuple[int, ...]], ranks: int, folder: Path) -> Iterator[tuple[str, str]]:
     world = Ranks(sizes, ranks)
     local, written = (list(column) for column in zip(*map(world.save, range(ranks)), strict=True))
-    yield "boxes", f"{sum(world.boxes):,}"
+    yield "chunks", f"{sum(world.chunks):,}"
     yield "a rank's own plan", f"{world.seconds / ranks:.2f} s"
     yield "first save: sent to rank 0 of the plans", f"{pickled_bytes(local) / 1e6:.1f} MB"
     began = time.perf_counter()
     _, metadata = world.planners[0].create_global_plan(local)
-    yield "first save: rank 0's plan, with the check that boxes cover", f"{time.perf_counter() - began:.1f} s"
+    yield "first save: rank 0's plan, with the check that chunks cover", f"{time.perf_counter() - began:.1f} s"
     again = [world.save(rank)[0] for rank in range(0, ranks, max(1, ranks // 10))]
     assert all(plan == SavePlan([]) for plan in again), "nothing is sent for a plan that did not change"
     began = time.perf_counter()

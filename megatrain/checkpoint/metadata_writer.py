@@ -1,7 +1,7 @@
 """Writes `.metadata`, DCP's pickled table of contents, which any reader of DCP can read.
 
-It has an entry per box of each tensor. What many entries share (a list of chunks, a name, offsets) is pickled once, and
-referred to; the entries of `storage_data`, millions of a large checkpoint, are not made as objects at all: they are
+It has an entry per chunk of each tensor. What many entries share (a list of chunks, a name, offsets) is pickled once
+and referred to; the entries of `storage_data`, millions of a large checkpoint, are not made as objects at all: they are
 opcodes in an array, all of one length, whose numbers are filled in column by column.
 """
 
@@ -74,7 +74,7 @@ _GET, _LONG, _CALL_2, _CALL_3 = pickle.LONG_BINGET, pickle.LONG1 + b"\x08", b"\x
 _ENTRY: list[tuple[bytes, str, str]] = [
     (_GET, "index_class", "<u4"),
     (_GET, "name", "<u4"),
-    (_GET, "box", "<u4"),
+    (_GET, "chunk", "<u4"),
     (_CALL_2 + _GET, "info_class", "<u4"),
     (_GET, "file", "<u4"),
     (_LONG, "offset", "<i8"),
@@ -98,14 +98,14 @@ class _MetadataPickler(pickle._Pickler):
             self.save(shared)
             self.write(pickle.POP)
         names = np.array([self._number(name) for name in data.planned.names], dtype=np.uint32)
-        boxes = np.array([self._number(offsets) for offsets in data.planned.offsets], dtype=np.uint32)
+        chunks = np.array([self._number(offsets) for offsets in data.planned.offsets], dtype=np.uint32)
         self.write(pickle.EMPTY_DICT)
         for rank, written in zip(data.planned.ranks, data.written, strict=True):
             entries = np.zeros(len(rank.names), dtype=_ENTRY_TYPE)
             for code, field, _ in _ENTRY:
                 entries[f"before {field}"] = np.void(code)
             entries["index_class"], entries["info_class"] = self._number(MetadataIndex), self._number(_StorageInfo)
-            entries["name"], entries["box"] = names[rank.names], boxes[rank.offsets]
+            entries["name"], entries["chunk"] = names[rank.names], chunks[rank.offsets]
             entries["file"] = self._number(written.file)
             entries["offset"], entries["length"] = written.offsets_and_lengths()
             self.write(pickle.MARK)

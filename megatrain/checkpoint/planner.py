@@ -1,10 +1,10 @@
-"""DCP's planners: which boxes of which tensors each rank writes and reads.
+"""DCP's planners: which chunks of which tensors each rank writes and reads.
 
-torch's default planners gather an object per box on rank 0, compare each box with those beside it, and scatter the
-plans again. ZeRO-3 of 70B on 1,000 ranks has 5 million boxes, for which that takes half an hour, at every save. Here
+torch's default planners gather an object per chunk on rank 0, compare each chunk with those beside it, and scatter the
+plans again. ZeRO-3 of 70B on 1,000 ranks has 5 million chunks, for which that takes half an hour, at every save. Here
 
 - a rank's plan stays on the rank. Rank 0 is told in groups: a matrix of all blocks and its two moments have the same
-  boxes. From the second save on it is told nothing, unless the plan changed;
+  chunks. From the second save on it is told nothing, unless the plan changed;
 - rank 0 makes one list of chunks for all tensors that are cut alike, and checks that it covers them exactly;
 - a load gathers nothing: each rank finds what it reads in the checkpoint's own description.
 """
@@ -43,7 +43,7 @@ from megatrain.checkpoint.metadata_writer import PlannedChunks, RankChunks, Writ
 
 
 class _Group(NamedTuple):
-    """Tensors of one shape and dtype of which a rank has the same boxes."""
+    """Tensors of one shape and dtype of which a rank has the same chunks."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -56,7 +56,7 @@ class CompactSavePlanner(DefaultSavePlanner):
     """Plans the saves of one run; keep it from one to the next, so that only the first is planned.
 
     Raises:
-        CheckpointError: in DCP's wrapping, the boxes of all ranks do not cover a tensor exactly.
+        CheckpointError: in DCP's wrapping, the chunks of all ranks do not cover a tensor exactly.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class CompactSavePlanner(DefaultSavePlanner):
 
 
 def _grouped(items: Iterable[WriteItem]) -> tuple[list[_Group], list[WriteItem]]:
-    """Groups of tensors that are cut alike, and the items in the groups' order: by group, tensor and box."""
+    """Groups of tensors that are cut alike, and the items in the groups' order: by group, tensor and chunk."""
     tensors: dict[str, list[WriteItem]] = {}
     for item in items:
         if item.tensor_data is None:
@@ -152,7 +152,7 @@ def _without_copies(ranks: Sequence[Sequence[_Group]]) -> tuple[list[list[_Group
 def _global_plan(ranks: Sequence[Sequence[_Group]]) -> Metadata:
     """Each tensor's chunks, in one list for all that are cut alike, and which of them each rank has."""
     groups = list(itertools.chain.from_iterable(ranks))
-    chunks = [[_chunk(*box) for box in zip(group.offsets, group.sizes, strict=True)] for group in groups]
+    chunks = [[_chunk(*chunk) for chunk in zip(group.offsets, group.sizes, strict=True)] for group in groups]
     parts: dict[str, list[int]] = {}  # of a tensor: the groups that it is in
     for number, group in enumerate(groups):
         for name in group.names:
@@ -181,8 +181,8 @@ def _chunk(offsets: tuple[int, ...], sizes: tuple[int, ...]) -> ChunkStorageMeta
 
 def _whole(name: str, groups: Sequence[_Group], chunks: list[ChunkStorageMetadata]) -> TensorStorageMetadata:
     shape, dtype = groups[0].shape, groups[0].dtype
-    offsets = [box for group in groups for box in group.offsets]
-    sizes = [box for group in groups for box in group.sizes]
+    offsets = [chunk for group in groups for chunk in group.offsets]
+    sizes = [chunk for group in groups for chunk in group.sizes]
     alike = all((group.shape, group.dtype) == (shape, dtype) for group in groups)
     if not alike or not covers_exactly(shape, offsets, sizes):
         raise CheckpointError(f"{name}: what the ranks have of it does not cover {shape} exactly; nothing is saved")
@@ -193,9 +193,9 @@ def _rank_chunks(groups: Iterator[tuple[_Group, int]], numbers: dict[str, int]) 
     names: list[NDArray[np.int32]] = []
     offsets: list[NDArray[np.int32]] = []
     for group, first in groups:
-        boxes = len(group.offsets)
-        names.append(np.array([numbers[name] for name in group.names], dtype=np.int32).repeat(boxes))
-        offsets.append(np.tile(np.arange(first, first + boxes, dtype=np.int32), len(group.names)))
+        chunks = len(group.offsets)
+        names.append(np.array([numbers[name] for name in group.names], dtype=np.int32).repeat(chunks))
+        offsets.append(np.tile(np.arange(first, first + chunks, dtype=np.int32), len(group.names)))
     empty = np.empty(0, dtype=np.int32)
     return RankChunks(np.concatenate([empty, *names]), np.concatenate([empty, *offsets]))
 

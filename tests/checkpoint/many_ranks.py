@@ -22,7 +22,7 @@ from megatrain.config import ModelSection
 from megatrain.model.families.llama.section import LlamaSection
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
-_AROUND = 1_200  # bytes that torch.save puts around a box, about
+_AROUND = 1_200  # bytes that torch.save puts around a chunk, about
 
 
 def model(layers: int) -> ModelSection:
@@ -61,7 +61,7 @@ class Ranks:
     def __init__(self, sizes: dict[str, tuple[int, ...]], ranks: int) -> None:
         self.sizes = sizes
         self.planners = [CompactSavePlanner() for _ in range(ranks)]
-        self.boxes = [0] * ranks
+        self.chunks = [0] * ranks
         self.seconds = 0.0  # of the ranks' own plans
 
     def save(self, rank: int) -> tuple[SavePlan, WrittenChunks]:
@@ -71,7 +71,7 @@ class Ranks:
         plan = planner.create_local_plan()
         self.seconds += time.perf_counter() - began
         items = planner.finish_plan(SavePlan([])).items
-        self.boxes[rank] = len(items)
+        self.chunks[rank] = len(items)
         return plan, planner.written(list(_results(items, f"__{rank}_0.distcp")))
 
 

@@ -240,42 +240,42 @@ class TestCoversExactly:
         outcomes = {True: 0, False: 0}
         for _ in range(2000):
             shape = tuple(chance.randint(1, 3) for _ in range(chance.randint(1, 3)))
-            boxes = self.cut(chance, shape)
+            chunks = self.cut(chance, shape)
             if chance.random() < 0.6:  # spoil it
-                spoilt = chance.randrange(len(boxes))
+                spoilt = chance.randrange(len(chunks))
                 change = chance.choice(["drop", "double", "shift", "grow"])
-                offsets, sizes = boxes[spoilt]
+                offsets, sizes = chunks[spoilt]
                 dim = chance.randrange(len(shape))
                 step = tuple(int(i == dim) for i in range(len(shape)))
                 if change == "drop":
-                    del boxes[spoilt]
+                    del chunks[spoilt]
                 elif change == "double":
-                    boxes.append(boxes[chance.randrange(len(boxes))])
+                    chunks.append(chunks[chance.randrange(len(chunks))])
                 elif change == "shift":
-                    boxes[spoilt] = (tuple(o + s for o, s in zip(offsets, step, strict=True)), sizes)
+                    chunks[spoilt] = (tuple(o + s for o, s in zip(offsets, step, strict=True)), sizes)
                 else:
-                    boxes[spoilt] = (offsets, tuple(n + s for n, s in zip(sizes, step, strict=True)))
+                    chunks[spoilt] = (offsets, tuple(n + s for n, s in zip(sizes, step, strict=True)))
             painted = np.zeros([size + 2 for size in shape], dtype=int)
-            for offsets, sizes in boxes:
+            for offsets, sizes in chunks:
                 painted[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))] += 1
             inside = tuple(slice(0, size) for size in shape)
             exact = bool((painted[inside] == 1).all()) and painted.sum() == painted[inside].sum()
-            got = covers_exactly(shape, [offsets for offsets, _ in boxes], [sizes for _, sizes in boxes])
-            assert got == exact, (shape, boxes)
+            got = covers_exactly(shape, [offsets for offsets, _ in chunks], [sizes for _, sizes in chunks])
+            assert got == exact, (shape, chunks)
             outcomes[exact] += 1
         assert min(outcomes.values()) > 300
 
     @staticmethod
     def cut(chance, shape):
-        """A random grid of boxes, some of them cut again."""
+        """A random grid of chunks, some of them cut again."""
         edges = [sorted({0, size, *(chance.randint(0, size) for _ in range(2))}) for size in shape]
         spans = [list(itertools.pairwise(edge)) for edge in edges]
-        boxes = [
+        chunks = [
             (tuple(low for low, _ in cell), tuple(high - low for low, high in cell))
             for cell in itertools.product(*spans)
         ]
-        chance.shuffle(boxes)
-        return boxes
+        chance.shuffle(chunks)
+        return chunks
 
     def test_a_number_is_covered_by_itself(self) -> None:
         assert covers_exactly((), [()], [()])

@@ -51,13 +51,13 @@ def thousand():
 
 
 class TestThousandRanks:
-    """Of what grows with boxes, nothing is sent but some bytes for many of them, and nothing is made twice."""
+    """Of what grows with chunks, nothing is sent but some bytes for many of them, and nothing is made twice."""
 
     def test_little_is_sent_the_first_time_and_nothing_afterwards(self, thousand) -> None:
         ranks, local, written, _ = thousand[2]
-        assert sum(ranks.boxes) > 90_000
-        assert pickled_bytes(local) < 8 * sum(ranks.boxes)  # an object of DCP's has 160
-        assert pickled_bytes(written) < 4 * sum(ranks.boxes)
+        assert sum(ranks.chunks) > 90_000
+        assert pickled_bytes(local) < 8 * sum(ranks.chunks)  # an object of DCP's has 160
+        assert pickled_bytes(written) < 4 * sum(ranks.chunks)
         assert [ranks.save(rank)[0] for rank in (0, 500, 999)] == [SavePlan([])] * 3
 
     def test_rank_0_plans_once(self, thousand) -> None:
@@ -72,7 +72,7 @@ class TestThousandRanks:
             for layers, (*_, metadata) in thousand.items()
         }
         assert sum(lists[1].values()) == sum(lists[2].values()) < 25_000
-        assert sum(thousand[2][0].boxes) == 2 * sum(thousand[1][0].boxes)
+        assert sum(thousand[2][0].chunks) == 2 * sum(thousand[1][0].chunks)
 
     def test_an_entry_of_the_table_is_short(self, thousand, tmp_path) -> None:
         size = {}
@@ -81,7 +81,7 @@ class TestThousandRanks:
             HashingWriter(tmp_path / str(layers)).fs.mkdir(tmp_path / str(layers))
             HashingWriter(tmp_path / str(layers)).finish(metadata, list(written))
             size[layers] = (tmp_path / str(layers) / ".metadata").stat().st_size
-        assert size[2] - size[1] < 50 * sum(thousand[1][0].boxes)
+        assert size[2] - size[1] < 50 * sum(thousand[1][0].chunks)
 
     def test_a_load_plan_is_not_gathered(self, thousand) -> None:
         metadata = thousand[1][3]
