@@ -84,7 +84,8 @@ def show_plan(config: "Config", as_json: bool, assumed: Sequence[str] = ()) -> N
         assumed: what it takes for granted, a sentence each; see planning/assumed.py.
     """
     from launcher.commands.render import plan_text
-    from launcher.planning.plan import NothingFitsError, make_plan, resolve
+    from launcher.planning.plan import make_plan, resolve
+    from launcher.planning.plan_result import NothingFitsError
 
     try:
         report = make_plan(config)

@@ -4,7 +4,7 @@ from collections import Counter
 
 from launcher.planning.examples import example_set
 from launcher.planning.hardware import GIB
-from launcher.planning.plan import Plan, PlanResult
+from launcher.planning.plan_result import Plan, PlanResult
 from launcher.planning.reliability import reliability
 from launcher.planning.resolve import run_folder, tokenizer_path
 from megatrain.base.errors import MegatrainError

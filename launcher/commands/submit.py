@@ -9,7 +9,7 @@ from launcher.commands.options import Chain, File, Json, Overrides, load
 from megatrain.base.terminal import complain, say
 
 if TYPE_CHECKING:
-    from launcher.planning.plan import Plan
+    from launcher.planning.plan_result import Plan
     from megatrain.config import Config
     from megatrain.run.directory import RunDir
 

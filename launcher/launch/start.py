@@ -11,7 +11,8 @@ from launcher.launch.environment import NodeRanks
 from launcher.launch.hosts import Host, parse_hosts, read_hostfile
 from launcher.launch.local import run_ranks
 from launcher.launch.ssh import run_hosts
-from launcher.planning.plan import PlanResult, resolve
+from launcher.planning.plan import resolve
+from launcher.planning.plan_result import PlanResult
 from launcher.runs.claim import attempted
 from launcher.runs.owner import busy_with
 from launcher.runs.prepare import prepare_run, run_folder

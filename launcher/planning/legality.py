@@ -34,7 +34,7 @@ class Rule:
     source: str
 
 
-def problem(run: Run, choice: Choice, *, known: Choice | None = None) -> tuple[dict[str, Any], str] | None:
+def first_violation(run: Run, choice: Choice, *, known: Choice | None = None) -> tuple[dict[str, Any], str] | None:
     """The first rule that a choice breaks: the fields that it is about, and why.
 
     Args:

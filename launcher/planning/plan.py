@@ -1,145 +1,29 @@
 """A run and its cluster -> ranked layouts, and a reason for every one that cannot be.
 
-Whatever the configuration fixes is a constraint; every `auto` is tried. Layouts are ranked by predicted step time,
-with a preference where the prediction cannot see the whole cost (the handicaps).
+Whatever the configuration fixes is a constraint; every `auto` is tried. How layouts are ranked: ranking.py.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, get_args
 
-from launcher.planning.cost import StepTime, estimate_step, model_flops_utilization
-from launcher.planning.hardware import GIB, Hardware, load_hardware
+from launcher.planning.cost import estimate_step, model_flops_utilization
+from launcher.planning.hardware import GIB, load_hardware
 from launcher.planning.layout import ActivationCheckpointing, Layout
-from launcher.planning.legality import Run, problem
+from launcher.planning.legality import Run, first_violation
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
+from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, nearest_misses
+from launcher.planning.ranking import rank_key
 from launcher.planning.resolve import complete_model, complete_section
-from megatrain.base.errors import ConfigError, PreflightError
+from megatrain.base.errors import ConfigError
 from megatrain.config import AUTO, Config, PretrainConfig
 from megatrain.config.resolved import ResolvedRun, resolved
 from megatrain.optim.registry import OPTIMIZERS
 
-# Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction a step, and the fewest
-# hooks; 2 and 3 pay a hook for each tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
-_ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.10, 3: 1.12}
-_RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
-_TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
-_CONTEXT_PARALLEL_HANDICAP = 1.02  # likewise
-_WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory
-_TIGHT, _TIGHT_HANDICAP = 0.80, 1.02  # of 454 runs planned below 80% of memory none ran out (arXiv 2411.06465)
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
 SHORTEST_PART = (
     2048  # tokens of a sequence for a context-parallel rank, where the planner chooses: fewer starve matmuls
 )
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A layout, and what is predicted of it."""
-
-    layout: Layout
-    memory: MemoryEstimate
-    time: StepTime
-    tokens_per_second_per_gpu: float
-    mfu: float
-
-    @property
-    def tensor_parallel(self) -> int:
-        return self.layout.tensor_parallel
-
-    @property
-    def context_parallel(self) -> int:
-        return self.layout.context_parallel
-
-    @property
-    def data_parallel(self) -> int:
-        return self.layout.data_parallel
-
-    @property
-    def world_size(self) -> int:
-        return self.layout.world_size
-
-    @property
-    def zero_stage(self) -> int:
-        return self.layout.zero_stage
-
-    @property
-    def sequence_parallel(self) -> bool:
-        return self.layout.sequence_parallel
-
-    @property
-    def micro_batch_size(self) -> int:
-        return self.layout.micro_batch_size
-
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        return self.layout.gradient_accumulation_steps
-
-    @property
-    def activation_checkpointing(self) -> ActivationCheckpointing:
-        return self.layout.activation_checkpointing
-
-    @property
-    def step_seconds(self) -> float:
-        return self.time.total
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **self.layout.to_json(),
-            "memory_bytes": self.memory.to_json(),
-            "memory_other_bytes": self.memory.other_to_json(),
-            "memory_peak": self.memory.peak,
-            "step_seconds": self.step_seconds,
-            "seconds": self.time.to_json(),
-            "tokens_per_second_per_gpu": self.tokens_per_second_per_gpu,
-            "mfu": self.mfu,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """A layout, or as much of one as was needed to refuse it."""
-
-    fields: dict[str, Any]
-    reason: str
-    overshoot: float = float("inf")  # bytes beyond what fits; infinite where memory is not the reason
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.fields, "reason": self.reason}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanResult:
-    chosen: Plan
-    candidates: list[Plan]  # best first; the first is the chosen one
-    rejected: list[Rejected]
-    hardware: Hardware
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "chosen": self.chosen.to_json(),
-            "candidates": [plan.to_json() for plan in self.candidates],
-            "rejected": [rejected.to_json() for rejected in self.rejected],
-        }
-
-
-class NothingFitsError(PreflightError):
-    """No layout is legal and fits; the text tells the three nearest misses."""
-
-    def __init__(self, text: str, rejected: list[Rejected]) -> None:
-        super().__init__(text)
-        self.rejected = rejected
-
-    def to_json(self) -> dict[str, Any]:
-        rejected = [miss.to_json() for miss in self.rejected]
-        nearest = [miss.to_json() for miss in nearest_misses(self.rejected)]
-        return {"chosen": None, "candidates": [], "rejected": rejected, "nearest": nearest}
-
-
-def nearest_misses(rejected: list[Rejected]) -> list[Rejected]:
-    """The three that lack the least memory; where none is a question of memory, the first that were refused."""
-    return sorted(rejected, key=lambda miss: miss.overshoot)[:3]
 
 
 def make_plan(config: Config, *, world_size: int | None = None) -> PlanResult:
@@ -203,7 +87,7 @@ class _Planner:
         candidates = [plan for plan in plans if plan is not None]
         if not candidates:
             raise NothingFitsError(self._nothing_fits(), self.rejected)
-        candidates.sort(key=lambda plan: _rank(plan, self.hardware))
+        candidates.sort(key=lambda plan: rank_key(plan, self.hardware))
         return PlanResult(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
 
     def _check_cluster(self) -> None:
@@ -237,7 +121,7 @@ class _Planner:
         """`known` with each value of one more field that breaks no rule; the others are told once."""
         for value in values:
             choice = {**known, field: value}
-            if found := problem(self.run, choice, known=known):
+            if found := first_violation(self.run, choice, known=known):
                 if not any(rejected.fields == found[0] for rejected in self.rejected):
                     self._reject(*found)
             else:
@@ -340,19 +224,6 @@ def _phase_lengths(config: Config) -> list[int]:
     """Of the sequences that phases of the curriculum cut samples into."""
     phases = config.data.phases if isinstance(config, PretrainConfig) else ()
     return [phase.sequence_length for phase in phases if phase.sequence_length is not None]
-
-
-def _rank(plan: Plan, hardware: Hardware) -> tuple[bool, float]:
-    """Better plans come first: by seconds, with the handicaps."""
-    seconds = plan.step_seconds * _ZERO_HANDICAP[plan.zero_stage]
-    seconds *= _RECOMPUTE_HANDICAP[plan.activation_checkpointing]
-    if plan.tensor_parallel > 1:
-        seconds *= _TENSOR_PARALLEL_HANDICAP ** (plan.tensor_parallel.bit_length() - 1)
-        seconds *= 1.0 if plan.sequence_parallel else _WHOLE_NORMS_HANDICAP
-    seconds *= _CONTEXT_PARALLEL_HANDICAP ** (plan.context_parallel.bit_length() - 1)
-    if plan.memory.total > _TIGHT * hardware.memory_bytes:
-        seconds *= _TIGHT_HANDICAP
-    return plan.zero_stage == 0, seconds
 
 
 def _describe(fields: dict[str, Any]) -> str:

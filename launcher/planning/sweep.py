@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planning.hardware import load_hardware
-from launcher.planning.plan import Plan, make_plan
+from launcher.planning.plan import make_plan
+from launcher.planning.plan_result import Plan
 from launcher.planning.reliability import Reliability, reliability
 from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError, PreflightError

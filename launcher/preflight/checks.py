@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planning.hardware import GIB
-from launcher.planning.plan import Plan, PlanResult, make_plan, resolve
+from launcher.planning.plan import make_plan, resolve
+from launcher.planning.plan_result import Plan, PlanResult
 from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
 from launcher.planning.resolve import complete_model, run_folder, tokenizer_path
 from launcher.preflight.base_model import check_base

@@ -1,6 +1,7 @@
 """What Slurm has against a job, before it is submitted, and whether somebody has its run already."""
 
-from launcher.planning.plan import PlanResult, resolve
+from launcher.planning.plan import resolve
+from launcher.planning.plan_result import PlanResult
 from launcher.planning.resolve import run_folder
 from launcher.preflight.finding import Finding
 from launcher.runs.owner import busy_with

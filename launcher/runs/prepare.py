@@ -5,7 +5,8 @@ from pathlib import Path
 
 from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.hardware import load_hardware
-from launcher.planning.plan import Plan, resolve
+from launcher.planning.plan import resolve
+from launcher.planning.plan_result import Plan
 from launcher.planning.resolve import run_folder
 from launcher.run_fields import differences, resume_rule
 from launcher.runs.inputs import keep_inputs, keep_inputs_late

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from launcher.installation import shipped, source_root
 from launcher.planning.hardware import load_hardware
-from launcher.planning.plan import Plan
+from launcher.planning.plan_result import Plan
 from megatrain.base.credentials import credentials_in, is_secret_name
 from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import copyable

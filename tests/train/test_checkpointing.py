@@ -7,61 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.manifest import verify
-from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.snapshot import Snapshot
 from megatrain.checkpoint.state import State
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts, write_attempts
 from megatrain.run.directory import MANIFEST, RunDir
-from megatrain.train.checkpointing import Checkpointer
-from tests.checkpoint.hostile import change_metadata, sign, touches
+from tests.train.one_start import Engine, Start
 from tests.trained import make_config
 
 pytestmark = pytest.mark.usefixtures("one_rank")
-
-
-class Engine:
-    """Holds two tensors, and no network."""
-
-    def __init__(self) -> None:
-        self.tensors = {"weight.a": torch.zeros(4, 3), "exp_avg.a": torch.zeros(4, 3)}
-
-    def sharded_state(
-        self, *, parameters: str = "all", weights_only: bool = False, for_saving: bool = False
-    ) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.tensors.items() if not weights_only or name.startswith("weight")}
-
-    def after_load(self, *, optimizer_step: int) -> None:
-        pass
-
-
-class Start:
-    """One start of the run."""
-
-    def __init__(self, run: RunDir, keep_last: int = 9) -> None:
-        self.run, self.said, self.engine = run, [], Engine()
-        store = CheckpointStore(run, dist.group.WORLD, layout="", keep_last=keep_last, report=self.said.append)
-        config = make_config("tokenizer", checkpoint={"interval_steps": 10})
-        self.checkpointer = Checkpointer(config, self.engine, store)
-
-    def save(self, *steps: int) -> "Start":
-        for step in steps:
-            self.engine.tensors["weight.a"].fill_(step)
-            self.checkpointer.save(step, {"position": 8 * step})
-            self.checkpointer.retain()
-        return self
-
-    def resume(self, wanted: str = "auto") -> int:
-        position = self.checkpointer.resume(wanted)
-        assert (self.engine.tensors["weight.a"] == position.step).all()
-        return position.step
 
 
 @pytest.fixture
@@ -312,74 +272,6 @@ class TestFailedSaves:
         assert rewind.leftover_bytes(run) == 20
         Start(run).resume()
         assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
-
-
-class TestHostile:
-    """Nothing of a checkpoint runs, whoever signed it."""
-
-    @pytest.fixture
-    def ran(self, tmp_path) -> Path:
-        return tmp_path / "ran"
-
-    def spoil(self, run: RunDir, where: str, ran: Path) -> None:
-        import pickle
-
-        from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
-
-        folder = run.step(2)
-
-        def change(metadata):
-            index = next(index for index in metadata.storage_data if index.fqn == "weight.a")
-            info = metadata.storage_data[index]
-            if where == "planner data":
-                metadata.planner_data = touches(ran)
-                return
-            payload = pickle.dumps(touches(ran)).ljust(200, b".")
-            size = (folder / info.relative_path).stat().st_size
-            with open(folder / info.relative_path, "ab") as file:
-                file.write(payload)
-            info.offset, info.length = size, len(payload)
-            if where == "bytes entry":
-                metadata.state_dict_metadata["weight.a"] = BytesStorageMetadata()
-                metadata.storage_data[MetadataIndex("weight.a")] = metadata.storage_data.pop(index)
-
-        change_metadata(folder, change)
-        sign(folder)
-        assert verify(folder) == []
-
-    @pytest.mark.parametrize("where", ["bytes entry", "planner data", "tensor file"])
-    @pytest.mark.parametrize("how", ["resume", "fine-tune", "read", "check"])
-    def test_a_payload_does_not_run(self, run, ran, where, how) -> None:
-        from megatrain.checkpoint.metadata import check_contents
-
-        Start(run).save(2)
-        self.spoil(run, where, ran)
-        start = Start(run)
-        if how == "check":
-            assert bool(check_contents(run.step(2))) == (where != "tensor file")
-        else:
-            with pytest.raises(CheckpointError, match=r"\.metadata: |cannot be read as a tensor"):
-                {
-                    "resume": lambda: start.resume(),
-                    "fine-tune": lambda: start.checkpointer.load_weights(run.path),
-                    "read": lambda: read_tensors(run.step(2), kind="weight"),
-                }[how]()
-        assert not ran.exists()
-
-    @pytest.mark.parametrize("content", [b"{}", b"[" * 3000, b'{"step": 2}', b"\xff"])
-    def test_a_state_that_is_not_right_is_named(self, run, content) -> None:
-        Start(run).save(2)
-        (run.step(2) / "state.json").write_bytes(content)
-        sign(run.step(2))
-        with pytest.raises(CheckpointError, match=r"step-00000002/state\.json: "):
-            Start(run).resume()
-
-    def test_a_tensor_that_is_not_stored_is_no_tensor_of_zeros(self, run) -> None:
-        Start(run).save(2)
-        start = Start(run)
-        start.engine.tensors["weight.b"] = torch.zeros(2)
-        with pytest.raises(CheckpointError, match=r"weight\.b: is not stored, the model has \(2,\)"):
-            start.resume()
 
 
 def test_ranks_beat_while_they_save_verify_and_load(run) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.planning.legality import RULES, Run, problem
+from launcher.planning.legality import RULES, Run, first_violation
 from megatrain.topology import Topology
 from tests.launcher.shapes import MODEL
 
@@ -73,7 +73,7 @@ def test_a_broken_rule_gives_its_reason_and_its_fields(name):
     facts, choice, reason = BROKEN[name]
     rule = next(rule for rule in RULES if rule.name == name)
     assert rule.broken(facts, choice) == reason
-    assert problem(facts, choice) == ({field: choice[field] for field in rule.fields}, reason)
+    assert first_violation(facts, choice) == ({field: choice[field] for field in rule.fields}, reason)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,20 @@ def test_a_broken_rule_gives_its_reason_and_its_fields(name):
 )
 def test_what_tensor_parallelism_slices(field, value, reason):
     facts = run(model=MODEL.model_copy(update={field: value}))
-    assert problem(facts, {"tensor_parallel": 4})[1] == f"tensor_parallel=4 does not divide {reason}"
+    assert first_violation(facts, {"tensor_parallel": 4})[1] == f"tensor_parallel=4 does not divide {reason}"
 
 
 def test_a_legal_choice_breaks_none():
-    assert problem(run(), LEGAL) is None
+    assert first_violation(run(), LEGAL) is None
     assert all(rule.broken(run(), LEGAL) is None for rule in RULES)
 
 
 def test_a_rule_is_asked_once_its_fields_are_known_and_not_again():
     facts = run(global_batch_size=6)
-    assert problem(facts, {"tensor_parallel": 2}) is None
+    assert first_violation(facts, {"tensor_parallel": 2}) is None
     choice = {"tensor_parallel": 2, "data_parallel": 4}
-    assert problem(facts, choice, known={"tensor_parallel": 2}) is not None
-    assert problem(facts, {**choice, "zero_stage": 1}, known=choice) is None
+    assert first_violation(facts, choice, known={"tensor_parallel": 2}) is not None
+    assert first_violation(facts, {**choice, "zero_stage": 1}, known=choice) is None
 
 
 def test_ranks_is_the_topologys_rule():
