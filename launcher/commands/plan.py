@@ -84,7 +84,7 @@ def show_plan(config: "Config", as_json: bool, assumed: Sequence[str] = ()) -> N
         assumed: what it takes for granted, a sentence each; see planning/assumed.py.
     """
     from launcher.commands.render import plan_text
-    from launcher.planning.plan import make_plan, resolve
+    from launcher.planning.plan import decided, make_plan
     from launcher.planning.plan_result import NothingFitsError
 
     try:
@@ -96,7 +96,7 @@ def show_plan(config: "Config", as_json: bool, assumed: Sequence[str] = ()) -> N
     if as_json:
         say(json.dumps({**report.to_json(), "assumed": list(assumed)}, indent=2))
     else:
-        say(plan_text(resolve(config, report.chosen), report))
+        say(plan_text(decided(config, report.chosen), report))
 
 
 def show_sweep(config: "Config", text: str, png: Path | None, as_json: bool) -> None:

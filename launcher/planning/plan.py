@@ -41,6 +41,11 @@ def make_plan(config: Config, *, world_size: int | None = None) -> PlanResult:
 
 def resolve(config: Config, plan: Plan) -> ResolvedRun:
     """The configuration with every `auto` decided, as the ranks read it."""
+    return resolved(decided(config, plan), config.run.name)
+
+
+def decided(config: Config, plan: Plan) -> Config:
+    """As `resolve`, but the type is not told: for who only shows it."""
     config = complete_model(config)
     cluster = config.cluster
     if plan.world_size != cluster.nodes * cluster.gpus_per_node:
@@ -55,12 +60,12 @@ def resolve(config: Config, plan: Plan) -> ResolvedRun:
         "sequence_parallel": plan.sequence_parallel,
         "activation_checkpointing": plan.activation_checkpointing,
     }
-    decided = {
+    update = {
         "cluster": cluster,
         "parallel": config.parallel.model_copy(update=chosen),
         "training": config.training.model_copy(update={"micro_batch_size": plan.micro_batch_size}),
     }
-    return resolved(config.model_copy(update=decided), config.run.name)
+    return config.model_copy(update=update)
 
 
 class _Planner:

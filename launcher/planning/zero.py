@@ -15,6 +15,7 @@ a number in the compute dtype.
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from launcher.planning.layout import Layout
 from megatrain.model.architecture import ModelSection, rows
@@ -52,6 +53,7 @@ class ZeroBytes:
         return self.parameters + self.gradients + self.optimizer + self.buckets
 
 
+@lru_cache(256)
 def local_parameters(model: ModelSection, tensor_parallel: int) -> float:
     """Ψ: what the parameter table splits is divided over the tensor-parallel ranks, the rest is on each."""
     split = sum(row.count * row.elements for row in rows(model) if row.split is not None)
@@ -62,11 +64,13 @@ def number_bytes(precision: str) -> int:
     return 2 if precision == "bf16" else 4
 
 
+@lru_cache(256)
 def largest_parameter(model: ModelSection, tensor_parallel: int) -> float:
     """Elements of the largest tensor on a rank."""
     return max(row.local_elements(tensor_parallel) for row in rows(model))
 
 
+@lru_cache(256)
 def embedding_parameters(model: ModelSection, tensor_parallel: int) -> float:
     """Elements of the embedding of the vocabulary, as many as of the head, on a rank."""
     return model.padded_vocab_size * model.hidden_size / tensor_parallel

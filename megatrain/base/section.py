@@ -12,7 +12,8 @@ from megatrain.base.registry import Registry
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # built when it is first validated: a command uses few of them, and a parent holds what its parts need
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Resume(Enum):

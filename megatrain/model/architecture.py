@@ -149,12 +149,12 @@ class ModelSection(Section):
     @property
     def matmul_parameters(self) -> int:
         """Weights that every token is multiplied with: all matrices but the embedding, unless the head shares it."""
-        return sum(row.count * row.elements for row in rows(self) if _is_multiplied(row, self))
+        return _sizes(self)[1]
 
     @property
     def parameters(self) -> int:
         """All trained numbers, each counted once."""
-        return sum(row.count * row.elements for row in rows(self))
+        return _sizes(self)[0]
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Forward and backward FLOPs per token: 6·N_matmul + 6·L·H·S, H·S the heads' width times the sequence.
@@ -229,6 +229,13 @@ def row_of(section: ModelSection, name: str) -> ParameterRow:
         if row.name == template and (row.layers is None or layer in row.layers):
             return row.of_layer(layer)
     raise KeyError(name)
+
+
+@lru_cache(64)
+def _sizes(section: ModelSection) -> tuple[int, int]:
+    """Numbers of a model, and those of them that every token is multiplied with."""
+    sizes = [(row.count * row.elements, _is_multiplied(row, section)) for row in rows(section)]
+    return sum(size for size, _ in sizes), sum(size for size, multiplied in sizes if multiplied)
 
 
 def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:
