@@ -55,3 +55,29 @@ def test_launcher_and_run_import_at_the_top() -> None:
 
 def _is_function(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def importers(*modules: str) -> set[str]:
+    """Files of megatrain that import one of these, or a part of one, anywhere in them."""
+    found = set()
+    for path in sorted((ROOT / "megatrain").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            if any(name == module or name.startswith(f"{module}.") for name in names for module in modules):
+                found.add(str(path.relative_to(ROOT / "megatrain")))
+    return found
+
+
+def test_deepspeed_is_known_by_the_engine_and_by_who_reads_its_state() -> None:
+    zero = {"train/zero1.py", "train/zero2.py"}  # optimizers that stand in for its own
+    assert importers("deepspeed") == {"train/engine.py", "checkpoint/deepspeed_state.py"} | zero
+
+
+def test_models_kernels_and_tasks_know_no_other_ranks() -> None:
+    rooms = ("model/", "kernels/", "tasks/", "optim/", "schedule/")
+    found = importers("torch.distributed", "megatrain.parallel", "deepspeed")
+    assert {path for path in found if path.startswith(rooms)} == set()

@@ -2,6 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
@@ -75,3 +76,27 @@ def test_names_of_parameters_stay(make_model, mode) -> None:
     before = list(model.state_dict())
     apply_activation_checkpointing(model, mode)
     assert list(model.state_dict()) == before
+
+
+class Biased(nn.Module):
+    """Two layers with biases, in the one attribute that checkpointing looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8), nn.SiLU()) for _ in range(2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize(("mode", "again"), [("none", 0), ("selective", 0), ("full", 4)])
+def test_a_product_with_a_bias_is_kept_as_one_without(mode, again) -> None:
+    model = Biased()
+    apply_activation_checkpointing(model, mode)
+    with CountOps() as counted:
+        model(torch.randn(4, 8, requires_grad=True)).sum().backward()
+    assert counted.counts[torch.ops.aten.addmm.default] == 4 + again
