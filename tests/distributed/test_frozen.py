@@ -12,7 +12,7 @@ from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-LAYOUTS = [Layout(0, 1, 2), Layout(1, 1, 2, "bf16"), Layout(2, 2, 1), Layout(3, 1, 2), Layout(3, 1, 2, "bf16")]
+LAYOUTS = [Layout(0, 1, 2), Layout(1, 1, 2, "bf16"), Layout(2, 2, 1), Layout(3, 1, 2, "bf16")]
 SAVED_AT, UNTIL = 2, 4
 
 

@@ -19,6 +19,7 @@ from launcher.slurm.script import render
 from megatrain.config.file import parse_config
 from megatrain.run.directory import RunDir
 
+BUSY = 5  # how much longer things may take on a slow machine, and beside tests that take every core
 BED = Path(__file__).parent / "bed" / "cluster.sh"
 _SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name, path=_SBIN) is None]
@@ -28,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(1200))
 
 
 class Cluster:
@@ -56,14 +59,18 @@ class Cluster:
         shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
+    def run_seconds(self, job: str) -> int:
+        hours, minutes, seconds = map(int, self.job(job)["RunTime"].split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+
     def wait_for(self, job: str, *states: str, seconds: float = 90) -> dict[str, str]:
         """The job's fields, once it is in one of these states."""
         return wait_until(lambda: (fields := self.job(job))["JobState"] in states and fields, seconds)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> object:
-    """The first true answer of `condition`."""
-    deadline = time.monotonic() + seconds
+    """The first true answer of `condition`, which comes within so many seconds where nothing else runs."""
+    deadline = time.monotonic() + BUSY * seconds
     while not (answer := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.2)
