@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from launcher.launch.environment import NodeRanks, alone, rank_command, rank_environment
 from launcher.launch.output import OutputTee, standard_error, terminal_variables
-from launcher.launch.processes import common_code, first_failure, forwarding, wait_until_ended
+from launcher.launch.processes import common_code, first_failure, forwarding, held_signals, wait_until_ended
 from megatrain.base.errors import ExitCode, PreflightError
 from megatrain.base.files import reason
 from megatrain.base.terminal import complain, say
@@ -77,9 +77,10 @@ class RankGroup:
             raise PreflightError(f"{self.logs[0].parent}: cannot be made: {reason(error)}") from None
         tee = failed = None
         try:
-            for index in range(self.count):
-                environment = rank_environment(index, self.count, self.node_ranks, device, self.claim)
-                self.processes.append(self._start(command, index, environment))
+            with held_signals():  # one that came before a rank is known would not reach it
+                for index in range(self.count):
+                    environment = rank_environment(index, self.count, self.node_ranks, device, self.claim)
+                    self.processes.append(self._start(command, index, environment))
             if self.node_ranks.listener is not None:
                 self.node_ranks.listener.close()  # rank 0 has it
             if self.node_ranks.first_rank == 0:
@@ -172,7 +173,7 @@ def _prepare_rank() -> None:
     asks it to save and stop waits until it can (train/signals.py): while it imports torch, that would just end it.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _HELD)
 
 
 def _appended(log: Path) -> BinaryIO:

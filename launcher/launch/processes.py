@@ -39,6 +39,16 @@ def common_code(processes: Processes) -> int:
 
 
 @contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """FORWARDED signals that come within the block are handled at its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def forwarding(forward: Callable[[int], None]) -> Iterator[None]:
     """Pass FORWARDED on to `forward` for as long as the block runs."""
     before = {number: signal.signal(number, lambda n, _: forward(n)) for number in FORWARDED}

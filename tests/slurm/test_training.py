@@ -113,7 +113,7 @@ def test_requeue_at_the_time_limit_has_the_same_losses(cluster, folder, whole, m
 
 def test_preemption_crash_hang_and_requeue_keep_the_same_losses(cluster, folder, whole, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    job, run = submit(folder, "unlucky", FAULTS, "checkpoint.interval_steps=10", "monitor.hang_timeout_seconds=40")
+    job, run = submit(folder, "unlucky", FAULTS, "checkpoint.interval_steps=10", "monitor.hang_timeout_seconds=120")
     fields = cluster.wait_for(job, "COMPLETED", "FAILED", seconds=280)
     log = (run.logs / f"slurm-{job}.log").read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "4"), log
