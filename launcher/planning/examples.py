@@ -40,7 +40,7 @@ def example_set(
         raise ConfigError("finetune.base: model and tokenizer are not known yet")
     paths: Sequence[str] = getattr(config.finetune, part)
     tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
-    read_examples = load_object(str(TASKS.get(config.task.name).read_examples))
+    read_examples = load_object(TASKS.get(config.task.name).read_examples)
     vocabulary = config.model.padded_vocab_size
     prefix = f"finetune.{part}: "
     try:

@@ -40,7 +40,7 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
             continue
         try:
             if not complete:
-                load_object(str(TASKS.get(config.task.name).check_rows))(getattr(config.finetune, part), config.task)
+                load_object(TASKS.get(config.task.name).check_rows)(getattr(config.finetune, part), config.task)
                 continue
             found = example_set(config, tokenizer, part)
         except MegatrainError as error:

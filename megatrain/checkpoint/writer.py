@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain.base.errors import CheckpointError, MegatrainError
-from megatrain.base.files import write_json
+from megatrain.base.files import sync_folder, write_json
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.collective import Ranks
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
@@ -101,20 +101,11 @@ class CheckpointWriter:
             files=dict(sorted(files.items())),
         )
         write_manifest(temporary, manifest)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         final = self._run.step(snapshot.step)
         with self._guard():
             if moved := rewind.set_aside(self._run, snapshot.step - 1):  # this start put nothing there
                 self._report(str(moved))
             temporary.rename(final)
-        _sync_folder(self._run.checkpoints)
+        sync_folder(self._run.checkpoints)
         return final
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new files in it survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatrain.monitor.metric import METRICS, Metric
+from megatrain.monitor.metric import METRICS
 
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
@@ -54,6 +54,3 @@ def _mean(values: list[float | Tensor]) -> float | Tensor:
     if isinstance(values[0], Tensor):
         return torch.stack([torch.as_tensor(value) for value in values]).mean()
     return sum(map(float, values)) / len(values)
-
-
-__all__ = ["METRICS", "Collector", "Metric"]

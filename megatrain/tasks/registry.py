@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatrain.base.errors import ConfigError
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
 
@@ -29,8 +30,12 @@ class TaskSpec:
     section: type[TaskSection]
     task: str
     trains: Literal["pretrain", "finetune"]
-    read_examples: str | None = None
-    check_rows: str | None = None
+    read_examples: str = ""
+    check_rows: str = ""
+
+    def __post_init__(self) -> None:
+        if self.trains == "finetune" and not (self.read_examples and self.check_rows):
+            raise ConfigError(f"task {self.task}: fine-tunes, and so needs read_examples and check_rows")
 
 
 TASKS: Registry[TaskSpec] = Registry("task")

@@ -87,9 +87,9 @@ class Engine:
         self._on_host = self.device.type == "cpu"
         self._held_back = torch.zeros((), device=self.device)  # 1: a norm was not finite, and no update is kept since
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
-        inner.register_step_pre_hook(self._hold_back)
         if getattr(inner, "_step_supports_amp_scaling", False):
             inner.found_inf = self._held_back  # such an optimizer leaves weights and state as they are while it is 1
+            inner.register_step_pre_hook(self._hold_back)
         else:
             inner.step = self._unless_held_back(inner.step)
 
@@ -173,17 +173,17 @@ class Engine:
     def sharded_state(
         self, *, parameters: Parameters = "all", for_saving: bool = False, weights_only: bool = False
     ) -> dict[str, LocalShards]:
-        """Weights and optimizer state that this rank owns; writing into them, then `loaded`, changes the engine."""
+        """Weights and optimizer state that this rank owns; writing into them, then `after_load`, changes the engine."""
         return deepspeed_state.local_shards(
             self._engine, parameters=parameters, for_saving=for_saving, weights_only=weights_only
         )
 
     def not_finite(self) -> list[str]:
-        """Names of the tensors of `state` that hold a NaN or an infinity on this rank. Waits for the device."""
+        """Names of the tensors of `sharded_state` that hold a NaN or an infinity on this rank. Waits for the device."""
         return deepspeed_state.not_finite(deepspeed_state.local_shards(self._engine, for_saving=True))
 
     def after_load(self, optimizer_step: int) -> None:
-        """Call after the tensors of `state` were written."""
+        """Call after the tensors of `sharded_state` were written."""
         deepspeed_state.set_optimizer_step(self._engine, optimizer_step)
         deepspeed_state.refresh_model_weights(self._engine)
 

@@ -59,13 +59,13 @@ def test_lock_of_a_killed_holder_is_released(run, holder):
     holder.kill()
     holder.wait()
     with locked(run):
-        pass
+        assert (run.path / "attempts.lock").is_file()
 
 
 def test_lock_folder_of_an_earlier_version_is_ignored(run):
     (run.path / ".attempts.lock").mkdir()
     with locked(run), launcher_lock(run):
-        pass
+        assert (run.path / "attempts.lock").is_file()
 
 
 @pytest.mark.parametrize("make", ["missing", "folder", "link"])

@@ -173,10 +173,12 @@ class TestTheSameTokenizerElsewhere:
         assert {file.name: file.read_bytes() for file in run.tokenizer.iterdir()} == before
 
     def test_resume_from_another_path_of_the_same(self, tiny, here, run):
+        kept = (here / "tok/tokenizer.json").read_bytes()
         prepare(tiny(f"tokenizer.path={here}/tok"))
         (here / "tok").rename(here / "moved")
         prepare(tiny("tokenizer.path=moved/tokenizer.json"))
         prepare(tiny())  # none is named: its own
+        assert (run.tokenizer / "tokenizer.json").read_bytes() == kept
 
     def test_another_tokenizer_is_refused(self, tiny, here, run):
         write_tokenizer(here / "other", "</s>")

@@ -168,6 +168,7 @@ def test_a_reader_that_has_gone_does_not_end_the_run(config, run, step_metrics):
     console = Console(config, run, rank=0, world_size=64, stream=os.fdopen(writer, "w"))
     console.write(10, step_metrics())
     console.write(20, step_metrics(20))
+    assert console._stream is None, "it is not written to again"
 
 
 def test_a_terminal_keeps_a_bar_below_the_lines(config, run, step_metrics):
