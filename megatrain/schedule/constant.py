@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from megatrain.schedule.registry import SCHEDULES, ScheduleSection, ScheduleSpec
+from megatrain.schedule.registry import SCHEDULES, Place, ScheduleSection, ScheduleSpec
 
 
 class ConstantSection(ScheduleSection):
     name: Literal["constant"] = "constant"
 
 
-def factor(section: ConstantSection, done: float) -> float:
+def factor(section: ConstantSection, place: Place) -> float:
     return 1.0
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatrain.base.types import Fraction
-from megatrain.schedule.registry import SCHEDULES, ScheduleSection, ScheduleSpec
+from megatrain.schedule.registry import SCHEDULES, Place, ScheduleSection, ScheduleSpec
 
 
 class CosineSection(ScheduleSection):
@@ -14,8 +14,8 @@ class CosineSection(ScheduleSection):
     min_lr_ratio: Fraction = Field(0.1, description="final learning rate over the peak")
 
 
-def factor(section: CosineSection, done: float) -> float:
-    remaining = 0.5 * (1.0 + math.cos(math.pi * done))
+def factor(section: CosineSection, place: Place) -> float:
+    remaining = 0.5 * (1.0 + math.cos(math.pi * place.done))
     return section.min_lr_ratio + (1.0 - section.min_lr_ratio) * remaining
 
 

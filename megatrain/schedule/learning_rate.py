@@ -2,7 +2,7 @@
 
 from megatrain.base.progress import Progress
 from megatrain.config import Config
-from megatrain.schedule.registry import SCHEDULES
+from megatrain.schedule.registry import SCHEDULES, Place
 
 
 def learning_rate(progress: Progress, config: Config) -> float:
@@ -15,15 +15,12 @@ def learning_rate(progress: Progress, config: Config) -> float:
     schedule, peak = config.schedule, config.optimizer.learning_rate
     if progress.step < schedule.warmup_steps:
         return peak * (progress.step + 1) / schedule.warmup_steps
-    begin, now, end = _after_warmup(progress, config)
-    done = min(1.0, (now - begin) / max(1, end - begin))
-    return peak * SCHEDULES.get(schedule.name).factor(schedule, done)
+    return peak * SCHEDULES.get(schedule.name).factor(schedule, _place(progress, config))
 
 
-def _after_warmup(progress: Progress, config: Config) -> tuple[int, int, int]:
-    """Where warm-up ends, where the coming step does, and where the last one does: in samples or in steps."""
+def _place(progress: Progress, config: Config) -> Place:
     warmup, size = config.schedule.warmup_steps, config.training.global_batch_size
     if config.training.tokens is None:
-        return warmup, progress.step + 1, progress.step + config.steps_left(progress)
-    after = progress.samples + size
-    return progress.samples_at(warmup, size), after, progress.samples + size * config.steps_left(progress)
+        return Place(warmup, progress.step + 1, progress.step + config.steps_left(progress))
+    end = progress.samples + size * config.steps_left(progress)
+    return Place(progress.samples_at(warmup, size), progress.samples + size, end)

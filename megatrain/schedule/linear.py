@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from megatrain.base.types import Fraction
-from megatrain.schedule.registry import SCHEDULES, ScheduleSection, ScheduleSpec
+from megatrain.schedule.registry import SCHEDULES, Place, ScheduleSection, ScheduleSpec
 
 
 class LinearSection(ScheduleSection):
@@ -13,8 +13,8 @@ class LinearSection(ScheduleSection):
     min_lr_ratio: Fraction = Field(0.1, description="final learning rate over the peak")
 
 
-def factor(section: LinearSection, done: float) -> float:
-    remaining = 1.0 - done
+def factor(section: LinearSection, place: Place) -> float:
+    remaining = 1.0 - place.done
     return section.min_lr_ratio + (1.0 - section.min_lr_ratio) * remaining
 
 

@@ -62,7 +62,7 @@ START: dict[str, list[Any]] = {
     "optimizer.eps": ["1e-20", "1.0"],
     "optimizer.weight_decay": [0, 10],
     "optimizer.gradient_clipping": [0, "1e-6", 1],
-    "schedule.name": ["cosine", "linear", "constant"],
+    "schedule.name": ["cosine", "linear", "constant", "wsd"],
     "schedule.warmup_steps": [0, 1, 2],
     "schedule.min_lr_ratio": [0, 1],
     "evaluation.interval_steps": [1, 3],

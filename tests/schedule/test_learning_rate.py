@@ -3,6 +3,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig
@@ -144,3 +145,45 @@ def test_a_run_given_in_steps_decays_by_steps() -> None:
     rest, end = trained(a_run(batch=32, schedule={}, steps=20), halfway)
     assert first + rest == rates(20)
     assert (end.step, end.samples) == (20, 10 * 8 + 10 * 32)
+
+
+@pytest.mark.parametrize(
+    ("decay", "half_way"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - math.sqrt(0.5))], ids=str
+)
+def test_wsd_is_stable_and_then_decays(decay, half_way) -> None:
+    schedule = {"name": "wsd", "warmup_steps": 20, "decay_fraction": 0.25, "decay": decay, "min_lr_ratio": 0.1}
+    got = rates(100, **schedule)
+    assert set(got[19:80]) == {PEAK}, "up to 25% of the 80 steps after warm-up"
+    assert got[80:] == sorted(got[80:], reverse=True)
+    assert got[80] < PEAK
+    assert got[89] == pytest.approx(PEAK * (0.1 + 0.9 * half_way))
+    assert got[-1] == pytest.approx(0.1 * PEAK)
+
+
+def test_wsd_decays_to_zero_with_the_square_root_unless_told_otherwise() -> None:
+    got = rates(100, name="wsd")
+    assert got[79] == PEAK
+    assert got[84] == pytest.approx(PEAK * (1 - math.sqrt(0.25)))
+    assert got[-1] == 0
+
+
+def test_a_longer_wsd_run_has_the_same_rates_until_its_decay() -> None:
+    """What was trained before a decay need not be trained again."""
+    short = rates(100, name="wsd", warmup_steps=10)
+    assert rates(200, name="wsd", warmup_steps=10)[:82] == short[:82]
+
+
+def test_inverse_sqrt_halves_at_four_times_the_warmup_whatever_the_length() -> None:
+    short, long = (rates(total, name="inverse_sqrt", warmup_steps=25) for total in (100, 300))
+    assert short[24] == PEAK
+    assert short[99] == pytest.approx(PEAK / 2)
+    assert long[:100] == short
+    in_tokens, _ = trained(
+        a_run(tokens=8 * LENGTH * 100, schedule={"name": "inverse_sqrt", "warmup_steps": 25}), Progress()
+    )
+    assert in_tokens == pytest.approx(short)
+
+
+def test_inverse_sqrt_needs_a_warmup() -> None:
+    with pytest.raises(ValidationError, match="warmup_steps"):
+        a_run(steps=10, schedule={"name": "inverse_sqrt"})

@@ -9,4 +9,6 @@ class SquareRootSection(ScheduleSection):
     name: Literal["toy_sqrt"] = "toy_sqrt"
 
 
-SCHEDULES.register("toy_sqrt", ScheduleSpec(section=SquareRootSection, factor=lambda section, done: (1 - done) ** 0.5))
+SCHEDULES.register(
+    "toy_sqrt", ScheduleSpec(section=SquareRootSection, factor=lambda section, place: (1 - place.done) ** 0.5)
+)
