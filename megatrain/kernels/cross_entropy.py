@@ -4,6 +4,10 @@ A vocabulary of 128k makes the logits of 8k tokens 4 GiB in fp32, and their grad
 chunks of tokens; for each it makes the logits, the loss and, at once, the gradients, and keeps only the gradients of
 its two inputs (the idea of Liger Kernel, arXiv 2410.10989, section 3.2). It works on a slice of the vocabulary as well:
 the slices agree on each token's maximum and sum through two small reductions.
+
+With t the label, ε the smoothing, c the factor of the z-loss, and V the size of the whole vocabulary, a token's loss is
+
+    logsumexp − (1−ε)·logit[t] − ε·mean(logits) + c·logsumexp²
 """
 
 from collections.abc import Callable
@@ -32,9 +36,27 @@ class VocabSlice:
 
     start: int
     reduce: Reduce
+    size: int  # of the whole vocabulary
 
 
-LossAndGrad = Callable[[Tensor, Tensor, Tensor, VocabSlice | None], tuple[Tensor, Tensor]]
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """What is minimised besides the cross-entropy.
+
+    Attributes:
+        z_loss: factor of logsumexp(logits)², which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5).
+        label_smoothing: part of the target that is spread evenly over the vocabulary, that of the label included.
+    """
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.z_loss or self.label_smoothing)
+
+
+NO_TERMS = LossTerms()
+LossAndGrad = Callable[[Tensor, Tensor, Tensor, VocabSlice | None, LossTerms], tuple[Tensor, Tensor]]
 
 
 def linear_cross_entropy(
@@ -56,18 +78,43 @@ def linear_cross_entropy(
         chunk: tokens at a time; default: CHUNK_TOKENS, or COMPILED_CHUNK_TOKENS.
         compiled: fuse what surrounds the products by torch.compile: for a GPU, where it is bound by memory.
     """
-    wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
-    chunk = chunk or (COMPILED_CHUNK_TOKENS if compiled else CHUNK_TOKENS)
-    part = _compiled_loss_and_grad() if compiled else _loss_and_grad
-    loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, labels_N, vocab, chunk, part, wanted)
+    loss, _ = linear_loss(hidden_ND, weight_VD, labels_N, NO_TERMS, vocab, chunk=chunk, compiled=compiled)
     return loss
 
 
-def linear_cross_entropy_reference(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
-    return F.cross_entropy((hidden_ND @ weight_VD.T).float(), labels_N, ignore_index=IGNORE_INDEX, reduction="sum")
+def linear_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    terms: LossTerms,
+    vocab: VocabSlice | None = None,
+    *,
+    chunk: int | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Sums over tokens of the loss with its terms, and of the cross-entropy alone, which has no gradient; fp32 scalars.
+
+    The arguments are those of `linear_cross_entropy`.
+    """
+    wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
+    chunk = chunk or (COMPILED_CHUNK_TOKENS if compiled else CHUNK_TOKENS)
+    part = _compiled_loss_and_grad() if compiled else _loss_and_grad
+    losses: tuple[Tensor, Tensor] = _LinearLoss.apply(hidden_ND, weight_VD, labels_N, vocab, terms, chunk, part, wanted)
+    return losses
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+def linear_cross_entropy_reference(
+    hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, terms: LossTerms = NO_TERMS
+) -> Tensor:
+    logits_NV = (hidden_ND @ weight_VD.T).float()
+    loss = F.cross_entropy(
+        logits_NV, labels_N, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=terms.label_smoothing
+    )
+    squares_N = logits_NV.logsumexp(-1).square() * (labels_N != IGNORE_INDEX)
+    return loss + terms.z_loss * squares_N.sum()
+
+
+class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -75,18 +122,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         labels_N: Tensor,
         vocab: VocabSlice | None,
+        terms: LossTerms,
         chunk: int,
         loss_and_grad: LossAndGrad,
         gradients_wanted: bool,
-    ) -> Tensor:
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    ) -> tuple[Tensor, Tensor]:
+        losses = torch.zeros(2, dtype=torch.float32, device=hidden_ND.device)
         needs_hidden, needs_weight = (gradients_wanted and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         for at in range(0, hidden_ND.shape[0], chunk):
             hidden, labels = hidden_ND[at : at + chunk], labels_N[at : at + chunk]
-            part, grad_logits = loss_and_grad(hidden, weight_VD, labels, vocab)
-            loss += part
+            part, grad_logits = loss_and_grad(hidden, weight_VD, labels, vocab, terms)
+            losses += part
             if grad_hidden is not None:
                 grad_hidden[at : at + chunk] = grad_logits @ weight_VD
             if grad_weight is not None:
@@ -94,7 +142,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del grad_logits  # or it would stand beside the next chunk's logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
-        return loss
+        loss, cross_entropy = losses.unbind()
+        ctx.mark_non_differentiable(cross_entropy)
+        return loss, cross_entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -104,13 +154,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)  # in place: a copy is 4 GiB at 128k × 8k
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 def _loss_and_grad(
-    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None
+    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None, terms: LossTerms
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one chunk, and d loss / d logits [n, V] in the dtype of `hidden_nD`."""
+    """Of one chunk: [loss, cross-entropy], and d loss / d logits [n, V] in the dtype of `hidden_nD`."""
     logits_nV = (hidden_nD @ weight_VD.T).float()
     counted_n = labels_n != IGNORE_INDEX
     local_n = labels_n - (vocab.start if vocab else 0)
@@ -122,19 +172,20 @@ def _loss_and_grad(
         maximum_n = vocab.reduce(maximum_n, "max")
     logits_nV -= maximum_n[:, None]
     target_n = logits_nV.gather(1, local_n[:, None])[:, 0] * here_n
+    all_n = logits_nV.sum(-1) if terms.label_smoothing else None
     exp_nV = logits_nV.exp_()
-    sum_n = exp_nV.sum(-1)
-    if vocab:
-        sum_n, target_n = vocab.reduce(torch.stack((sum_n, target_n)), "sum")
-    loss = ((sum_n.log() - target_n) * counted_n).sum()
+    sum_n, target_n, all_n = _over_slices(exp_nV.sum(-1), target_n, all_n, vocab)
+    losses, pull_n, push = _token_losses(sum_n, target_n, all_n, maximum_n, counted_n, terms, _size(weight_VD, vocab))
 
-    grad_nV = exp_nV.mul_((counted_n / sum_n)[:, None])
-    grad_nV.scatter_add_(1, local_n[:, None], -here_n.to(grad_nV.dtype)[:, None])
-    return loss, grad_nV.to(hidden_nD.dtype)
+    grad_nV = exp_nV.mul_((pull_n / sum_n)[:, None])
+    grad_nV.scatter_add_(1, local_n[:, None], -here_n.to(grad_nV.dtype)[:, None] * (1.0 - terms.label_smoothing))
+    if push:
+        grad_nV.sub_(push * counted_n[:, None])
+    return losses, grad_nV.to(hidden_nD.dtype)
 
 
 def _loss_and_grad_functional(
-    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None
+    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None, terms: LossTerms
 ) -> tuple[Tensor, Tensor]:
     """The same bits as `_loss_and_grad`, as expressions that a compiler fuses: fp32 values stay in registers."""
     logits_nV = hidden_nD @ weight_VD.T
@@ -146,14 +197,55 @@ def _loss_and_grad_functional(
     if vocab:
         maximum_n = vocab.reduce(maximum_n, "max")
     shifted_nV = logits_nV.float() - maximum_n[:, None]
-    sum_n = shifted_nV.exp().sum(-1)
     target_n = torch.where(target_nV, shifted_nV, 0.0).sum(-1)
-    if vocab:
-        sum_n, target_n = vocab.reduce(torch.stack((sum_n, target_n)), "sum")
-    loss = ((sum_n.log() - target_n) * counted_n).sum()
+    all_n = shifted_nV.sum(-1) if terms.label_smoothing else None
+    sum_n, target_n, all_n = _over_slices(shifted_nV.exp().sum(-1), target_n, all_n, vocab)
+    losses, pull_n, push = _token_losses(sum_n, target_n, all_n, maximum_n, counted_n, terms, _size(weight_VD, vocab))
 
-    grad_nV = shifted_nV.exp() * (counted_n / sum_n)[:, None] - target_nV.float()
-    return loss, grad_nV.to(hidden_nD.dtype)
+    grad_nV = shifted_nV.exp() * (pull_n / sum_n)[:, None] - target_nV.float() * (1.0 - terms.label_smoothing)
+    if push:
+        grad_nV = grad_nV - push * counted_n[:, None]
+    return losses, grad_nV.to(hidden_nD.dtype)
+
+
+def _over_slices(
+    sum_n: Tensor, target_n: Tensor, all_n: Tensor | None, vocab: VocabSlice | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the whole vocabulary, in one reduction."""
+    if vocab is None:
+        return sum_n, target_n, all_n
+    parts = vocab.reduce(torch.stack((sum_n, target_n) if all_n is None else (sum_n, target_n, all_n)), "sum")
+    return parts[0], parts[1], None if all_n is None else parts[2]
+
+
+def _size(weight_VD: Tensor, vocab: VocabSlice | None) -> int:
+    return vocab.size if vocab else weight_VD.shape[0]
+
+
+def _token_losses(
+    sum_n: Tensor,
+    target_n: Tensor,
+    all_n: Tensor | None,
+    maximum_n: Tensor,
+    counted_n: Tensor,
+    terms: LossTerms,
+    size: int,
+) -> tuple[Tensor, Tensor, float]:
+    """[loss, cross-entropy]; the factor of softmax in the gradient, per token; what is subtracted from every logit's.
+
+    Logits are those over the maximum: `sum_n` of their exponentials, `all_n` of themselves, `target_n` the label's.
+    """
+    log_n = sum_n.log()
+    loss_n = cross_entropy_n = log_n - target_n
+    pull_n = counted_n
+    if all_n is not None:
+        loss_n = log_n - (1.0 - terms.label_smoothing) * target_n - terms.label_smoothing / size * all_n
+    if terms.z_loss:
+        logsumexp_n = log_n + maximum_n
+        loss_n = loss_n + terms.z_loss * logsumexp_n.square()
+        pull_n = counted_n * (1.0 + 2.0 * terms.z_loss * logsumexp_n)
+    losses = torch.stack(((loss_n * counted_n).sum(), (cross_entropy_n * counted_n).sum()))
+    return losses, pull_n, terms.label_smoothing / size
 
 
 @lru_cache(maxsize=1)

@@ -174,7 +174,7 @@ class ModelFamily:
         rows: the table of a section.
         module: "package.module:Class", an nn.Module made from a section, with `blocks` (its layers), `embedding` and
             `head`, and the attribute `block_classes`. Its forward is (input_ids_BS, labels_BS=None, *,
-            position_ids_BS=None, cu_seqlens=None), as that of families/llama/module.py.
+            position_ids_BS=None, cu_seqlens=None, terms=None), as that of families/llama/module.py.
         regions: by a pattern of module names, re.fullmatch.
         divisible: what tensor parallelism has to divide.
         issues: rules between the fields of a section: (field, value, rule, fix).

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from megatrain.kernels.cross_entropy import VocabSlice, linear_cross_entropy
+from megatrain.kernels.cross_entropy import NO_TERMS, LossTerms, VocabSlice, linear_loss
 from megatrain.model.architecture import ModelSection
 
 
@@ -16,8 +16,18 @@ class LMHead(nn.Module):
         self.vocab: VocabSlice | None = None  # set where the weight is a slice of the vocabulary
         self.compiled = False  # set where the loss is to be fused by torch.compile
 
-    def forward(self, hidden_BSD: Tensor, labels_BS: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden_BSD: Tensor, labels_BS: Tensor | None = None, terms: LossTerms | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits; with labels, the summed loss; with terms as well, also the cross-entropy in it."""
         if labels_BS is None:
             return hidden_BSD @ self.weight.T
-        labels = labels_BS.flatten()
-        return linear_cross_entropy(hidden_BSD.flatten(0, 1), self.weight, labels, self.vocab, compiled=self.compiled)
+        loss, cross_entropy = linear_loss(
+            hidden_BSD.flatten(0, 1),
+            self.weight,
+            labels_BS.flatten(),
+            terms or NO_TERMS,
+            self.vocab,
+            compiled=self.compiled,
+        )
+        return loss if terms is None else (loss, cross_entropy)

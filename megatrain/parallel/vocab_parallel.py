@@ -29,5 +29,7 @@ def make_head_vocab_parallel(head: nn.Module, rank: int, group: dist.ProcessGrou
     weight = head.weight
     assert isinstance(weight, Tensor)
     head.vocab = VocabSlice(  # type: ignore[assignment]
-        start=rank * weight.shape[0], reduce=lambda x, op: collectives.all_reduce(x, group, op)
+        start=rank * weight.shape[0],
+        reduce=lambda x, op: collectives.all_reduce(x, group, op),
+        size=weight.shape[0] * dist.get_world_size(group),
     )

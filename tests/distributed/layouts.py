@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from megatrain.checkpoint.snapshot import Snapshot
     from megatrain.data.loading.batch import Batch
     from megatrain.optim.registry import OptimizerSection
+    from megatrain.tasks.causal_lm import CausalLM
 
 STEPS = 20
 GLOBAL_BATCH = 8
@@ -106,7 +107,9 @@ def documents() -> torch.Tensor:
 class Run:
     """One rank of a tiny run: an engine, and its share of the global batches."""
 
-    def __init__(self, layout: Layout, optimizer: "OptimizerSection | None" = None) -> None:
+    def __init__(
+        self, layout: Layout, optimizer: "OptimizerSection | None" = None, objective: "CausalLM | None" = None
+    ) -> None:
         from launcher.deepspeed_config import deepspeed_config
         from megatrain.parallel.mesh import Mesh
         from megatrain.tasks.causal_lm import CausalLM
@@ -122,7 +125,9 @@ class Run:
             world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
         )
         self.mesh = Mesh(topology)
-        self.engine = build_engine(config, self.mesh, deepspeed_config(config, layout.world_size), CausalLM())
+        self.engine = build_engine(
+            config, self.mesh, deepspeed_config(config, layout.world_size), objective or CausalLM()
+        )
         initialize_weights(self.engine, config.model, config.run.seed)
 
     def micro_batches(self, step: int) -> Iterator["Batch"]:

@@ -8,14 +8,18 @@ import torch
 
 from megatrain.kernels.cross_entropy import (
     IGNORE_INDEX,
+    NO_TERMS,
+    LossTerms,
     VocabSlice,
     _loss_and_grad,
     _loss_and_grad_functional,
     linear_cross_entropy,
     linear_cross_entropy_reference,
+    linear_loss,
 )
 
 N, D, V = 37, 12, 29
+TERMS = [LossTerms(z_loss=1e-2), LossTerms(label_smoothing=0.1), LossTerms(z_loss=0.3, label_smoothing=0.4)]
 
 
 def random_inputs(dtype=torch.float32, ignored=0.3, tokens=N):
@@ -43,22 +47,53 @@ def test_fp32_is_the_reference(chunk, ignored) -> None:
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
+def with_terms(hidden, weight, labels, *, terms, **options):
+    return linear_loss(hidden, weight, labels, terms, **options)[0]
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_terms_of_the_loss_are_those_of_the_reference(chunk, terms) -> None:
+    inputs = random_inputs()
+    got = loss_and_gradients(with_terms, *inputs, terms=terms, scale=0.37, chunk=chunk)
+    expected = loss_and_gradients(linear_cross_entropy_reference, *inputs, terms=terms, scale=0.37)
+    assert (got[0] - linear_cross_entropy(*inputs)).abs() > 0.1, "a loss of its own"
+    for fused, plain in zip(got, expected, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+def test_the_cross_entropy_is_reported_without_the_terms(terms) -> None:
+    inputs = random_inputs()
+    loss, cross_entropy = linear_loss(*inputs, terms, chunk=10)
+    torch.testing.assert_close(cross_entropy, linear_cross_entropy(*inputs, chunk=10).detach(), rtol=0, atol=0)
+    assert loss.requires_grad
+    assert not cross_entropy.requires_grad
+
+
+def test_terms_of_ignored_tokens_are_nothing() -> None:
+    for value in loss_and_gradients(with_terms, *random_inputs(ignored=1.0), terms=TERMS[-1]):
+        assert (value == 0).all()
+
+
+@pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
 @pytest.mark.parametrize("start", [None, 0, 20], ids=["whole", "first slice", "second slice"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_is_compiled_has_the_bits_of_what_is_not(dtype, start) -> None:
+def test_what_is_compiled_has_the_bits_of_what_is_not(dtype, start, terms) -> None:
     hidden, weight, labels = (x.detach() for x in random_inputs(dtype))
-    vocab = None if start is None else VocabSlice(start, lambda x, op: x.clone())
+    vocab = None if start is None else VocabSlice(start, lambda x, op: x.clone(), 2 * V)
     for got, expected in zip(
-        _loss_and_grad_functional(hidden, weight, labels, vocab),
-        _loss_and_grad(hidden, weight, labels, vocab),
+        _loss_and_grad_functional(hidden, weight, labels, vocab, terms),
+        _loss_and_grad(hidden, weight, labels, vocab, terms),
         strict=True,
     ):
         assert torch.equal(got, expected)
 
 
-def test_it_compiles_to_one_graph_without_a_break() -> None:
+@pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
+def test_it_compiles_to_one_graph_without_a_break(terms) -> None:
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(_loss_and_grad_functional)(*(x.detach() for x in random_inputs()), None)
+    explained = torch._dynamo.explain(_loss_and_grad_functional)(*(x.detach() for x in random_inputs()), None, terms)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
@@ -149,20 +184,20 @@ class Ranks:
             return list(pool.map(function, range(self.count)))
 
 
+@pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
 @pytest.mark.parametrize("ignored", [0.3, 1.0])
 @pytest.mark.parametrize("slices", [1, 2, 4])
-def test_slices_of_the_vocabulary_agree_with_the_whole(slices, ignored) -> None:
+def test_slices_of_the_vocabulary_agree_with_the_whole(slices, ignored, terms) -> None:
     hidden, weight, labels = random_inputs(ignored=ignored)
-    whole = loss_and_gradients(linear_cross_entropy_reference, hidden, weight, labels)
+    whole = loss_and_gradients(linear_cross_entropy_reference, hidden, weight, labels, terms=terms)
     ranks = Ranks(slices)
     bounds = [V * rank // slices for rank in range(slices + 1)]  # uneven: 29 rows
 
     def one(rank: int):
         part = weight.detach()[bounds[rank] : bounds[rank + 1]].requires_grad_()
-        vocab = VocabSlice(bounds[rank], lambda x, op: ranks.reduce(rank, x, op))
-        return loss_and_gradients(
-            linear_cross_entropy, hidden.detach().requires_grad_(), part, labels, vocab=vocab, chunk=10
-        )
+        vocab = VocabSlice(bounds[rank], lambda x, op: ranks.reduce(rank, x, op), V)
+        own = hidden.detach().requires_grad_()
+        return loss_and_gradients(with_terms, own, part, labels, terms=terms, vocab=vocab, chunk=10)
 
     losses, hidden_shares, weight_parts = zip(*ranks.run(one), strict=True)
 

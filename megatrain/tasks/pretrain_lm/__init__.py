@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from megatrain.tasks.registry import TASKS, TaskSection, TaskSpec
+from megatrain.tasks.loss_section import TokenLossSection
+from megatrain.tasks.registry import TASKS, TaskSpec
 
 
-class PretrainLMSection(TaskSection):
+class PretrainLMSection(TokenLossSection):
     name: Literal["pretrain_lm"] = "pretrain_lm"
 
 

@@ -1,15 +1,19 @@
 """One rank's batches of a pretraining."""
 
+from typing import cast
+
 from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.loading.batch import Batch
 from megatrain.data.loading.build_loader import build_loader
 from megatrain.data.loading.evaluation import EvaluationLoader
 from megatrain.tasks.base import DataShare, Loader, Task
-from megatrain.tasks.causal_lm import CausalLM
+from megatrain.tasks.causal_lm import CausalLM, loss_terms
+from megatrain.tasks.pretrain_lm import PretrainLMSection
 
 
 class PretrainLM(CausalLM, Task[Batch]):
     def __init__(self, config: ResolvedPretrain) -> None:
+        super().__init__(loss_terms(cast(PretrainLMSection, config.task)))
         self._config = config
 
     def loader(self, share: DataShare) -> Loader[Batch]:

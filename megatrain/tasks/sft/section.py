@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from megatrain.base.types import Path
-from megatrain.tasks.registry import TaskSection
+from megatrain.tasks.loss_section import TokenLossSection
 
 
-class SFTSection(TaskSection):
+class SFTSection(TokenLossSection):
     """Prompt and response pairs; the loss is on the response only."""
 
     name: Literal["sft"] = "sft"

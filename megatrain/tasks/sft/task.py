@@ -11,12 +11,13 @@ from megatrain.data.examples.loader import ExampleEvaluation, ExampleLoader
 from megatrain.data.loading.batch import Batch
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.tasks.base import DataShare, Loader, Task
-from megatrain.tasks.causal_lm import CausalLM
+from megatrain.tasks.causal_lm import CausalLM, loss_terms
 from megatrain.tasks.sft.section import SFTSection
 
 
 class SFT(CausalLM, Task[Batch]):
     def __init__(self, config: ResolvedFinetune) -> None:
+        super().__init__(loss_terms(cast(SFTSection, config.task)))
         self._config = config
         self._training = self._read(config.finetune.train)
         validation = self._read(config.finetune.validation).rows if config.finetune.validation else []

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megatrain.kernels.cross_entropy import LossTerms
 from megatrain.kernels.rotary import apply_rotary, rotary_table
 from megatrain.model.attention import AttentionCore
 from megatrain.model.layers import RMSNorm
@@ -64,11 +65,12 @@ class Toy(nn.Module):
         *,
         position_ids_BS: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-    ) -> Tensor:
+        terms: LossTerms | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1])[None]
         rotary = rotary_table(position_ids_BS, self.head_size, 10000.0, None)
         x = self.embedding(input_ids_BS)
         for block in self.blocks:
             x = block(x, rotary, cu_seqlens)
-        return self.head(self.norm(x), labels_BS)
+        return self.head(self.norm(x), labels_BS, terms)

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from megatrain.kernels.cross_entropy import LossTerms
 from megatrain.kernels.rotary import rotary_table
 from megatrain.model.attention import Attention
 from megatrain.model.families.llama.section import LlamaSection
@@ -51,7 +52,8 @@ class Llama(nn.Module):
         *,
         position_ids_BS: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-    ) -> Tensor:
+        terms: LossTerms | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The summed loss over all labels (fp32 scalar), or without labels the logits [B, S, V].
 
         Args:
@@ -61,6 +63,7 @@ class Llama(nn.Module):
             cu_seqlens: int32 [documents + 1]; attention stays within documents, see kernels/attention.py. Default: a
                 sequence is one document. Of whole sequences, also where the other inputs are a part of them
                 (megatrain/parallel/context_parallel.py).
+            terms: of the loss besides the cross-entropy; given them, the result is (loss, cross-entropy alone).
         """
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
@@ -69,5 +72,5 @@ class Llama(nn.Module):
         x_BSD = self.embedding(input_ids_BS)
         for block in self.blocks:
             x_BSD = block(x_BSD, rotary, cu_seqlens)
-        out: Tensor = self.head(self.norm(x_BSD), labels_BS)
+        out: Tensor | tuple[Tensor, Tensor] = self.head(self.norm(x_BSD), labels_BS, terms)
         return out
