@@ -20,7 +20,14 @@ METRICS.register(
 )
 METRICS.register(
     "cross_entropy",
-    Metric(unit="nats per target token, without z-loss and smoothing", tag="train/cross_entropy", console="ce {value}"),
+    Metric(
+        unit="nats per target token: the loss without z-loss and label smoothing",
+        tag="train/cross_entropy",
+        format="{:.3f}".format,
+        console="cross-entropy {value}",
+        over_steps="mean",
+        over_ranks="sum",
+    ),
 )
 
 

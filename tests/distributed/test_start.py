@@ -78,6 +78,16 @@ START: dict[str, list[Any]] = {
 }
 
 
+SIZES = {
+    "data.sequence_length": 15,
+    "training.global_batch_size": 4,
+    "training.precision": "fp32",
+    "parallel.tensor_parallel": 1,
+    "parallel.context_parallel": 1,
+    "cluster.gpus_per_node": 2,
+}
+
+
 def picked(chance: random.Random, *choices: dict[str, list[Any]]) -> list[str]:
     return [f"{field}={chance.choice(values)}" for choice in choices for field, values in choice.items()]
 
@@ -135,6 +145,23 @@ def test_what_passes_the_preflight_starts(ranks: RankPool, here: Path, number: i
 
     losses += start(ranks, passing(FINETUNE, tuned()))
     assert torch.tensor(losses).isfinite().all(), losses
+
+
+def test_terms_of_the_loss_are_reported_beside_the_cross_entropy(ranks: RankPool, here: Path) -> None:
+    """On two ranks, each of which has a half of it."""
+
+    def reports(name: str, *task: str) -> list[dict[str, Any]]:
+        fields = [f"{field}={values[0]}" for field, values in (MODEL | START).items() if field not in SIZES]
+        sizes = [f"{field}={value}" for field, value in SIZES.items()]
+        found = passing(BASE, iter([[f"run.name={name}", "training.steps=2", *fields, *sizes, *task]]))
+        assert found[1] == 2
+        start(ranks, found)
+        return [json.loads(line) for line in found[0].metrics.read_text().splitlines() if '"loss"' in line]
+
+    plain, smooth = reports("plain"), reports("smooth", "task.z_loss=0.01", "task.label_smoothing=0.1")
+    assert "cross_entropy" not in plain[0]
+    assert smooth[0]["cross_entropy"] == pytest.approx(plain[0]["loss"], rel=1e-6), "from the same weights"
+    assert smooth[0]["loss"] > smooth[0]["cross_entropy"] + 0.1
 
 
 def yaml_of(run: RunDir) -> str:
