@@ -37,11 +37,12 @@ class _Widths:
     statistics: float  # attention's, one fp32 number a head
     mlp: float
     swapped: float  # attention's output once more, as the all-to-all of context parallelism hands it back
+    head_norms: float  # kept inside the norms of query and key heads, where there are any
 
     @property
     def everything(self) -> float:
         """Without recomputation: norms, their outputs; q, k, v, attention's output; gate, up, silu(gate), product."""
-        attention = 2 * self.queries + 2 * self.keys + self.statistics + self.swapped
+        attention = 2 * self.queries + 2 * self.keys + self.statistics + self.swapped + self.head_norms
         return 2 * (self.norm + self.whole) + attention + 4 * self.mlp
 
 
@@ -89,6 +90,7 @@ def activation_bytes(
 def _widths(model: ModelSection, layout: Layout, c: int, *, fused_norm: bool) -> _Widths:
     h, t = model.hidden_size, layout.tensor_parallel
     share = 1 / t if layout.sequence_parallel else 1
+    heads = (model.attention_heads + model.key_value_heads) / t if model.normalizes_heads else 0.0
     return _Widths(
         stream=c * h * share,
         whole=c * h,
@@ -99,6 +101,7 @@ def _widths(model: ModelSection, layout: Layout, c: int, *, fused_norm: bool) ->
         statistics=4 * model.attention_heads / t,
         mlp=c * model.mlp_width / t,
         swapped=c * model.attention_heads * model.head_size / t if layout.context_parallel > 1 else 0.0,
+        head_norms=heads * (c * model.head_size + 4 if fused_norm else 8 * model.head_size),
     )
 
 

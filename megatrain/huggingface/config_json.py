@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
 from megatrain.config import ParallelSection
 from megatrain.config.rules import validate_model
+from megatrain.huggingface.model_types import LONGEST, MODEL_TYPES, ModelType, Part, Window, check_window
 from megatrain.model.architecture import FAMILIES, ModelSection
 from megatrain.model.families.llama.huggingface import SCALED
 from megatrain.model.families.llama.section import LlamaSection, RopeScaling
@@ -21,7 +22,6 @@ CONFIG_LIMIT = 8 << 20  # bytes; such files have a few KiB
 
 _MOST_LAYERS = 100_000
 _WIDEST = 1 << 24  # of any dimension of a tensor
-_LONGEST = 1 << 40  # positions
 
 _Layers = Annotated[int, Field(ge=1, le=_MOST_LAYERS)]
 _Width = Annotated[int, Field(ge=1, le=_WIDEST)]
@@ -40,21 +40,15 @@ _SAME_NAME = (
 )
 
 
-class _Part(BaseModel):
-    """Fields that say nothing of the weights are skipped."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class _Rope(_Part):
+class _Rope(Part):
     rope_type: str | None = None
     type: str | None = None  # its name in older files
     rope_theta: float | None = None
     partial_rotary_factor: float = 1.0
 
 
-class ConfigJson(_Part):
-    """What a Llama's config.json says of its weights."""
+class ConfigJson(Part):
+    """What config.json says of the weights; defaults are those of every model type in MODEL_TYPES."""
 
     num_hidden_layers: _Layers
     hidden_size: _Width
@@ -63,10 +57,10 @@ class ConfigJson(_Part):
     head_dim: _Width | None = None
     intermediate_size: _Width
     vocab_size: _Width
-    rms_norm_eps: float
+    rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
-    max_position_embeddings: Annotated[int, Field(ge=1, le=_LONGEST)]
+    max_position_embeddings: Annotated[int, Field(ge=1, le=LONGEST)]
     rope_theta: float | None = None
     rope_parameters: dict[str, Any] | None = None
     rope_scaling: dict[str, Any] | None = None
@@ -75,13 +69,13 @@ class ConfigJson(_Part):
     pad_token_id: _Ids = None
 
 
-class _Family(_Part):
+class _Family(Part):
     """What decides whether this is an architecture that megatrain has."""
 
     model_type: Any = None
     hidden_act: Any = "silu"
-    attention_bias: Any = False
-    mlp_bias: Any = False
+    attention_bias: Any = None
+    mlp_bias: Any = None
     quantization_config: Any = None
     compression_config: Any = None  # its name in older compressed-tensors
 
@@ -95,12 +89,16 @@ def read_pretrained(path: Path) -> tuple[ModelSection, int]:
     """The model of a folder in Hugging Face's format, and the longest sequence that it was made for, in tokens.
 
     Raises:
-        ConfigError: its config.json is not a Llama's, or has what this architecture has not; says what.
+        ConfigError: its config.json is of another model type, or has what this architecture has not; says what.
     """
     file = path / CONFIG
-    _check_family(read_model(file, _Family, error=ConfigError, limit=CONFIG_LIMIT), file)
+    kind = _model_type(read_model(file, _Family, error=ConfigError, limit=CONFIG_LIMIT), file)
     content = read_model(file, ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
+    if kind.always_slides is not None:
+        check_window(read_model(file, Window, error=ConfigError, limit=CONFIG_LIMIT), kind, file)
     values = {name: getattr(content, name) for name in _SAME_NAME}
+    values |= {name: value for name, value in kind.defaults.items() if name not in content.model_fields_set}
+    values |= {"attention_bias": kind.attention_bias, "qk_norm": kind.qk_norm}
     values |= {"rope_theta": _theta(content, file), "rope_scaling": _scaling(content, file)}
     section = parse_model(LlamaSection, values, file, ConfigError)
     for problem in validate_model(section, ParallelSection()):
@@ -108,12 +106,19 @@ def read_pretrained(path: Path) -> tuple[ModelSection, int]:
     return section, content.max_position_embeddings
 
 
-def _check_family(found: _Family, file: Path) -> None:
-    wanted = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+def _model_type(found: _Family, file: Path) -> ModelType:
+    kind = MODEL_TYPES.get(found.model_type) if isinstance(found.model_type, str) else None
+    if kind is None:
+        text = (
+            f"is {found.model_type!r:.60}; megatrain reads {', '.join(map(repr, MODEL_TYPES))}. Take a model of these."
+        )
+        raise ConfigError(f"{file}: model_type: {text}")
+    wanted = {"hidden_act": "silu", "attention_bias": kind.attention_bias, "mlp_bias": False}
     for field, value in wanted.items():
-        if (getattr(found, field) or False) != value:  # null is their false
-            text = f"is {getattr(found, field)!r:.60}; megatrain has this architecture with {value!r} only"
-            raise ConfigError(f"{file}: {field}: {text}")
+        given = getattr(found, field)
+        if given != value and not (given is None and isinstance(value, bool)):  # null is as if it were not there
+            text = f"is {given!r:.60}; megatrain has {found.model_type!r} with {value!r} only"
+            raise ConfigError(f"{file}: {field}: {text}. Take a model that has it so.")
     quantized = found.quantization_config or found.compression_config
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
@@ -122,6 +127,7 @@ def _check_family(found: _Family, file: Path) -> None:
             f"{file}: quantization_config: the weights are quantized{named}, and are not read without "
             "their scales. Take the model in bfloat16, or save it so with transformers, after `model.dequantize()`."
         )
+    return kind
 
 
 def _theta(content: ConfigJson, file: Path) -> float:

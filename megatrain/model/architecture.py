@@ -56,6 +56,8 @@ class ParameterRow:
             row-parallel product is whole, and its module has to add it after the reduction.
         init: how its values begin.
         decay: whether weight decay applies.
+        partial_gradient: of a whole weight inside a tensor-parallel region: each rank applies it to its own heads or
+            channels only, so that its gradient is a part of a sum over the ranks.
         huggingface: its name in `transformers`, with the same "{}"; None where it has none.
         layers: the layers that have it; None for a weight outside of them.
     """
@@ -66,6 +68,7 @@ class ParameterRow:
     init: Normal | Constant
     split: Literal[0, 1] | None = None
     decay: bool = True
+    partial_gradient: bool = False
     huggingface: str | None = None
     layers: range | None = None
 
@@ -138,6 +141,11 @@ class ModelSection(Section):
     def mlp_width(self) -> int:
         """Channels inside an MLP."""
         raise NotImplementedError
+
+    @property
+    def normalizes_heads(self) -> bool:
+        """Whether every query and key head is normalised."""
+        return False
 
     @property
     def padded_vocab_size(self) -> int:

@@ -41,8 +41,7 @@ def build_parallel_model(
     # 2. Only what is left of each weight becomes real, one after the other.
     materialize(model, lambda _, p: torch.empty(p.shape, dtype=dtype, device=device), device, dtype, placed=placed)
     # 3. Hooks on parameters need the real ones.
-    if sequence_parallel:
-        sum_replicated_gradients(model, mesh.tensor_group)
+    sum_replicated_gradients(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
     # 4. Checkpointing wraps a block's forward, collectives on its modules included.
     apply_activation_checkpointing(model, parallel.activation_checkpointing)
     # 5. Compile last, so that one graph holds the block and what was done to it.

@@ -57,10 +57,17 @@ def apply_tensor_parallel(
     make_head_vocab_parallel(model.get_submodule("head"), rank, group)
 
 
-def sum_replicated_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """For sequence parallelism: each rank sees some of the positions, so replicated weights get partial gradients."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and shard_of(parameter) is None:
+def sum_replicated_gradients(
+    model: nn.Module, section: ModelSection, group: dist.ProcessGroup, *, sequence_parallel: bool
+) -> None:
+    """Replicated weights inside a region get partial gradients: the table says which. Under sequence parallelism all
+    replicated ones do, for each rank sees some of the positions."""
+    if dist.get_world_size(group) == 1:
+        return
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or shard_of(parameter) is not None:
+            continue
+        if sequence_parallel or row_of(section, name).partial_gradient:
             parameter.register_hook(lambda gradient: collectives.all_reduce(gradient, group))
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of, rows
+from megatrain.model.architecture import FAMILIES, ONES, ZEROS, Kind, ModelSection, parameter_table, row_of, rows
 from megatrain.model.build import build_model
 from megatrain.model.families.llama.section import LlamaSection
 
@@ -21,6 +21,8 @@ def a_llama(chance: random.Random) -> LlamaSection:
         intermediate_size=chance.choice([5, 16]),
         vocab_size=chance.choice([7, 64]),
         tie_word_embeddings=chance.random() < 0.5,
+        attention_bias=chance.random() < 0.5,
+        qk_norm=chance.random() < 0.5,
     )
 
 
@@ -45,6 +47,28 @@ def test_the_table_is_what_the_module_has(family, seed) -> None:
         assert row_of(section, name) == row
         assert row.huggingface is None or "{" not in row.huggingface
         assert row.split is None or row.split < len(row.shape)
+        assert row.split is None or not row.partial_gradient
+
+
+def test_biases_and_norms_of_heads() -> None:
+    llama = LlamaSection(
+        num_hidden_layers=2, hidden_size=24, num_attention_heads=6, num_key_value_heads=2, head_dim=8,
+        intermediate_size=40, vocab_size=64,
+    )  # fmt: skip
+    more = llama.model_copy(update={"attention_bias": True, "qk_norm": True})
+    plain = set(parameter_table(llama))
+    added = {row.name: row for row in parameter_table(more) if row not in plain}
+    assert plain < set(parameter_table(more))
+    assert len(added) == 2 * 5
+    bias, norm = (added[f"blocks.1.attention.{name}"] for name in ("key.bias", "key_norm.weight"))
+    assert (bias.shape, bias.kind, bias.init, bias.split) == ((16,), Kind.BIAS, ZEROS, 0)
+    assert bias.huggingface == "model.layers.1.self_attn.k_proj.bias"
+    assert (norm.shape, norm.kind, norm.init, norm.split) == ((8,), Kind.NORM, ONES, None)
+    assert norm.huggingface == "model.layers.1.self_attn.k_norm.weight"
+    assert not any(row.decay for row in added.values())
+    assert [row.name for row in parameter_table(more) if row.partial_gradient] == [
+        f"blocks.{layer}.attention.{name}_norm.weight" for layer in (0, 1) for name in ("query", "key")
+    ]
 
 
 def test_a_weight_that_the_model_has_not() -> None:

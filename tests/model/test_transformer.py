@@ -37,6 +37,16 @@ def test_packed_documents_are_as_if_alone(model_section, make_model, ids) -> Non
     torch.testing.assert_close(packed, torch.cat([model(first), model(second)], 1))
 
 
+def test_normalised_heads_do_not_know_how_large_they_were(model_section, make_model, ids) -> None:
+    with torch.no_grad():
+        for qk_norm in (False, True):
+            model = make_model(model_section(qk_norm=qk_norm, rms_norm_eps=1e-12))
+            before = model(ids)
+            for block in model.blocks:
+                block.attention.query.weight *= 3
+            assert torch.allclose(model(ids), before, atol=1e-4) == qk_norm
+
+
 def test_tied_embeddings_are_one_parameter_with_both_gradients(model_section, make_model, ids) -> None:
     tied = make_model(model_section(tie_word_embeddings=True))
     assert tied.head.weight is tied.embedding.weight

@@ -19,9 +19,9 @@ def found(device="cuda", precision="bf16", compiled=False, length=1024, model=MO
     )
 
 
-def a_token_of_a_layer(**arguments):
-    deeper = MODEL.model_copy(update={"num_hidden_layers": 5})
-    return (found(model=deeper, **arguments).kept - found(**arguments).kept) / (4 * 1024)
+def a_token_of_a_layer(model=MODEL, **arguments):
+    deeper = model.model_copy(update={"num_hidden_layers": 5})
+    return (found(model=deeper, **arguments).kept - found(model=model, **arguments).kept) / (4 * 1024)
 
 
 def test_a_compiled_block_keeps_the_literatures_bytes():
@@ -35,6 +35,13 @@ def test_an_eager_block_keeps_one_product_more():
 
 def test_a_cpu_keeps_the_norms_in_fp32():
     assert a_token_of_a_layer(device="cpu") - a_token_of_a_layer() == pytest.approx(2 * (8 * h - 2 * h - 4))
+
+
+def test_norms_of_heads_keep_what_they_normalise():
+    normed = MODEL.model_copy(update={"qk_norm": True})
+    both = heads * (q + k) // q
+    more = [a_token_of_a_layer(model=model) for model in (MODEL, normed)]
+    assert more[1] - more[0] == pytest.approx(2 * (q + k) + 4 * both)
 
 
 def test_full_recomputation_keeps_a_blocks_input():

@@ -23,7 +23,9 @@ class Block(nn.Module):
     def __init__(self, config: LlamaSection) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(
+            config, bias=config.attention_bias, qk_norm_eps=config.rms_norm_eps if config.qk_norm else None
+        )
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 

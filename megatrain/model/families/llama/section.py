@@ -31,6 +31,8 @@ class LlamaSection(ModelSection):
     rope_theta: Annotated[float, Field(ge=1, le=1e15)] = 10000.0
     rope_scaling: RopeScaling | None = None
     rms_norm_eps: Positive = Field(1e-5, le=1)
+    attention_bias: bool = Field(False, description="biases on query, key and value, not on the output: as Qwen2")
+    qk_norm: bool = Field(False, description="RMSNorm of every query and key head before the rotation: as Qwen3")
 
     @property
     def attention_heads(self) -> int:
@@ -47,3 +49,7 @@ class LlamaSection(ModelSection):
     @property
     def mlp_width(self) -> int:
         return self.intermediate_size
+
+    @property
+    def normalizes_heads(self) -> bool:
+        return self.qk_norm

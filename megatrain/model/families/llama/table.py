@@ -1,9 +1,10 @@
 """The weights of a Llama, and where its tensor-parallel regions begin and end (arXiv 1909.08053)."""
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
-from megatrain.model.architecture import ONES, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.architecture import ONES, ZEROS, Divisible, Kind, Normal, ParameterRow, Region
 from megatrain.model.families.llama.section import LlamaSection
 
 REGIONS = {
@@ -20,7 +21,8 @@ _VOCABULARY: _Dim = 0
 
 def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
     """Matrices are normal with standard deviation initializer_range; those that write into the residual stream are
-    divided by √(2L), so that its variance does not grow with depth (GPT-2, section 2.3). Norm weights are one."""
+    divided by √(2L), so that its variance does not grow with depth (GPT-2, section 2.3). Norm weights are one, biases
+    zero."""
     width, inner = section.hidden_size, section.mlp_width
     queries, keys = (heads * section.head_size for heads in (section.attention_heads, section.key_value_heads))
     layers = range(section.num_hidden_layers)
@@ -58,6 +60,7 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
         matrix("attention.key", "self_attn.k_proj", keys, width, _COLUMN, Kind.ATTENTION),
         matrix("attention.value", "self_attn.v_proj", keys, width, _COLUMN, Kind.ATTENTION),
         matrix("attention.output", "self_attn.o_proj", width, queries, _ROW, Kind.ATTENTION),
+        *_optional(section),
         norm("blocks.{}.mlp_norm", "model.layers.{}.post_attention_layernorm.weight", layers),
         matrix("mlp.gate", "mlp.gate_proj", inner, width, _COLUMN, Kind.MLP),
         matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN, Kind.MLP),
@@ -75,6 +78,34 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
         huggingface="lm_head.weight",
     )
     return (*table, head)
+
+
+def _optional(section: LlamaSection) -> Iterator[ParameterRow]:
+    """Biases of query, key and value; norms of query and key heads."""
+    heads = {"query": section.attention_heads, "key": section.key_value_heads, "value": section.key_value_heads}
+    layers = range(section.num_hidden_layers)
+    for name, count in heads.items() if section.attention_bias else ():
+        yield ParameterRow(
+            name=f"blocks.{{}}.attention.{name}.bias",
+            shape=(count * section.head_size,),
+            kind=Kind.BIAS,
+            init=ZEROS,
+            split=_COLUMN,
+            decay=False,
+            huggingface=f"model.layers.{{}}.self_attn.{name[0]}_proj.bias",
+            layers=layers,
+        )
+    for name in ("query", "key") if section.qk_norm else ():
+        yield ParameterRow(
+            name=f"blocks.{{}}.attention.{name}_norm.weight",
+            shape=(section.head_size,),
+            kind=Kind.NORM,
+            init=ONES,
+            decay=False,
+            partial_gradient=True,  # each rank normalises its own heads with it
+            huggingface=f"model.layers.{{}}.self_attn.{name[0]}_norm.weight",
+            layers=layers,
+        )
 
 
 def divisible(section: LlamaSection) -> tuple[Divisible, ...]:
