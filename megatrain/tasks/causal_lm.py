@@ -32,8 +32,10 @@ METRICS.register(
 
 
 class CausalLM:
-    """Args:
-    terms: of the loss in training, which an evaluation leaves out.
+    """Cross-entropy of the next token.
+
+    Args:
+        terms: of the loss in training, which an evaluation leaves out.
     """
 
     def __init__(self, terms: LossTerms = NO_TERMS) -> None:

@@ -65,7 +65,10 @@ def test_its_configuration_state_and_tensors_are_read(folder: Path) -> None:
     assert {name: tensors[name].double().sum().item() for name in SUMS} == pytest.approx(SUMS, rel=1e-9)
 
 
-@pytest.mark.parametrize("layout", [(1, 1), (3, 2)], ids=["as it was", "another layout"])
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param((1, 1), marks=pytest.mark.full, id="as it was"), pytest.param((3, 2), id="another layout")],
+)
 def test_it_resumes(folder: Path, layout: tuple[int, int]) -> None:
     zero, tensor = layout
     parallel = [f"parallel.zero_stage={zero}", f"parallel.tensor_parallel={tensor}"]

@@ -24,6 +24,7 @@ LAYOUTS += [Layout(0, 2, 1, "bf16"), Layout(1, 2, 1), Layout(3, 2, 1)]
 
 class AddedLoss(CausalLM):
     def __init__(self, added: float) -> None:
+        super().__init__()
         self._added = added
 
     def loss(self, model, batch):

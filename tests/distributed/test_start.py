@@ -26,6 +26,7 @@ from tests.distributed.runs import one_start
 pytestmark = pytest.mark.distributed
 
 STARTS = int(os.environ.get("MEGATRAIN_STARTS", "16"))
+FIRST = 6  # of them are in `make test`
 BASE = """
 tokenizer: {path: tokenizer}
 data: {train: [{path: a}, {path: b}], validation: [{path: b}]}
@@ -114,7 +115,9 @@ def start(ranks: RankPool, found: tuple[RunDir, int]) -> list[float]:
     return [json.loads(line)["loss"] for line in run.metrics.read_text().splitlines() if '"loss"' in line]
 
 
-@pytest.mark.parametrize("number", range(STARTS))
+@pytest.mark.parametrize(
+    "number", [*range(FIRST), *(pytest.param(number, marks=pytest.mark.full) for number in range(FIRST, STARTS))]
+)
 def test_what_passes_the_preflight_starts(ranks: RankPool, here: Path, number: int) -> None:
     chance = random.Random(number)
     name = f"run.name=odd-{number}"

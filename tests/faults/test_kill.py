@@ -15,7 +15,7 @@ from megatrain.checkpoint.state import read_state
 from megatrain.run.directory import RunDir
 from tests.project import make_project, megatrain, metrics, start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 STEPS = 40
 KILLS = 2
@@ -46,14 +46,16 @@ def ranks_of(run: RunDir) -> list[int]:
 
 
 def wait_for_step(process: subprocess.Popen[str], run: RunDir, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400  # beside tests that take every core
     while not any(row["step"] >= step for row in metrics(run)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["zero3-checkpointing", *(pytest.param(one, marks=pytest.mark.full) for one in ("zero1", "zero2-tp2"))]
+)
 def test_a_killed_run_repeats_the_losses_of_one_that_was_not(folder: Path, layout: str) -> None:
     megatrain(folder, *arguments(f"whole-{layout}", layout))
     whole, killed = RunDir(folder / f"runs/whole-{layout}"), RunDir(folder / f"runs/killed-{layout}")

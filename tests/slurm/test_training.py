@@ -89,6 +89,7 @@ def submit(folder: Path, name: str, wrapper: str, *overrides: str) -> tuple[str,
     return job, RunDir(folder / "runs" / name)
 
 
+@pytest.mark.full  # requeues at the limit, with ranks that train nothing, are in test_job_script.py
 def test_requeue_at_the_time_limit_has_the_same_losses(cluster, folder, whole, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job, run = submit(folder, "limited", SLOW)

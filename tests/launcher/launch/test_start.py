@@ -66,5 +66,5 @@ def test_two_launchers_with_nnodes_train_as_one(tmp_path):
         environment = os.environ | given | {"NODE_RANK": str(node), "PYTHONPATH": str(ROOT)}
         processes.append(subprocess.Popen(command, cwd=folder, env=environment))
         time.sleep(0.5)
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(280) for process in processes] == [0, 0]
     assert [row["step"] for row in metrics(RunDir(folder / "runs/job"))] == [1, 2, 3]
