@@ -172,15 +172,17 @@ def _loss_and_grad(
         maximum_n = vocab.reduce(maximum_n, "max")
     logits_nV -= maximum_n[:, None]
     target_n = logits_nV.gather(1, local_n[:, None])[:, 0] * here_n
-    all_n = logits_nV.sum(-1) if terms.label_smoothing else None
+    logit_sum_n = logits_nV.sum(-1) if terms.label_smoothing else None
     exp_nV = logits_nV.exp_()
-    sum_n, target_n, all_n = _over_slices(exp_nV.sum(-1), target_n, all_n, vocab)
-    losses, pull_n, push = _token_losses(sum_n, target_n, all_n, maximum_n, counted_n, terms, _size(weight_VD, vocab))
+    sum_n, target_n, logit_sum_n = _over_slices(exp_nV.sum(-1), target_n, logit_sum_n, vocab)
+    losses, softmax_factor_n, everywhere = _token_losses(
+        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(weight_VD, vocab)
+    )
 
-    grad_nV = exp_nV.mul_((pull_n / sum_n)[:, None])
+    grad_nV = exp_nV.mul_((softmax_factor_n / sum_n)[:, None])
     grad_nV.scatter_add_(1, local_n[:, None], -here_n.to(grad_nV.dtype)[:, None] * (1.0 - terms.label_smoothing))
-    if push:
-        grad_nV.sub_(push * counted_n[:, None])
+    if everywhere:
+        grad_nV.sub_(everywhere * counted_n[:, None])
     return losses, grad_nV.to(hidden_nD.dtype)
 
 
@@ -198,24 +200,28 @@ def _loss_and_grad_functional(
         maximum_n = vocab.reduce(maximum_n, "max")
     shifted_nV = logits_nV.float() - maximum_n[:, None]
     target_n = torch.where(target_nV, shifted_nV, 0.0).sum(-1)
-    all_n = shifted_nV.sum(-1) if terms.label_smoothing else None
-    sum_n, target_n, all_n = _over_slices(shifted_nV.exp().sum(-1), target_n, all_n, vocab)
-    losses, pull_n, push = _token_losses(sum_n, target_n, all_n, maximum_n, counted_n, terms, _size(weight_VD, vocab))
+    logit_sum_n = shifted_nV.sum(-1) if terms.label_smoothing else None
+    sum_n, target_n, logit_sum_n = _over_slices(shifted_nV.exp().sum(-1), target_n, logit_sum_n, vocab)
+    losses, softmax_factor_n, everywhere = _token_losses(
+        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(weight_VD, vocab)
+    )
 
-    grad_nV = shifted_nV.exp() * (pull_n / sum_n)[:, None] - target_nV.float() * (1.0 - terms.label_smoothing)
-    if push:
-        grad_nV = grad_nV - push * counted_n[:, None]
+    grad_nV = shifted_nV.exp() * (softmax_factor_n / sum_n)[:, None] - target_nV.float() * (1.0 - terms.label_smoothing)
+    if everywhere:
+        grad_nV = grad_nV - everywhere * counted_n[:, None]
     return losses, grad_nV.to(hidden_nD.dtype)
 
 
 def _over_slices(
-    sum_n: Tensor, target_n: Tensor, all_n: Tensor | None, vocab: VocabSlice | None
+    sum_n: Tensor, target_n: Tensor, logit_sum_n: Tensor | None, vocab: VocabSlice | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of the whole vocabulary, in one reduction."""
     if vocab is None:
-        return sum_n, target_n, all_n
-    parts = vocab.reduce(torch.stack((sum_n, target_n) if all_n is None else (sum_n, target_n, all_n)), "sum")
-    return parts[0], parts[1], None if all_n is None else parts[2]
+        return sum_n, target_n, logit_sum_n
+    parts = vocab.reduce(
+        torch.stack((sum_n, target_n) if logit_sum_n is None else (sum_n, target_n, logit_sum_n)), "sum"
+    )
+    return parts[0], parts[1], None if logit_sum_n is None else parts[2]
 
 
 def _size(weight_VD: Tensor, vocab: VocabSlice | None) -> int:
@@ -225,7 +231,7 @@ def _size(weight_VD: Tensor, vocab: VocabSlice | None) -> int:
 def _token_losses(
     sum_n: Tensor,
     target_n: Tensor,
-    all_n: Tensor | None,
+    logit_sum_n: Tensor | None,
     maximum_n: Tensor,
     counted_n: Tensor,
     terms: LossTerms,
@@ -233,19 +239,20 @@ def _token_losses(
 ) -> tuple[Tensor, Tensor, float]:
     """[loss, cross-entropy]; the factor of softmax in the gradient, per token; what is subtracted from every logit's.
 
-    Logits are those over the maximum: `sum_n` of their exponentials, `all_n` of themselves, `target_n` the label's.
+    Logits are those less the maximum: `sum_n` is of their exponentials, `logit_sum_n` of themselves, `target_n` the
+    label's.
     """
     log_n = sum_n.log()
     loss_n = cross_entropy_n = log_n - target_n
-    pull_n = counted_n
-    if all_n is not None:
-        loss_n = log_n - (1.0 - terms.label_smoothing) * target_n - terms.label_smoothing / size * all_n
+    softmax_factor_n = counted_n
+    if logit_sum_n is not None:
+        loss_n = log_n - (1.0 - terms.label_smoothing) * target_n - terms.label_smoothing / size * logit_sum_n
     if terms.z_loss:
         logsumexp_n = log_n + maximum_n
         loss_n = loss_n + terms.z_loss * logsumexp_n.square()
-        pull_n = counted_n * (1.0 + 2.0 * terms.z_loss * logsumexp_n)
+        softmax_factor_n = counted_n * (1.0 + 2.0 * terms.z_loss * logsumexp_n)
     losses = torch.stack(((loss_n * counted_n).sum(), (cross_entropy_n * counted_n).sum()))
-    return losses, pull_n, terms.label_smoothing / size
+    return losses, softmax_factor_n, terms.label_smoothing / size
 
 
 @lru_cache(maxsize=1)

@@ -44,12 +44,12 @@ class CausalLM:
     def loss(self, model: Model, batch: Batch) -> LossSums:
         """Nats, over the labels other than IGNORE_INDEX."""
         if not self._terms:
-            return LossSums(_called(model, batch))
-        loss, cross_entropy = _called(model, batch, terms=self._terms)
+            return LossSums(_forward(model, batch))
+        loss, cross_entropy = _forward(model, batch, terms=self._terms)
         return LossSums(loss, {"cross_entropy": cross_entropy})
 
     def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": _called(model, batch), "targets": (batch.labels != IGNORE_INDEX).sum()}
+        return {"loss": _forward(model, batch), "targets": (batch.labels != IGNORE_INDEX).sum()}
 
     def evaluation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {"validation_loss": sums["loss"] / max(sums["targets"], 1.0), "validation_targets": sums["targets"]}
@@ -59,6 +59,6 @@ def loss_terms(section: TokenLossSection) -> LossTerms:
     return LossTerms(z_loss=section.z_loss, label_smoothing=section.label_smoothing)
 
 
-def _called(model: Model, batch: Batch, **options: LossTerms) -> Any:
+def _forward(model: Model, batch: Batch, **options: LossTerms) -> Any:
     places = {"position_ids_BS": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
     return model(batch.input_ids, batch.labels, **places, **options)

@@ -13,6 +13,7 @@ from tests.documents import cu_seqlens_of
 
 if TYPE_CHECKING:
     from megatrain.checkpoint.snapshot import Snapshot
+    from megatrain.checkpoint.store import CheckpointStore
     from megatrain.data.loading.batch import Batch
     from megatrain.optim.registry import OptimizerSection
     from megatrain.tasks.causal_lm import CausalLM
@@ -108,7 +109,11 @@ class Run:
     """One rank of a tiny run: an engine, and its share of the global batches."""
 
     def __init__(
-        self, layout: Layout, optimizer: "OptimizerSection | None" = None, objective: "CausalLM | None" = None
+        self,
+        layout: Layout,
+        optimizer: "OptimizerSection | None" = None,
+        objective: "CausalLM | None" = None,
+        model: ModelSection | None = None,
     ) -> None:
         from launcher.deepspeed_config import deepspeed_config
         from megatrain.parallel.mesh import Mesh
@@ -121,6 +126,8 @@ class Run:
         config = config_of(layout)
         if optimizer is not None:
             config = config.model_copy(update={"optimizer": optimizer})
+        if model is not None:
+            config = config.model_copy(update={"model": model})
         topology = Topology(
             world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
         )
@@ -164,6 +171,14 @@ def snapshot_of(run: Run, step: int) -> "Snapshot":
 
     state = State(step=step, model=config_of(run.layout).model)
     return Snapshot(state, run.engine.sharded_state(for_saving=True))
+
+
+def store_of(run: Run, folder: str) -> "CheckpointStore":
+    from megatrain.checkpoint.store import CheckpointStore
+    from megatrain.run.directory import RunDir
+
+    group = run.mesh.control_group
+    return CheckpointStore(RunDir(folder), group, layout=str(run.layout), keep_last=9, report=print)
 
 
 def rate_at(step: int) -> float:

@@ -1,9 +1,14 @@
 """Lion under ZeRO is Lion in one plain process; its state is resharded like Adam's."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from megatrain.checkpoint.read import read_tensors
 from megatrain.optim.lion import LionSection
-from tests.distributed.layouts import Layout, Run
+from megatrain.run.directory import RunDir
+from tests.distributed.layouts import Layout, Run, snapshot_of, store_of
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -33,12 +38,26 @@ def test_losses_of_one_rank(ranks: RankPool, layout: Layout, alone: list[float])
         assert found == pytest.approx(alone, rel=1e-5)
 
 
-def kept(layout: Layout) -> set[str]:
+def saved(layout: Layout, folder: str) -> None:
     run = Run(layout, LionSection())
-    run.train(0, 1)
-    return {key.split(".")[0] for key in run.engine.sharded_state(for_saving=True)}
+    run.train(0, 2)
+    store_of(run, folder).save(snapshot_of(run, 2))
 
 
-def test_a_checkpoint_holds_one_state_per_weight(ranks: RankPool) -> None:
-    for found in ranks.run(2, kept, Layout(1, 1, 2)):
-        assert found == {"weight", "exp_avg"}
+def saved_again(layout: Layout, folder: str, again: str) -> None:
+    run = Run(layout, LionSection())
+    store_of(run, folder).load(RunDir(folder).step(2), run.engine.sharded_state())
+    run.engine.after_load(optimizer_step=2)
+    store_of(run, again).save(snapshot_of(run, 2))
+
+
+def test_its_momentum_is_read_under_another_layout(ranks: RankPool, tmp_path: Path) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    ranks.run(2, saved, Layout(1, 2, 1), first)
+    ranks.run(2, saved_again, Layout(3, 1, 2), first, second)
+    before, after = (read_tensors(RunDir(folder).step(2)) for folder in (first, second))
+    assert before.keys() == after.keys()
+    assert {name.split(".")[0] for name in before} == {"weight", "exp_avg"}
+    assert any(tensor.any() for name, tensor in before.items() if name.startswith("exp_avg"))
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name

@@ -12,7 +12,7 @@ import torch
 from megatrain.checkpoint.read import read_tensors
 from megatrain.run.directory import RunDir
 from tests.covering import covering_array
-from tests.distributed.layouts import Layout, Run, snapshot_of
+from tests.distributed.layouts import Layout, Run, snapshot_of, store_of
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -57,13 +57,6 @@ OTHER_PAIRS = [
 ]
 
 FULL = [pair for pair in [(LAYOUTS[i], LAYOUTS[j]) for i, j in PAIRS] + OTHER_PAIRS if pair not in EVERY_PAIR]
-
-
-def store_of(run: Run, folder: str):
-    from megatrain.checkpoint.store import CheckpointStore
-
-    group = run.mesh.control_group
-    return CheckpointStore(RunDir(folder), group, layout=str(run.layout), keep_last=9, report=print)
 
 
 def save_and_go_on(layout: Layout, folder: str) -> list[tuple[float, float]]:
