@@ -147,12 +147,13 @@ def block_time(
     queries, keys = model.attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
     shapes = _block_matmuls(model, t)
     rate = hardware.tflops(precision) * 1e12 * hardware.training_efficiency
+    seen = model.seen(sequence_length) / model.num_hidden_layers  # causal: half of the sequence
     # elements that elementwise ops read and write a token: norms and residuals, rotation (in fp32), gated activation
     moved = 6 * h + 2 * (queries + keys) + 3 * f if compiled else 12 * h + 20 * (queries + keys) + 5 * f
     return BlockTime(
         matmuls=sum(_matmul(T, k, n, precision, hardware) for k, n in shapes),
         last_matmul=_matmul(T, *shapes[-1], precision, hardware),
-        attention=2 * T * sequence_length * queries / (rate * ATTENTION_RATE),  # causal: half of 4·T·S·H
+        attention=4 * T * seen * queries / (rate * ATTENTION_RATE),
         elementwise=_moving(T * number_bytes(precision) * moved, hardware),
     )
 

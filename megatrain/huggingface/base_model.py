@@ -9,7 +9,8 @@ from pathlib import Path
 from megatrain.base.errors import CheckpointError, DataError
 from megatrain.base.files import open_regular, parse_json, read_bytes, reason
 from megatrain.data.text.tokenizer_files import Files
-from megatrain.huggingface.config_json import CONFIG, CONFIG_LIMIT, GENERATION_CONFIG, is_pretrained, read_pretrained
+from megatrain.huggingface.config_json import CONFIG, GENERATION_CONFIG, is_pretrained, read_pretrained
+from megatrain.model.huggingface_config import CONFIG_LIMIT
 from megatrain.run.directory import MANIFEST, RunDir, locate
 from megatrain.run.inputs import base_run, load_run, own_base, own_positions, read_inputs
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from pydantic import Field
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
 from megatrain.base.types import AUTO, WIDEST, Count, Positive, VocabularySize
+from megatrain.model.window import CAUSAL, Window, positions_seen
 
 
 class Kind(Enum):
@@ -148,6 +150,11 @@ class ModelSection(Section):
         return False
 
     @property
+    def window_counts(self) -> Mapping[Window, int]:
+        """How many layers attend to which positions; see model/window.py."""
+        return {CAUSAL: self.num_hidden_layers}
+
+    @property
     def padded_vocab_size(self) -> int:
         """The resolved vocabulary. Raises ValueError while it is still "auto"."""
         if self.vocab_size == AUTO:
@@ -165,12 +172,15 @@ class ModelSection(Section):
         return _sizes(self)[0]
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """Forward and backward FLOPs per token: 6·N_matmul + 6·L·H·S, H·S the heads' width times the sequence.
+        """Forward and backward FLOPs per token: 6·N_matmul + 12·H·Σ seen, H the heads' width, the sum over the layers.
 
-        The second term is causal attention (half of PaLM's appendix B, which counts the masked half too).
+        Causal attention sees S/2 positions: 6·L·H·S, half of PaLM's appendix B, which counts the masked half too.
         """
-        attention_width = self.attention_heads * self.head_size
-        return 6.0 * self.matmul_parameters + 6.0 * self.num_hidden_layers * attention_width * sequence_length
+        return 6.0 * self.matmul_parameters + 12.0 * self.attention_heads * self.head_size * self.seen(sequence_length)
+
+    def seen(self, sequence_length: int) -> float:
+        """Positions that one position attends to, on average over a sequence, summed over the layers."""
+        return sum(count * positions_seen(window, sequence_length) for window, count in self.window_counts.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +198,9 @@ class ModelFamily:
         issues: rules between the fields of a section: (field, value, rule, fix).
         resized: a section of so many attention heads, shaped as the family is; for "the largest that fits".
         huggingface_config: what `transformers` calls its sizes, for config.json; None: it cannot be exported.
+        model_types: of `transformers`, that are read as this family.
+        read_huggingface_config: (config.json, its model type) -> a section, and the longest sequence that the model was
+            made for, in tokens; raises ConfigError.
     """
 
     section: type[ModelSection]
@@ -198,6 +211,8 @@ class ModelFamily:
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda section: iter(())
     resized: Callable[[Any, int], ModelSection] | None = None
     huggingface_config: Callable[[Any], dict[str, Any]] | None = None
+    model_types: tuple[str, ...] = ()
+    read_huggingface_config: Callable[[Path, str], tuple[ModelSection, int]] | None = None
 
 
 FAMILIES: Registry[ModelFamily] = Registry("model family")

@@ -25,9 +25,11 @@ def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "induct
 
 
 def _for_any_documents(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def forward(x_BSD: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor | None = None) -> Tensor:
-        if cu_seqlens is not None:
-            torch._dynamo.mark_dynamic(cu_seqlens, 0)
-        return compiled(x_BSD, rotary, cu_seqlens)
+    """A block's last input is `cu_seqlens`, or None."""
+
+    def forward(*inputs: Any) -> Tensor:
+        if isinstance(inputs[-1], Tensor) and inputs[-1].dtype == torch.int32:
+            torch._dynamo.mark_dynamic(inputs[-1], 0)
+        return compiled(*inputs)
 
     return forward

@@ -7,9 +7,9 @@ import pytest
 
 from megatrain.base.errors import ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
-from megatrain.model.families.llama.section import RopeScaling
+from megatrain.model.rope import Llama3Scaling
 
-SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
+SCALING = Llama3Scaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
 
 def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
@@ -25,7 +25,7 @@ def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
     [
         ({"model_type": "gpt2"}, "model_type: is 'gpt2'; megatrain reads 'llama', 'mistral', 'qwen2', 'qwen3'"),
         ({"attention_bias": True}, "attention_bias: is True"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type: is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type: is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.factor: is missing"),
         ({"hidden_size": None}, "hidden_size: None: Input should be a valid integer"),
         ({"hidden_size": "wide"}, "hidden_size: 'wide': Input should be a valid integer"),

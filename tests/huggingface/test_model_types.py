@@ -30,14 +30,60 @@ SIZES: dict[str, Any] = {
 THEIRS = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None, "head_dim": 8}),
-    "mistral-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 32}),
+    "mistral-wide-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 32}),
+    "mistral-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 5}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
     "qwen2-tied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
-    "qwen2-window": (Qwen2Config, Qwen2ForCausalLM, {"use_sliding_window": True, "max_window_layers": 1}),
+    "qwen2-wide-window": (Qwen2Config, Qwen2ForCausalLM, {"use_sliding_window": True, "max_window_layers": 1}),
+    "qwen2-window": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3-window": (
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        {
+            "use_sliding_window": True,
+            "sliding_window": 1,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "head_dim": 8,
+        },
+    ),
+    "llama-linear": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": {"rope_type": "linear", "factor": 3.0}}),
+    "qwen3-yarn": (
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "rope_theta": 100.0,
+            },
+            "head_dim": 16,
+        },
+    ),
+    "llama-yarn": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 500,
+                "attention_factor": 1.3,
+                "beta_fast": 20.0,
+                "beta_slow": 2.0,
+                "truncate": False,
+            },
+            "head_dim": 16,
+        },
+    ),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8, "rms_norm_eps": 1e-3}),
     "qwen3-default-heads": (Qwen3Config, Qwen3ForCausalLM, {"tie_word_embeddings": True}),
 }
-EXPORTED = {"mistral": "llama"}
+EXPORTED = {"mistral": "llama", "mistral-wide-window": "llama"}
 MINIMAL = {name: SIZES[name] for name in (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings",
@@ -88,8 +134,7 @@ def test_an_exported_configuration_is_the_same_model_to_transformers(name, tmp_p
     section, longest = read_pretrained(tmp_path)
 
     content = json.loads((tmp_path / "config.json").read_text()) | config_json(section, max_position_embeddings=longest)
-    family = name.split("-")[0]
-    assert content["model_type"] == EXPORTED.get(family, family)
+    assert content["model_type"] == EXPORTED.get(name, name.split("-")[0])
     config, module, _ = THEIRS[content["model_type"]]
     assert content["architectures"] == [module.__name__]
     again = module(config.from_dict(content)).eval()
@@ -125,22 +170,36 @@ def test_what_is_left_out_is_what_transformers_takes(name, given, tmp_path) -> N
         ("qwen2", {"attention_bias": False}, "attention_bias: is False; megatrain has 'qwen2' with True only. Take"),
         ("mistral", {"mlp_bias": True}, "mlp_bias: is True"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act: is 'gelu'; megatrain has 'qwen2' with 'silu' only. Take"),
-        (
-            "mistral",
-            {"sliding_window": 31},
-            "sliding_window: is 31, less than max_position_embeddings (32); megatrain's",
-        ),
-        ("mistral", {"max_position_embeddings": 8192}, "sliding_window: is 4096 by default, less than"),
         ("mistral", {"sliding_window": "wide"}, "sliding_window: 'wide': Input should be a valid integer"),
         (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 8},
-            "use_sliding_window: is True, with a sliding_window",
+            "qwen3",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types: has 'sliding_attention', but there is no sliding_window",
         ),
-        ("qwen3", {"use_sliding_window": True, "max_position_embeddings": 8192}, "use_sliding_window: is True, with"),
-        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: has 'sliding_attention'"),
+        (
+            "qwen3",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "layer_types: has 4 layers, num_hidden_layers is 2",
+        ),
         ("qwen3", {"layer_types": ["linear_attention"]}, "layer_types: has 'linear_attention'; megatrain has"),
-        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type: is 'yarn'"),
+        ("qwen3", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling.rope_type: is 'dynamic'"),
+        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.original_max_position_embed"),
+        (
+            "qwen3",
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 8,
+                    "mscale": 0.7,
+                }
+            },
+            "rope_scaling.mscale: is 0.7; megatrain has attention_factor only",
+        ),
         ("qwen3_moe", {}, "model_type: is 'qwen3_moe'; megatrain reads 'llama', 'mistral', 'qwen2', 'qwen3'. Take"),
     ],
 )
@@ -150,9 +209,11 @@ def test_what_the_architecture_has_not_is_refused(name, change, said, tmp_path) 
     assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {said}")
 
 
-def test_the_way_around_a_window_that_is_named_works(tmp_path) -> None:
-    content = SIZES | {"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 4096}
-    assert read_pretrained(written(tmp_path, content))[1] == 4096
+def test_a_window_by_default_is_kept(tmp_path) -> None:
+    section, longest = read_pretrained(
+        written(tmp_path, SIZES | {"model_type": "mistral"} | {"max_position_embeddings": 8192})
+    )
+    assert (section.windows, longest) == (((4095, 0), (4095, 0)), 8192)
 
 
 def test_norms_and_biases_together_have_no_counterpart(model_section) -> None:

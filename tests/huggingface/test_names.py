@@ -10,9 +10,9 @@ import torch
 from megatrain.base.errors import CheckpointError
 from megatrain.huggingface.config_json import config_json
 from megatrain.huggingface.names import from_huggingface, to_huggingface
-from megatrain.model.families.llama.section import RopeScaling
+from megatrain.model.rope import Llama3Scaling
 
-SCALING = RopeScaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
+SCALING = Llama3Scaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
 
 
 def theirs_with(state, section):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatrain.kernels.rotary import apply_rotary, apply_rotary_reference, rotary_table
-from megatrain.model.families.llama.section import RopeScaling
+from megatrain.model.rope import Llama3Scaling
 
 TOLERANCE = {torch.float32: {"rtol": 1e-6, "atol": 1e-6}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
 
@@ -70,7 +70,7 @@ def test_pairs_lie_half_a_head_apart() -> None:
 
 def test_scaling_slows_the_slow_channels_and_spares_the_fast_ones():
     """Llama 3.1: between one and four turns in the original length it changes by degrees."""
-    scaling = RopeScaling(factor=8.0, original_max_position_embeddings=64)
+    scaling = Llama3Scaling(factor=8.0, original_max_position_embeddings=64)
     one = torch.ones(1, 1, dtype=torch.int64)
     plain, slowed = (torch.asin(rotary_table(one, 16, 100.0, s)[1]).flatten() for s in (None, scaling))
     turns = 64 * plain / (2 * math.pi)

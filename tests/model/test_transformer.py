@@ -37,6 +37,27 @@ def test_packed_documents_are_as_if_alone(model_section, make_model, ids) -> Non
     torch.testing.assert_close(packed, torch.cat([model(first), model(second)], 1))
 
 
+def test_a_sliding_window_hides_what_is_before_it(model_section, make_model, ids) -> None:
+    """Layer by layer: with one layer of 3 positions, a change reaches the two behind it and no further."""
+    local = {"num_hidden_layers": 1, "sliding_window": 3}
+    changed = ids.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 64
+    for fields, reached in ((local, [4, 5, 6]), (local | {"layer_types": ["full_attention"]}, range(4, SEQUENCE))):
+        model = make_model(model_section(**fields))
+        differs = ~torch.isclose(model(ids), model(changed)).all(-1).all(0)
+        assert differs.nonzero().flatten().tolist() == list(reached)
+
+
+def test_a_pattern_of_layers_begins_again_after_its_last(model_section) -> None:
+    section = model_section(
+        num_hidden_layers=5, sliding_window=4, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
+    )
+    assert section.windows == ((3, 0), (3, 0), (-1, 0), (3, 0), (3, 0))
+    assert section.window_counts == {(3, 0): 4, (-1, 0): 1}
+    # 64 positions: of the local layers 3 less those that the first ones do not have, of the other a half
+    assert section.seen(64) == pytest.approx(4 * (3 - 9 / 128) + 32)
+
+
 def test_normalised_heads_do_not_know_how_large_they_were(model_section, make_model, ids) -> None:
     with torch.no_grad():
         for qk_norm in (False, True):

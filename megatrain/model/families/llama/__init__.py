@@ -1,6 +1,7 @@
 """Llama: a decoder with RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP (arXiv 2302.13971)."""
 
 from megatrain.model.architecture import FAMILIES, ModelFamily
+from megatrain.model.families.llama.config_json import MODEL_TYPES, read_config
 from megatrain.model.families.llama.huggingface import huggingface_config
 from megatrain.model.families.llama.rules import issues, resized
 from megatrain.model.families.llama.section import LlamaSection
@@ -17,5 +18,7 @@ FAMILIES.register(
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,
+        model_types=MODEL_TYPES,
+        read_huggingface_config=read_config,
     ),
 )

@@ -4,8 +4,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError
 from megatrain.model.families.llama.section import LlamaSection
-
-SCALED = "llama3"  # the rope_type of RopeScaling
+from megatrain.model.window import CAUSAL
 
 
 def huggingface_config(section: LlamaSection) -> dict[str, Any]:
@@ -16,7 +15,7 @@ def huggingface_config(section: LlamaSection) -> dict[str, Any]:
     """
     rope: dict[str, Any] = {"rope_type": "default"}
     if section.rope_scaling is not None:
-        rope = {"rope_type": SCALED, **section.rope_scaling.model_dump()}
+        rope = section.rope_scaling.model_dump(exclude_none=True)
     return {
         **_model_type(section),
         "num_hidden_layers": section.num_hidden_layers,
@@ -39,19 +38,30 @@ def _model_type(section: LlamaSection) -> dict[str, Any]:
             "exported. A model with one of the two is."
         )
     if not (section.attention_bias or section.qk_norm):
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-        }
-    whole = {
+        if section.sliding_window is None:
+            plain = {"attention_bias": False, "mlp_bias": False}
+            return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **plain}
+        if section.layer_types is None:
+            window = {"sliding_window": section.sliding_window}
+            return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu", **window}
+    types = ["full_attention" if window == CAUSAL else "sliding_attention" for window in section.windows]
+    windows = {
         "hidden_act": "silu",
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "layer_types": ["full_attention"] * section.num_hidden_layers,
+        "use_sliding_window": section.sliding_window is not None,
+        "sliding_window": section.sliding_window,
+        "layer_types": types,
+        "max_window_layers": _first_sliding(types),
     }
     if section.attention_bias:
-        return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **whole}
-    return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, **whole}
+        return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **windows}
+    if section.qk_norm:
+        return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, **windows}
+    raise ConfigError(
+        f"model.layer_types: {list(section.layer_types or ())}: local and global layers without model.attention_bias "
+        "or model.qk_norm have no counterpart in transformers, and are not exported. A model that has the window in "
+        "all layers is."
+    )
+
+
+def _first_sliding(types: list[str]) -> int:
+    return types.index("sliding_attention") if "sliding_attention" in types else len(types)

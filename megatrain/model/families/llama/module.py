@@ -6,6 +6,7 @@ megatrain/parallel.
 Shape suffixes: B batch, S sequence, D hidden size.
 """
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,14 +18,18 @@ from megatrain.model.attention import Attention
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.layers import RMSNorm, SwiGLU
 from megatrain.model.lm_head import LMHead
+from megatrain.model.window import Window
 
 
 class Block(nn.Module):
-    def __init__(self, config: LlamaSection) -> None:
+    def __init__(self, config: LlamaSection, window: Window) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(
-            config, bias=config.attention_bias, qk_norm_eps=config.rms_norm_eps if config.qk_norm else None
+            config,
+            bias=config.attention_bias,
+            head_norm=partial(RMSNorm, eps=config.rms_norm_eps) if config.qk_norm else None,
+            window=window,
         )
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
@@ -41,7 +46,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = LMHead(config)
         if config.tie_word_embeddings:

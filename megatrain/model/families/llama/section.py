@@ -1,21 +1,15 @@
 """`model:` of the Llama family."""
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatrain.base.section import Section
-from megatrain.base.types import MOST_TOKENS, WIDEST, Count, Positive, Rate
+from megatrain.base.types import MOST_TOKENS, WIDEST, Count, Positive
 from megatrain.model.architecture import ModelSection
-
-
-class RopeScaling(Section):
-    """Slower rotation of the slow channels, for sequences longer than a model was first trained on: as Llama 3.1."""
-
-    factor: Annotated[float, Field(ge=1, le=1e9)] = Field(description="how much slower the slowest channels turn")
-    low_freq_factor: Rate = Field(1.0, description="channels that turn less often in the original length: slowed")
-    high_freq_factor: Rate = Field(4.0, description="channels that turn more often in it: as they were")
-    original_max_position_embeddings: Count = Field(le=MOST_TOKENS, description="tokens of that original length")
+from megatrain.model.rope import RopeScaling
+from megatrain.model.window import CAUSAL, LayerType, Window, causal_window, windows_of
 
 
 class LlamaSection(ModelSection):
@@ -33,6 +27,25 @@ class LlamaSection(ModelSection):
     rms_norm_eps: Positive = Field(1e-5, le=1)
     attention_bias: bool = Field(False, description="biases on query, key and value, not on the output: as Qwen2")
     qk_norm: bool = Field(False, description="RMSNorm of every query and key head before the rotation: as Qwen3")
+
+    sliding_window: Count | None = Field(
+        None, le=MOST_TOKENS, description="a position sees so many, itself and those before it: as Mistral"
+    )
+    layer_types: Annotated[tuple[LayerType, ...], Field(strict=False, min_length=1)] | None = Field(
+        None,
+        description="of the layers, from the first on; a shorter list begins again. Default: sliding_attention where "
+        "sliding_window is set",
+    )
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Of each layer."""
+        local = CAUSAL if self.sliding_window is None else causal_window(self.sliding_window)
+        return windows_of(self.layer_types or ("sliding_attention",), local, CAUSAL, self.num_hidden_layers)
+
+    @property
+    def window_counts(self) -> Mapping[Window, int]:
+        return Counter(self.windows)
 
     @property
     def attention_heads(self) -> int:
