@@ -5,9 +5,12 @@ chunks of tokens; for each it makes the logits, the loss and, at once, the gradi
 its two inputs (the idea of Liger Kernel, arXiv 2410.10989, section 3.2). It works on a slice of the vocabulary as well:
 the slices agree on each token's maximum and sum through two small reductions.
 
-With t the label, ε the smoothing, c the factor of the z-loss, and V the size of the whole vocabulary, a token's loss is
+With t the label, ε the smoothing, z the factor of the z-loss, and V the size of the whole vocabulary, a token's loss is
 
-    logsumexp − (1−ε)·logit[t] − ε·mean(logits) + c·logsumexp²
+    logsumexp − (1−ε)·logit[t] − ε·mean(logits) + z·logsumexp²
+
+of logits = hidden · weightᵀ + bias, with a soft cap c: c·tanh(logits / c), where the gradient has a factor of
+1 − (logit / c)² (Gemma 2, arXiv 2408.00118, section 2).
 """
 
 from collections.abc import Callable
@@ -56,7 +59,31 @@ class LossTerms:
 
 
 NO_TERMS = LossTerms()
-LossAndGrad = Callable[[Tensor, Tensor, Tensor, VocabSlice | None, LossTerms], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """From hidden states to logits.
+
+    Attributes:
+        weight: all rows, or this rank's slice of the vocabulary. Its gradient is summed in fp32.
+        bias: of the same rows; None: there is none.
+        softcap: c of c·tanh(logits / c); None: there is none.
+    """
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    softcap: float | None = None
+
+    def logits(self, hidden_nD: Tensor) -> Tensor:
+        """[n, V] in the dtype of the hidden states, not yet capped."""
+        return F.linear(hidden_nD, self.weight, self.bias)
+
+    def capped(self, logits_nV: Tensor) -> Tensor:
+        return logits_nV if self.softcap is None else self.softcap * torch.tanh(logits_nV / self.softcap)
+
+
+LossAndGrad = Callable[[Tensor, Projection, Tensor, VocabSlice | None, LossTerms], tuple[Tensor, Tensor]]
 
 
 def linear_cross_entropy(
@@ -78,13 +105,13 @@ def linear_cross_entropy(
         chunk: tokens at a time; default: CHUNK_TOKENS, or COMPILED_CHUNK_TOKENS.
         compiled: fuse what surrounds the products by torch.compile: for a GPU, where it is bound by memory.
     """
-    loss, _ = linear_loss(hidden_ND, weight_VD, labels_N, NO_TERMS, vocab, chunk=chunk, compiled=compiled)
+    loss, _ = linear_loss(hidden_ND, Projection(weight_VD), labels_N, NO_TERMS, vocab, chunk=chunk, compiled=compiled)
     return loss
 
 
 def linear_loss(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    projection: Projection,
     labels_N: Tensor,
     terms: LossTerms,
     vocab: VocabSlice | None = None,
@@ -94,19 +121,26 @@ def linear_loss(
 ) -> tuple[Tensor, Tensor]:
     """Sums over tokens of the loss with its terms, and of the cross-entropy alone, which has no gradient; fp32 scalars.
 
-    The arguments are those of `linear_cross_entropy`.
+    The other arguments are those of `linear_cross_entropy`.
     """
     wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
     chunk = chunk or (COMPILED_CHUNK_TOKENS if compiled else CHUNK_TOKENS)
     part = _compiled_loss_and_grad() if compiled else _loss_and_grad
-    losses: tuple[Tensor, Tensor] = _LinearLoss.apply(hidden_ND, weight_VD, labels_N, vocab, terms, chunk, part, wanted)
+    options = (projection.softcap, labels_N, vocab, terms, chunk, part, wanted)
+    losses: tuple[Tensor, Tensor] = _LinearLoss.apply(hidden_ND, projection.weight, projection.bias, *options)
     return losses
 
 
 def linear_cross_entropy_reference(
     hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, terms: LossTerms = NO_TERMS
 ) -> Tensor:
-    logits_NV = (hidden_ND @ weight_VD.T).float()
+    return linear_loss_reference(hidden_ND, Projection(weight_VD), labels_N, terms)
+
+
+def linear_loss_reference(
+    hidden_ND: Tensor, projection: Projection, labels_N: Tensor, terms: LossTerms = NO_TERMS
+) -> Tensor:
+    logits_NV = projection.capped(projection.logits(hidden_ND).float())
     loss = F.cross_entropy(
         logits_NV, labels_N, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=terms.label_smoothing
     )
@@ -120,6 +154,8 @@ class _LinearLoss(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
+        bias_V: Tensor | None,
+        softcap: float | None,
         labels_N: Tensor,
         vocab: VocabSlice | None,
         terms: LossTerms,
@@ -128,19 +164,23 @@ class _LinearLoss(torch.autograd.Function):
         gradients_wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         losses = torch.zeros(2, dtype=torch.float32, device=hidden_ND.device)
-        needs_hidden, needs_weight = (gradients_wanted and needed for needed in ctx.needs_input_grad[:2])
+        projection = Projection(weight_VD, bias_V, softcap)
+        needs_hidden, needs_weight, needs_bias = (gradients_wanted and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        grad_bias = weight_VD.new_zeros(weight_VD.shape[0], dtype=torch.float32) if needs_bias else None
         for at in range(0, hidden_ND.shape[0], chunk):
             hidden, labels = hidden_ND[at : at + chunk], labels_N[at : at + chunk]
-            part, grad_logits = loss_and_grad(hidden, weight_VD, labels, vocab, terms)
+            part, grad_logits = loss_and_grad(hidden, projection, labels, vocab, terms)
             losses += part
             if grad_hidden is not None:
                 grad_hidden[at : at + chunk] = grad_logits @ weight_VD
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0, dtype=torch.float32)
             del grad_logits  # or it would stand beside the next chunk's logits
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.weight_dtype = weight_VD.dtype
         loss, cross_entropy = losses.unbind()
         ctx.mark_non_differentiable(cross_entropy)
@@ -149,19 +189,21 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale = grads[0]
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, *grad_parameters = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)  # in place: a copy is 4 GiB at 128k × 8k
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        scaled = (  # in place: a copy of the weight's is 4 GiB at 128k × 8k
+            None if grad is None else grad.mul_(scale).to(ctx.weight_dtype) for grad in grad_parameters
+        )
+        return grad_hidden, *scaled, *[None] * 7
 
 
 def _loss_and_grad(
-    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None, terms: LossTerms
+    hidden_nD: Tensor, projection: Projection, labels_n: Tensor, vocab: VocabSlice | None, terms: LossTerms
 ) -> tuple[Tensor, Tensor]:
     """Of one chunk: [loss, cross-entropy], and d loss / d logits [n, V] in the dtype of `hidden_nD`."""
-    logits_nV = (hidden_nD @ weight_VD.T).float()
+    logits_nV = projection.capped(projection.logits(hidden_nD).float())
+    slope_nV = None if projection.softcap is None else 1.0 - (logits_nV / projection.softcap).square()
     counted_n = labels_n != IGNORE_INDEX
     local_n = labels_n - (vocab.start if vocab else 0)
     here_n = counted_n & (local_n >= 0) & (local_n < logits_nV.shape[1])
@@ -176,21 +218,25 @@ def _loss_and_grad(
     exp_nV = logits_nV.exp_()
     sum_n, target_n, logit_sum_n = _over_slices(exp_nV.sum(-1), target_n, logit_sum_n, vocab)
     losses, softmax_factor_n, everywhere = _token_losses(
-        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(weight_VD, vocab)
+        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(projection.weight, vocab)
     )
 
     grad_nV = exp_nV.mul_((softmax_factor_n / sum_n)[:, None])
     grad_nV.scatter_add_(1, local_n[:, None], -here_n.to(grad_nV.dtype)[:, None] * (1.0 - terms.label_smoothing))
     if everywhere:
         grad_nV.sub_(everywhere * counted_n[:, None])
+    if slope_nV is not None:
+        grad_nV.mul_(slope_nV)
     return losses, grad_nV.to(hidden_nD.dtype)
 
 
 def _loss_and_grad_functional(
-    hidden_nD: Tensor, weight_VD: Tensor, labels_n: Tensor, vocab: VocabSlice | None, terms: LossTerms
+    hidden_nD: Tensor, projection: Projection, labels_n: Tensor, vocab: VocabSlice | None, terms: LossTerms
 ) -> tuple[Tensor, Tensor]:
     """The same bits as `_loss_and_grad`, as expressions that a compiler fuses: fp32 values stay in registers."""
-    logits_nV = hidden_nD @ weight_VD.T
+    logits_nV = projection.logits(hidden_nD)
+    if projection.softcap is not None:
+        logits_nV = projection.capped(logits_nV.float())
     counted_n = labels_n != IGNORE_INDEX
     local_n = labels_n - (vocab.start if vocab else 0)
     target_nV = (torch.arange(logits_nV.shape[1], device=local_n.device) == local_n[:, None]) & counted_n[:, None]
@@ -203,12 +249,14 @@ def _loss_and_grad_functional(
     logit_sum_n = shifted_nV.sum(-1) if terms.label_smoothing else None
     sum_n, target_n, logit_sum_n = _over_slices(shifted_nV.exp().sum(-1), target_n, logit_sum_n, vocab)
     losses, softmax_factor_n, everywhere = _token_losses(
-        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(weight_VD, vocab)
+        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(projection.weight, vocab)
     )
 
     grad_nV = shifted_nV.exp() * (softmax_factor_n / sum_n)[:, None] - target_nV.float() * (1.0 - terms.label_smoothing)
     if everywhere:
         grad_nV = grad_nV - everywhere * counted_n[:, None]
+    if projection.softcap is not None:
+        grad_nV = grad_nV * (1.0 - (logits_nV / projection.softcap).square())
     return losses, grad_nV.to(hidden_nD.dtype)
 
 

@@ -99,8 +99,11 @@ class ParameterRow:
 class Region:
     """Where activations cross the boundary of a tensor-parallel region, at a module's call."""
 
-    enter: bool  # its input becomes whole on every rank
-    leave: bool  # its output is a sum over the ranks
+    enter: bool = False  # its input becomes whole on every rank
+    leave: bool = False  # its output is a sum over the ranks
+    # its output is whole on every rank, and joins activations outside of a region: positions that are added to
+    # embedded tokens. Under sequence parallelism a rank keeps its part of the sequence.
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Layers that families share. D hidden size, B batch, S sequence."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,4 +30,20 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         out: Tensor = self.down(swiglu(self.gate(x_BSD), self.up(x_BSD)))
+        return out
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(
+        self, hidden_size: int, width: int, activation: Callable[[Tensor], Tensor], *, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, width, bias=bias)
+        self.down = nn.Linear(width, hidden_size, bias=bias)
+        self.activation = activation
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out: Tensor = self.down(self.activation(self.up(x_BSD)))
         return out

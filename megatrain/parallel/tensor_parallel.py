@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megatrain.model.architecture import FAMILIES, ModelSection, Region, row_of
 from megatrain.parallel import collectives
+from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.vocab_parallel import make_embedding_vocab_parallel, make_head_vocab_parallel
 
 
@@ -112,3 +113,6 @@ def _mark_region(module: nn.Module, region: Region, group: dist.ProcessGroup, se
         module.register_forward_pre_hook(lambda _, inputs: (enter(inputs[0], group), *inputs[1:]))
     if region.leave:
         module.register_forward_hook(lambda _, inputs, output: leave(output, group))
+    if region.whole and sequence:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        module.register_forward_hook(lambda _, inputs, output: part_of_sequence(output, rank, size))

@@ -10,12 +10,14 @@ from megatrain.kernels.cross_entropy import (
     IGNORE_INDEX,
     NO_TERMS,
     LossTerms,
+    Projection,
     VocabSlice,
     _loss_and_grad,
     _loss_and_grad_functional,
     linear_cross_entropy,
     linear_cross_entropy_reference,
     linear_loss,
+    linear_loss_reference,
 )
 
 N, D, V = 37, 12, 29
@@ -48,7 +50,7 @@ def test_fp32_is_the_reference(chunk, ignored) -> None:
 
 
 def with_terms(hidden, weight, labels, *, terms, **options):
-    return linear_loss(hidden, weight, labels, terms, **options)[0]
+    return linear_loss(hidden, Projection(weight), labels, terms, **options)[0]
 
 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
@@ -64,11 +66,34 @@ def test_terms_of_the_loss_are_those_of_the_reference(chunk, terms) -> None:
 
 @pytest.mark.parametrize("terms", TERMS, ids=str)
 def test_the_cross_entropy_is_reported_without_the_terms(terms) -> None:
-    inputs = random_inputs()
-    loss, cross_entropy = linear_loss(*inputs, terms, chunk=10)
-    torch.testing.assert_close(cross_entropy, linear_cross_entropy(*inputs, chunk=10).detach(), rtol=0, atol=0)
+    hidden, weight, labels = random_inputs()
+    loss, cross_entropy = linear_loss(hidden, Projection(weight), labels, terms, chunk=10)
+    alone = linear_cross_entropy(hidden, weight, labels, chunk=10).detach()
+    torch.testing.assert_close(cross_entropy, alone, rtol=0, atol=0)
     assert loss.requires_grad
     assert not cross_entropy.requires_grad
+
+
+def random_bias() -> torch.Tensor:
+    return torch.randn(V, generator=torch.Generator().manual_seed(7)).requires_grad_()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "functional"])
+@pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
+@pytest.mark.parametrize("softcap", [None, 2.5])
+@pytest.mark.parametrize("biased", [False, True])
+def test_bias_and_soft_cap_are_those_of_the_reference(biased, softcap, terms, compiled, monkeypatch) -> None:
+    module = "megatrain.kernels.cross_entropy._compiled_loss_and_grad"
+    monkeypatch.setattr(module, lambda: _loss_and_grad_functional)  # what is compiled, uncompiled
+    hidden, weight, labels = random_inputs()
+    projection = Projection(weight, random_bias() if biased else None, softcap)
+    parameters = [hidden, weight, *([projection.bias] if biased else [])]
+    got = linear_loss(hidden, projection, labels, terms, chunk=10, compiled=compiled)[0]
+    expected = linear_loss_reference(hidden, projection, labels, terms)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    gradients = (torch.autograd.grad(loss * 0.37, parameters) for loss in (got, expected))
+    for fused, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_terms_of_ignored_tokens_are_nothing() -> None:
@@ -77,14 +102,16 @@ def test_terms_of_ignored_tokens_are_nothing() -> None:
 
 
 @pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
+@pytest.mark.parametrize("softcap", [None, 2.5])
 @pytest.mark.parametrize("start", [None, 0, 20], ids=["whole", "first slice", "second slice"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_is_compiled_has_the_bits_of_what_is_not(dtype, start, terms) -> None:
+def test_what_is_compiled_has_the_bits_of_what_is_not(dtype, start, softcap, terms) -> None:
     hidden, weight, labels = (x.detach() for x in random_inputs(dtype))
+    projection = Projection(weight, random_bias().detach().to(dtype), softcap)
     vocab = None if start is None else VocabSlice(start, lambda x, op: x.clone(), 2 * V)
     for got, expected in zip(
-        _loss_and_grad_functional(hidden, weight, labels, vocab, terms),
-        _loss_and_grad(hidden, weight, labels, vocab, terms),
+        _loss_and_grad_functional(hidden, projection, labels, vocab, terms),
+        _loss_and_grad(hidden, projection, labels, vocab, terms),
         strict=True,
     ):
         assert torch.equal(got, expected)
@@ -93,7 +120,8 @@ def test_what_is_compiled_has_the_bits_of_what_is_not(dtype, start, terms) -> No
 @pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
 def test_it_compiles_to_one_graph_without_a_break(terms) -> None:
     torch._dynamo.reset()
-    explained = torch._dynamo.explain(_loss_and_grad_functional)(*(x.detach() for x in random_inputs()), None, terms)
+    hidden, weight, labels = (x.detach() for x in random_inputs())
+    explained = torch._dynamo.explain(_loss_and_grad_functional)(hidden, Projection(weight), labels, None, terms)
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
@@ -149,9 +177,9 @@ def test_gradients_are_made_only_where_wanted() -> None:
         loss = linear_cross_entropy(hidden, weight, labels)
         return None if loss.grad_fn is None else [x is not None for x in loss.grad_fn.saved_tensors]
 
-    assert saved_for_backward(hidden, weight) == [True, True]
-    assert saved_for_backward(hidden, weight.detach()) == [True, False]
-    assert saved_for_backward(hidden.detach(), weight) == [False, True]
+    assert saved_for_backward(hidden, weight) == [True, True, False]
+    assert saved_for_backward(hidden, weight.detach()) == [True, False, False]
+    assert saved_for_backward(hidden.detach(), weight) == [False, True, False]
     with torch.no_grad():
         assert saved_for_backward(hidden, weight) is None
 
