@@ -44,6 +44,7 @@ class Constant:
     value: float
 
 
+EMBEDDING = "embedding.weight"  # of the tokens, in every family
 ONES, ZEROS = Constant(1.0), Constant(0.0)
 
 
@@ -265,4 +266,5 @@ def _sizes(section: ModelSection) -> tuple[int, int]:
 
 
 def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:
-    return len(row.shape) >= 2 and (row.kind is not Kind.EMBEDDING or section.tie_word_embeddings)
+    is_tied = row.name == EMBEDDING and section.tie_word_embeddings
+    return len(row.shape) >= 2 and (row.kind is not Kind.EMBEDDING or is_tied)

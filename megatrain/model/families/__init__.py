@@ -1,5 +1,5 @@
 """Families of architectures, a package each. To add one, import it here."""
 
-from megatrain.model.families import llama
+from megatrain.model.families import gpt, llama
 
-__all__ = ["llama"]
+__all__ = ["gpt", "llama"]
