@@ -88,7 +88,6 @@ def config_json(
     if family.huggingface_config is None:
         raise ConfigError(f"model.family: {config.family}: has no counterpart in transformers, and is not exported")
     return {
-        **family.huggingface_config(config),
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
@@ -98,4 +97,5 @@ def config_json(
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
+        **family.huggingface_config(config),  # where positions are learned, it says how many
     }

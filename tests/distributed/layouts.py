@@ -185,22 +185,24 @@ def rate_at(step: int) -> float:
     return RATE * min(1.0, (step + 1) / 4)
 
 
-def plain_run(precision: str, tied: bool = False) -> list[tuple[float, float]]:
+def plain_run(
+    precision: str, tied: bool = False, section: ModelSection | None = None, steps: int = STEPS
+) -> list[tuple[float, float]]:
     """The reference: one process, no DeepSpeed, no fused ops but torch's own; fp32 master weights."""
     from megatrain.model.architecture import row_of
-    from megatrain.model.families.llama.module import Llama
+    from megatrain.model.build import build_model
     from megatrain.model.initialization import initial_weight, materialize
 
-    section = model_section(tied)
+    section = section or model_section(tied)
     with torch.device("meta"):
-        model = Llama(section)
+        model = build_model(section)
     materialize(model, lambda name, p: initial_weight(row_of(section, name), 5))
     config = AdamWSection(learning_rate=RATE)
     decay, plain = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=config.betas, eps=config.eps, foreach=False)
     measured = []
-    for step in range(STEPS):
+    for step in range(steps):
         ids, labels = global_batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(ids, cu_seqlens=cu_seqlens_of(documents()))

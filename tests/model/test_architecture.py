@@ -7,6 +7,7 @@ import torch
 
 from megatrain.model.architecture import FAMILIES, ONES, ZEROS, Kind, ModelSection, parameter_table, row_of, rows
 from megatrain.model.build import build_model
+from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 
 
@@ -26,7 +27,20 @@ def a_llama(chance: random.Random) -> LlamaSection:
     )
 
 
-RANDOM = {"llama": a_llama}
+def a_gpt(chance: random.Random) -> GPTSection:
+    heads = chance.choice([1, 2, 3])
+    return GPTSection(
+        num_hidden_layers=chance.choice([1, 3]),
+        hidden_size=heads * chance.choice([2, 8]),
+        num_attention_heads=heads,
+        intermediate_size=chance.choice([None, 5]),
+        vocab_size=chance.choice([7, 64]),
+        max_position_embeddings=chance.choice([9, 32]),
+        tie_word_embeddings=chance.random() < 0.5,
+    )
+
+
+RANDOM = {"gpt": a_gpt, "llama": a_llama}
 
 
 def test_every_family_is_held_to_its_table() -> None:
@@ -45,7 +59,7 @@ def test_the_table_is_what_the_module_has(family, seed) -> None:
     assert section.parameters == sum(torch.Size(shape).numel() for shape in parameters.values())
     for name, row in table.items():
         assert row_of(section, name) == row
-        assert row.huggingface is None or "{" not in row.huggingface
+        assert row.theirs is None or "{" not in row.theirs.name
         assert row.split is None or row.split < len(row.shape)
         assert row.split is None or not row.partial_gradient
 

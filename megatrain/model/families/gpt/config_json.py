@@ -69,6 +69,7 @@ def huggingface_config(section: GPTSection) -> dict[str, Any]:
         "n_head": section.num_attention_heads,
         "n_inner": section.intermediate_size,
         "n_positions": section.max_position_embeddings,
+        "max_position_embeddings": section.max_position_embeddings,
         "activation_function": _ACTIVATION,
         "layer_norm_epsilon": section.layer_norm_eps,
         "attn_pdrop": 0.0,
