@@ -5,9 +5,10 @@ a time, whatever the size of the model.
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -28,7 +29,8 @@ from megatrain.data.text.tokenizer_files import Files, read_tokenizer
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
-from megatrain.huggingface.names import shapes, their_name
+from megatrain.huggingface.names import Whole, joined, wholes
+from megatrain.model.architecture import ParameterRow
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run, own_base, own_positions, read_inputs
 from megatrain.version import __version__
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 DType = Literal["bfloat16", "float16", "float32"]
 DTYPES: tuple[DType, ...] = get_args(DType)
 _INDEX = "model.safetensors.index.json"
-_OF_THE_VOCABULARY = ("embedding.weight", "head.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +110,8 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     checkpoint = find_checkpoint(path)
     source = _source(run, read_state(checkpoint).model, dtype, lambda line: None)
     config = json.loads(described(source)[CONFIG])
-    sizes = shapes(source.model)
-    whole = read_tensors(checkpoint, kind="weight", names=list(sizes))
     kind: torch.dtype = getattr(torch, dtype)
-    weights = {their_name(name, source.model): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
+    weights = _read_weights(checkpoint, wholes(source.model), source.model, kind)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
@@ -155,16 +154,13 @@ def _write_weights(
 ) -> tuple[int, int]:
     """How many files, and their tensors' bytes."""
     kind: torch.dtype = getattr(torch, dtype)
-    sizes = shapes(model)
-    shards = list(_shards(sizes, kind.itemsize, shard_bytes))
+    tensors_of_theirs = wholes(model)
+    shards = list(_shards(tensors_of_theirs, kind.itemsize, shard_bytes))
     total = 0
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        whole = read_tensors(checkpoint, kind="weight", names=names)
-        if missing := sorted(set(names) - whole.keys()):
-            raise CheckpointError(f"{checkpoint}: has no tensor {missing[0]}")
-        tensors = {their_name(name, model): _cast(name, tensor, kind, sizes[name]) for name, tensor in whole.items()}
+        tensors = _read_weights(checkpoint, {name: tensors_of_theirs[name] for name in names}, model, kind)
         save_file(tensors, out / file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -174,24 +170,36 @@ def _write_weights(
     return len(shards), total
 
 
-def _cast(name: str, tensor: Tensor, kind: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _read_weights(
+    checkpoint: Path, wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype
+) -> dict[str, Tensor]:
+    """Tensors of theirs, by their names."""
+    rows = {row.name: row for whole in wanted.values() for row in whole.rows}
+    ours = read_tensors(checkpoint, kind="weight", names=list(rows))
+    if missing := sorted(rows.keys() - ours.keys()):
+        raise CheckpointError(f"{checkpoint}: has no tensor {missing[0]}")
+    cast = {name: _cast(row, ours[name], kind, model.padded_vocab_size) for name, row in rows.items()}
+    return {name: joined(whole, cast) for name, whole in wanted.items()}
+
+
+def _cast(row: ParameterRow, tensor: Tensor, kind: torch.dtype, vocabulary: int) -> Tensor:
     """In another dtype, without the rows that pad the vocabulary."""
-    rows = shape[0] if name in _OF_THE_VOCABULARY else len(tensor)
+    rows = vocabulary if row.shape[0] == vocabulary else len(tensor)
     cast = tensor[:rows].to(kind, copy=True).contiguous()
-    if tuple(cast.shape) != shape:
-        raise CheckpointError(f"{name}: has shape {tuple(tensor.shape)}, the model section says {shape}")
+    if tuple(cast.shape) != row.shape:
+        raise CheckpointError(f"{row.name}: has shape {tuple(tensor.shape)}, the model section says {row.shape}")
     if not bool(torch.isfinite(cast).all()):
         text = f"has values that {str(kind).removeprefix('torch.')} cannot hold; export it as bfloat16 or float32"
-        raise CheckpointError(f"{name}: {text if bool(torch.isfinite(tensor).all()) else 'holds NaN or infinity'}")
+        raise CheckpointError(f"{row.name}: {text if bool(torch.isfinite(tensor).all()) else 'holds NaN or infinity'}")
     return cast
 
 
-def _shards(sizes: dict[str, tuple[int, ...]], number_bytes: int, most: int) -> Iterator[list[str]]:
-    """Names in their order, as many together as stay below `most` bytes; a larger tensor stands alone."""
+def _shards(tensors: Mapping[str, Whole], number_bytes: int, most: int) -> Iterator[list[str]]:
+    """Their names in order, as many together as stay below `most` bytes; a larger tensor stands alone."""
     names: list[str] = []
     used = 0
-    for name, shape in sizes.items():
-        size = number_bytes * torch.Size(shape).numel()
+    for name, whole in tensors.items():
+        size = number_bytes * math.prod(whole.shape)
         if names and used + size > most:
             yield names
             names, used = [], 0

@@ -1,26 +1,42 @@
 """Weights under the names that `transformers` gives them, by the parameter table.
 
-Where the two models are one architecture a tensor only changes its name: none is transposed, split or permuted. No
-transformers here, only its names; and no torch, so that the launcher can read what a folder holds.
+Where the two models are one architecture a weight changes its name; where `transformers` fuses several, or multiplies
+from the other side, it is a block of a tensor of theirs, or transposed. No transformers here, only its names; and no
+torch, so that the launcher can read what a folder holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from megatrain.base.errors import CheckpointError, ConfigError
-from megatrain.model.architecture import ModelSection, ParameterRow, parameter_table, row_of, rows
+from megatrain.model.architecture import (
+    FAMILIES,
+    HuggingFaceTensor,
+    ModelSection,
+    ParameterRow,
+    parameter_table,
+    row_of,
+    rows,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIED = "lm_head.weight"  # the embedding's, where word embeddings are tied: stored once, as the embedding
-_COMPUTED = "rotary_emb.inv_freq"  # a buffer in files of old versions, which follows from rope_theta
+_COMPUTED = r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq"  # in old files; follows from rope_theta
+
+
+class Whole(NamedTuple):
+    """A tensor of theirs."""
+
+    shape: tuple[int, ...]
+    rows: tuple[ParameterRow, ...]  # what it is made of, in the order of its parts
 
 
 def to_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[str, Tensor]:
-    """Our whole weights under their names, which share memory with ours; any dtype.
+    """Our whole weights under their names; any dtype. They share memory with ours unless fused or transposed.
 
     Args:
         state: every parameter by its name in the model. Tied word embeddings need no head.weight.
@@ -28,17 +44,26 @@ def to_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[st
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape than the configuration's.
     """
-    return _renamed(state, {row.name: (_theirs(row), row) for row in parameter_table(config)}, config, "head.weight")
+    if config.tie_word_embeddings:
+        state = {name: tensor for name, tensor in state.items() if name != "head.weight"}
+    wanted = wholes(config)
+    ours = {row.name: row.shape for whole in wanted.values() for row in whole.rows}
+    _refuse_mistakes(state, ours, [name for name in state if name not in ours])
+    return {name: joined(whole, state) for name, whole in wanted.items()}
 
 
 def from_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[str, Tensor]:
-    """The inverse of `to_huggingface`.
+    """The inverse of `to_huggingface`; everything shares memory with theirs.
 
     Raises:
         CheckpointError: a tensor is missing, unknown (such as a bias), or of another shape than the configuration's.
     """
-    needed = {name: tensor for name, tensor in state.items() if not name.endswith(_COMPUTED)}
-    return _renamed(needed, {_theirs(row): (row.name, row) for row in parameter_table(config)}, config, TIED)
+    wanted = wholes(config)
+    stored, unknown = recognised(state, wanted, config)
+    theirs = {full: state[name] for full, name in stored.items()}
+    _refuse_mistakes(theirs, {name: whole.shape for name, whole in wanted.items()}, unknown)
+    where = {row.name: (theirs[name], row) for name, whole in wanted.items() for row in whole.rows}
+    return {row.name: _block(*where[row.name]) for row in parameter_table(config)}
 
 
 def shapes(config: ModelSection) -> dict[str, tuple[int, ...]]:
@@ -46,40 +71,113 @@ def shapes(config: ModelSection) -> dict[str, tuple[int, ...]]:
     return {row.name: row.shape for row in parameter_table(config)}
 
 
+def wholes(config: ModelSection) -> dict[str, Whole]:
+    """Each tensor of theirs by its name, in the order of the table.
+
+    Raises:
+        ConfigError: `transformers` has no such weight.
+        ValueError: the table does not have all parts of one.
+    """
+    parts: dict[str, list[tuple[HuggingFaceTensor, ParameterRow]]] = {}
+    for row in parameter_table(config):
+        theirs = their_tensor(row)
+        parts.setdefault(theirs.name, []).append((theirs, row))
+    found = {}
+    for name, pairs in parts.items():
+        pairs.sort(key=lambda pair: pair[0].part)
+        count = pairs[0][0].parts
+        kinds = {(theirs.parts, theirs.transposed, row.shape) for theirs, row in pairs}
+        if [theirs.part for theirs, _ in pairs] != list(range(count)) or len(kinds) > 1:
+            raise ValueError(f"{name}: the table does not have its {count} parts, of one shape each")
+        theirs, first = pairs[0]
+        found[name] = Whole(theirs.whole(first.shape), tuple(row for _, row in pairs))
+    return found
+
+
 def count(config: ModelSection) -> int:
-    """How many tensors that are, without a list of them."""
-    return sum(row.count for row in rows(config))
+    """How many tensors of theirs that are, without a list of them."""
+    return sum(row.count for row in rows(config) if their_tensor(row).part == 0)
 
 
 def their_name(ours: str, config: ModelSection) -> str:
-    """Of one of our tensors.
+    """Of the tensor that holds one of ours.
 
     Raises:
         ConfigError: `transformers` has no such weight.
     """
-    return _theirs(row_of(config, ours))
+    return their_tensor(row_of(config, ours)).name
 
 
-def _theirs(row: ParameterRow) -> str:
-    if row.huggingface is None:
+def their_tensor(row: ParameterRow) -> HuggingFaceTensor:
+    """Where it is in `transformers`.
+
+    Raises:
+        ConfigError: `transformers` has no such weight.
+    """
+    if row.theirs is None:
         raise ConfigError(f"{row.name}: has no name in transformers: models of this family are not exported")
-    return row.huggingface
+    return row.theirs
 
 
-def _renamed(
-    state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ParameterRow]], config: ModelSection, tied: str
-) -> dict[str, Tensor]:
-    if config.tie_word_embeddings:
-        state = {name: tensor for name, tensor in state.items() if name != tied}
-    wrong = list(_mistakes(state, names))
+def recognised(
+    found: Collection[str], wanted: Collection[str], config: ModelSection
+) -> tuple[dict[str, str], list[str]]:
+    """The names that files give to what is wanted, by its full name; and those that nothing is known of.
+
+    A file may lack the family's prefix throughout. Buffers, and copies of tied word embeddings, are read past.
+    """
+    family = FAMILIES.get(config.family)
+    prefix = family.huggingface_prefix
+    is_bare = bool(prefix) and not any(name.startswith(prefix) for name in found)
+    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (_COMPUTED, *family.huggingface_ignored)))
+    copies = family.huggingface_tied if config.tie_word_embeddings else ()
+    stored, unknown = {}, []
+    for name in found:
+        candidates = (name, prefix + name) if is_bare else (name,)
+        full = next((candidate for candidate in candidates if candidate in wanted), None)
+        if full is not None:
+            stored[full] = name
+        elif not any(candidate in copies or ignored.fullmatch(candidate) for candidate in candidates):
+            unknown.append(name)
+    return stored, unknown
+
+
+def joined(whole: Whole, state: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of theirs from ours of the same shapes; contiguous where it is fused or transposed."""
+    first = state[whole.rows[0].name]
+    theirs = their_tensor(whole.rows[0])
+    if theirs.parts == 1 and not theirs.transposed:
+        return first
+    tensor = first.new_empty(whole.shape)
+    for row in whole.rows:
+        _block(tensor, row).copy_(state[row.name].detach())
+    return tensor
+
+
+def slices_of(row: ParameterRow, offsets: Iterable[int], lengths: Iterable[int]) -> tuple[slice, ...]:
+    """Where a chunk of our weight is in their tensor, of which it is the transpose if theirs is transposed."""
+    theirs = their_tensor(row)
+    begins = list(offsets)
+    begins[0] += theirs.part * row.shape[0]
+    found = tuple(slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True))
+    return found[::-1] if theirs.transposed else found
+
+
+def _block(tensor: Tensor, row: ParameterRow) -> Tensor:
+    """Our weight, as a view of their whole tensor."""
+    theirs = their_tensor(row)
+    if theirs.parts > 1:
+        tensor = tensor[slices_of(row, [0] * len(row.shape), row.shape)]
+    return tensor.t() if theirs.transposed else tensor
+
+
+def _refuse_mistakes(
+    state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], unknown: Iterable[str]
+) -> None:
+    wrong = [f"{name}: is missing" for name in wanted if name not in state]
+    wrong += [f"{name}: is not a weight of this architecture" for name in unknown]
+    for name, shape in wanted.items():
+        if name in state and tuple(state[name].shape) != shape:
+            wrong.append(f"{name}: has shape {tuple(state[name].shape)}, the model section says {shape}")
     if wrong:
         raise CheckpointError("\n".join(wrong))
-    return {new: state[old] for old, (new, _) in names.items()}
-
-
-def _mistakes(state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ParameterRow]]) -> Iterable[str]:
-    yield from (f"{name}: is missing" for name in names if name not in state)
-    yield from (f"{name}: is not a weight of this architecture" for name in state if name not in names)
-    for name, (_, row) in names.items():
-        if name in state and tuple(state[name].shape) != row.shape:
-            yield f"{name}: has shape {tuple(state[name].shape)}, the model section says {row.shape}"

@@ -1,7 +1,6 @@
 """Weights in Hugging Face's format as a storage of torch's distributed checkpoint: any layout reads its own slices of
 them, straight from the safetensors files, without a conversion."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from torch.futures import Future
 
 from megatrain.base.errors import CheckpointError
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import shapes, their_name
+from megatrain.huggingface.names import shapes, slices_of, their_tensor
 from megatrain.huggingface.weight_files import weight_files
+from megatrain.model.architecture import FAMILIES, row_of
 
 _KIND = "weight."  # what names of weights begin with in our checkpoints
 
@@ -37,6 +37,7 @@ class PretrainedReader(StorageReader):
         self._model = model
         self._shapes = shapes(model)
         self._files = weight_files(folder, model)
+        self._prefix = FAMILIES.get(model.family).huggingface_prefix
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""
@@ -70,20 +71,19 @@ class PretrainedReader(StorageReader):
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for item in plan.items:
-                name = their_name(item.storage_index.fqn.removeprefix(_KIND), self._model)
+                row = row_of(self._model, item.storage_index.fqn.removeprefix(_KIND))
+                theirs = their_tensor(row)
+                name = theirs.name if theirs.name in self._files else theirs.name.removeprefix(self._prefix)
                 file = self._files[name]
                 target = planner.resolve_tensor(item).detach()
                 try:
                     if file not in opened:
                         opened[file] = stack.enter_context(safe_open(file, framework="pt"))
-                    target.copy_(opened[file].get_slice(name)[_slices(item.storage_offsets, item.lengths)])
+                    chunk = opened[file].get_slice(name)[slices_of(row, item.storage_offsets, item.lengths)]
+                    target.copy_(chunk.t() if theirs.transposed else chunk)
                 except (SafetensorError, OSError) as error:
                     raise CheckpointError(f"{file}: {name}: cannot be read: {error}") from None
                 planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-
-def _slices(offsets: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True))

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import VALUES_LIMIT, open_regular, parse_json, parse_model, read_model, reason, recognise
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import TIED, count
-from megatrain.model.architecture import parameter_table
+from megatrain.huggingface.names import count, recognised, wholes
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -29,7 +28,6 @@ _TOO_MANY = 10_000  # tensors that are missing
 _SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.safetensors")
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # what weights may be stored as
-_COMPUTED = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq")  # follows from rope_theta
 
 _Offset = Annotated[int, Field(ge=0, le=1 << 62)]
 
@@ -57,7 +55,7 @@ class _Place(NamedTuple):
 
 
 def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
-    """The safetensors file of each tensor of the model, by their name. Reads headers only.
+    """The safetensors file of each tensor of the model, by the name that it has in there. Reads headers only.
 
     Raises:
         CheckpointError: there are none; one is damaged, cut short, or of another save; a tensor is missing, has another
@@ -70,23 +68,21 @@ def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
             f"{path}: its weights are {len(found):,} tensors; the model section says "
             f"{expected:,} ({config.num_hidden_layers:,} layers)"
         )
-    wanted = {row.huggingface or row.name: row.shape for row in parameter_table(config)}
-    wrong = []
-    for name, shape in wanted.items():
-        if name not in found:
-            wrong.append(f"{path}: {name}: is missing")
-        elif found[name].shape != shape:
-            wrong.append(f"{path}: {name}: has shape {found[name].shape}, the model section says {shape}")
-        elif found[name].dtype not in _ITEM_BYTES:
-            text = f"is stored as {found[name].dtype}; weights are read as {', '.join(_ITEM_BYTES)}"
-            wrong.append(f"{found[name].file}: {name}: {text}. A quantized model is not read: take its original.")
-    for name in found.keys() - wanted.keys():
-        if not (_COMPUTED.fullmatch(name) or (name == TIED and config.tie_word_embeddings)):
-            wrong.append(f"{found[name].file}: {name[:200]}: is not a weight of this architecture")
+    wanted = wholes(config)
+    stored, unknown = recognised(found, wanted, config)
+    wrong = [f"{path}: {name}: is missing" for name in wanted.keys() - stored.keys()]
+    for full, name in stored.items():
+        shape, place = wanted[full].shape, found[name]
+        if place.shape != shape:
+            wrong.append(f"{path}: {name}: has shape {place.shape}, the model section says {shape}")
+        elif place.dtype not in _ITEM_BYTES:
+            text = f"is stored as {place.dtype}; weights are read as {', '.join(_ITEM_BYTES)}"
+            wrong.append(f"{place.file}: {name}: {text}. A quantized model is not read: take its original.")
+    wrong += [f"{found[name].file}: {name[:200]}: is not a weight of this architecture" for name in unknown]
     if wrong:
         more = [f"{path}: and {len(wrong) - _SHOWN:,} more like these"] if len(wrong) > _SHOWN else []
         raise CheckpointError("\n".join([*sorted(wrong)[:_SHOWN], *more]))
-    return {name: found[name].file for name in wanted}
+    return {name: found[name].file for name in stored.values()}
 
 
 def _tensors(folder: Path) -> dict[str, _Place]:

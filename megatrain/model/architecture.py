@@ -6,7 +6,7 @@ test holds them against `named_parameters()` of the family's module.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from math import prod
@@ -48,6 +48,29 @@ EMBEDDING = "embedding.weight"  # of the tokens, in every family
 ONES, ZEROS = Constant(1.0), Constant(0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class HuggingFaceTensor:
+    """Where a weight is in `transformers`: alone, or one of the equal parts of a fused tensor.
+
+    Attributes:
+        name: of the whole tensor there; "{}" stands for the number of a layer.
+        transposed: a matrix is [in, out] there, and its parts are blocks of columns: as `Conv1D` of GPT-2.
+        part: which of the parts it is, from 0, along the output dimension.
+        parts: how many rows of the table, of one shape, the tensor is made of.
+    """
+
+    name: str
+    _: KW_ONLY
+    transposed: bool = False
+    part: int = 0
+    parts: int = 1
+
+    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor there, from that of our weight."""
+        fused = (shape[0] * self.parts, *shape[1:])
+        return fused[::-1] if self.transposed else fused
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterRow:
     """One weight, or the same weight of many layers.
@@ -61,7 +84,8 @@ class ParameterRow:
         decay: whether weight decay applies.
         partial_gradient: of a whole weight inside a tensor-parallel region: each rank applies it to its own heads or
             channels only, so that its gradient is a part of a sum over the ranks.
-        huggingface: its name in `transformers`, with the same "{}"; None where it has none.
+        huggingface: its name in `transformers`, with the same "{}", or what part of which tensor it is there, if that
+            is not the same tensor; None where it has none.
         layers: the layers that have it; None for a weight outside of them.
     """
 
@@ -72,7 +96,7 @@ class ParameterRow:
     split: Literal[0, 1] | None = None
     decay: bool = True
     partial_gradient: bool = False
-    huggingface: str | None = None
+    huggingface: str | HuggingFaceTensor | None = None
     layers: range | None = None
 
     @property
@@ -85,10 +109,19 @@ class ParameterRow:
         """Of one of them."""
         return prod(self.shape)
 
+    @property
+    def theirs(self) -> HuggingFaceTensor | None:
+        """Where it is in `transformers`."""
+        return HuggingFaceTensor(self.huggingface) if isinstance(self.huggingface, str) else self.huggingface
+
     def of_layer(self, layer: int | None) -> "ParameterRow":
         if layer is None:
             return self
-        theirs = self.huggingface.format(layer) if self.huggingface else None
+        theirs = self.huggingface
+        if isinstance(theirs, HuggingFaceTensor):
+            theirs = replace(theirs, name=theirs.name.format(layer))
+        elif theirs is not None:
+            theirs = theirs.format(layer)
         return replace(self, name=self.name.format(layer), huggingface=theirs, layers=range(layer, layer + 1))
 
     def local_elements(self, tensor_parallel: int) -> float:
@@ -205,6 +238,10 @@ class ModelFamily:
         model_types: of `transformers`, that are read as this family.
         read_huggingface_config: (config.json, its model type) -> a section, and the longest sequence that the model was
             made for, in tokens; raises ConfigError.
+        huggingface_prefix: what its names in `transformers` begin with that files may lack: "transformer.".
+        huggingface_ignored: patterns of tensors in files that are not weights of it, such as buffers; re.fullmatch of
+            the name with the prefix.
+        huggingface_tied: names of copies that files may hold where word embeddings are tied.
     """
 
     section: type[ModelSection]
@@ -217,6 +254,9 @@ class ModelFamily:
     huggingface_config: Callable[[Any], dict[str, Any]] | None = None
     model_types: tuple[str, ...] = ()
     read_huggingface_config: Callable[[Path, str], tuple[ModelSection, int]] | None = None
+    huggingface_prefix: str = ""
+    huggingface_ignored: tuple[str, ...] = ()
+    huggingface_tied: tuple[str, ...] = ("lm_head.weight",)
 
 
 FAMILIES: Registry[ModelFamily] = Registry("model family")

@@ -1,7 +1,8 @@
 """How fast the loop goes: step time, tokens per second, and model FLOPs utilisation.
 
-MFU here is always: 6 × matmul parameters + 6·L·H·S for causal attention, per token (`ModelSection.flops_per_token`),
-over the dense bf16 peak of the hardware profile. Recomputed activations do not count as work.
+MFU here is always: 6 × matmul parameters + 12·H·the positions seen, 6·L·H·S where all are causal, per token
+(`ModelSection.flops_per_token`), over the dense bf16 peak of the hardware profile. Recomputed activations do not count
+as work.
 """
 
 import time

@@ -23,7 +23,7 @@ def test_the_configuration_there_and_back(model_section, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "gpt2"}, "model_type: is 'gpt2'; megatrain reads 'llama', 'mistral', 'qwen2', 'qwen3'"),
+        ({"model_type": "t5"}, "model_type: is 't5'; megatrain reads '"),
         ({"attention_bias": True}, "attention_bias: is True"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type: is 'dynamic'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.factor: is missing"),
