@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -95,16 +94,8 @@ def test_it_resumes_exactly_and_needs_the_other_run_no_more(folder: Path) -> Non
     assert "run.branch" in said, "without its options it would be another run"
 
 
-def test_ranks_without_the_checkpoint_do_not_begin_from_the_seed(folder: Path) -> None:
-    cool_down(folder, "bare")
-    run = RunDir(folder / "runs/bare")
-    for path in (run.checkpoints, run.outcomes, run.tensorboard):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (run.attempts, run.metrics):
-        path.unlink()
-    (folder / "runs/long").rename(folder / "runs/away")
-    try:
-        said = cool_down(folder, "bare", exit_code=2)
-    finally:
-        (folder / "runs/away").rename(folder / "runs/long")
-    assert "is not a run" in said
+def test_it_may_read_another_mixture_from_there_on(folder: Path) -> None:
+    phase = f"data.phases=[{{from_sample: {BRANCH * 8}, sequence_length: 64}}]"
+    assert "data: phase 1 (from sample 64) is new; it had not begun at sample 64" in cool_down(folder, "mixed", phase)
+    earlier = phase.replace(f"from_sample: {BRANCH * 8}", "from_sample: 8")
+    assert "had begun at sample 64" in cool_down(folder, "early", earlier, exit_code=4)
