@@ -17,10 +17,16 @@ def export(
     out: Annotated[Path, typer.Argument(help="a new folder", metavar="FOLDER")],
     dtype: Annotated[str, typer.Option(help="of the weights: bfloat16, float16 or float32")] = "bfloat16",
     shard_gb: Annotated[float, typer.Option(min=0.001, help="the most that one file of weights takes")] = 5.0,
+    average_last: Annotated[int, typer.Option(min=1, max=1000, help="the mean of so many last checkpoints")] = 1,
 ) -> None:
     """Write a folder that Hugging Face's libraries load: safetensors, config.json and the tokenizer.
 
+    With --average-last, the fp32 mean of the weights of the last checkpoints that verify: of a run, or of a checkpoint
+    and those before it. The run keeps as many as checkpoint.keep_last says.
+
     Example: megatrain export runs/llama-125m exported/llama-125m --dtype float32
+
+    Example: megatrain export runs/llama-125m exported/averaged --average-last 3
     """
     from megatrain.base.formatting import gib, quantity
     from megatrain.huggingface import export as exporting
@@ -33,11 +39,13 @@ def export(
         out,
         dtype=dtype,
         shard_bytes=round(shard_gb * 1e9),
+        average_last=average_last,
         report=partial(say, file=sys.stderr),
         warn=partial(complain, kind="warning"),
     )
+    of = f"the mean of {done.averaged} checkpoints up to {done.checkpoint}" if done.averaged > 1 else done.checkpoint
     say(
         f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
-        f"of {done.checkpoint}\n"
+        f"of {of}\n"
         f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(done.folder)!r})"
     )

@@ -21,6 +21,13 @@ Ranks = Annotated[int | None, typer.Option("--nproc", min=1, max=1024, help="ran
 Resume = Annotated[str, typer.Option(help="auto, must, never, or a checkpoint's step", metavar="auto|must|never|STEP")]
 Hosts = Annotated[str | None, typer.Option(help="start by ssh, one launcher per host", metavar="HOST[:RANKS],…")]
 HostFile = Annotated[Path | None, typer.Option(help="the same as a DeepSpeed hostfile: HOST slots=RANKS per line")]
+CooldownFrom = Annotated[
+    str | None,
+    typer.Option(help="go on from another run's checkpoint and decay its rate", metavar="RUN[@STEP]|CHECKPOINT"),
+]
+CooldownTokens = Annotated[str | None, typer.Option(help="over so many tokens: whole steps", metavar="TOKENS")]
+CooldownDecay = Annotated[str, typer.Option(help="along 1 - √, a line or half a cosine", metavar="sqrt|linear|cosine")]
+CooldownMinimum = Annotated[float, typer.Option("--cooldown-min-lr-ratio", min=0, max=1, help="to so much of the peak")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="plan and check, start nothing, write nothing")]
 Chain = Annotated[int, typer.Option(min=1, help="jobs, each starting when the one before has ended")]
 

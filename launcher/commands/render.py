@@ -9,7 +9,7 @@ from launcher.planning.reliability import reliability
 from launcher.planning.resolve import run_folder, tokenizer_path
 from megatrain.base.errors import MegatrainError
 from megatrain.base.formatting import duration, gib, quantity
-from megatrain.checkpoint.progress import saved_progress
+from megatrain.checkpoint.progress import saved_progress, start_progress
 from megatrain.config import Config, FinetuneConfig
 
 SHOWN_CANDIDATES = 5
@@ -21,7 +21,7 @@ def headline(config: Config, plan: Plan) -> str:
     assert model is not None, "resolved"
     unit = "tokens (padding counted)" if isinstance(config, FinetuneConfig) else "tokens"
     compiled = "compile, " if config.parallel.compile else ""
-    progress = saved_progress(run_folder(config))
+    progress = start_progress(run_folder(config), config)
     steps, each = config.steps_left(progress), config.tokens_per_step
     length = f"{quantity(steps * each)} {unit} = {steps:,} steps of {each:,}"
     if progress.step:

@@ -11,6 +11,7 @@ from launcher.launch.start import LaunchTarget, start
 from launcher.planning.plan import resolve
 from launcher.preflight import checks
 from launcher.preflight.machine import check_machine
+from launcher.runs.cooldown import Cooldown, with_cooldown
 from launcher.runs.prepare import is_finetune
 from megatrain.base.errors import ConfigError
 from megatrain.base.terminal import complain, say
@@ -25,6 +26,7 @@ def start_run(
     resume: str,
     dry_run: bool,
     as_json: bool,
+    cooldown: Cooldown | None = None,
 ) -> None:
     """Raises typer.Exit with the exit code of the ranks; MegatrainError where a check fails."""
     config = load(file, overrides)
@@ -32,7 +34,7 @@ def start_run(
     if verb != expected:
         section = "a" if is_finetune(config) else "no"
         raise ConfigError(f"{file}: has {section} `finetune:` section. Use `megatrain {expected}`.")
-    config, world_size = target.apply_to(config)
+    config, world_size = target.apply_to(with_cooldown(config, cooldown))
     preflight = checks.examine(config, world_size=world_size, resume=resume)
     if preflight.result is not None and target.hosts is None:  # hosts are looked at where they are
         chosen, starting = preflight.result.chosen, not dry_run

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launcher.commands.options import Chain, File, Json, Overrides, load
+from launcher.commands.options import (
+    Chain,
+    CooldownDecay,
+    CooldownFrom,
+    CooldownMinimum,
+    CooldownTokens,
+    File,
+    Json,
+    Overrides,
+    load,
+)
 from megatrain.base.terminal import complain, say
 
 if TYPE_CHECKING:
@@ -24,24 +34,31 @@ def submit(
     profile: Profile = None,
     chain: Chain = 1,
     resume: BackTo = "auto",
+    cooldown_from: CooldownFrom = None,
+    cooldown_tokens: CooldownTokens = None,
+    cooldown_decay: CooldownDecay = "sqrt",
+    cooldown_minimum: CooldownMinimum = 0.0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Check a run and submit it to Slurm, which requeues it until it is done.
 
     A dry run prints the script even where a check fails; the exit code says so. Going back to a step is done at once,
-    before the job is queued, and not again when it is requeued.
+    before the job is queued, and not again when it is requeued. A cooldown is a run of its own: see `megatrain train`.
 
     Example: megatrain submit configs/llama-7b.yaml slurm.partition=gpu --profile infiniband
     """
     from launcher.planning.plan import resolve
     from launcher.preflight import checks
     from launcher.preflight.job import render_job
+    from launcher.runs.cooldown import Cooldown, with_cooldown
     from launcher.runs.prepare import prepare_run
     from launcher.runs.rewind import rewind_run
     from launcher.slurm import job
 
-    preflight = checks.examine(load(file, overrides), resume=resume, as_job=True)
+    cooldown = Cooldown.from_options(cooldown_from, cooldown_tokens, cooldown_decay, cooldown_minimum)
+    config = with_cooldown(load(file, overrides), cooldown)
+    preflight = checks.examine(config, resume=resume, as_job=True)
     script, findings = render_job(preflight.config, preflight.result, profile=profile, dry_run=dry_run)
     preflight.findings.extend(findings)
     if as_json and (dry_run or preflight.errors):

@@ -8,23 +8,24 @@ from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.base.formatting import scientific
 from megatrain.base.progress import Progress
 from megatrain.base.section import REPORTED
-from megatrain.checkpoint.progress import saved_progress
+from megatrain.checkpoint.progress import start_progress
 from megatrain.config import Config
 from megatrain.config.file import load_own_config
 from megatrain.config.rules import warmup_issue
+from megatrain.run.branch import origin
 from megatrain.run.directory import RunDir
 from megatrain.schedule.learning_rate import learning_rate
 
 _JUMP = 1.05  # a rate that goes up by more, from one step to the next, is worth a warning
 
 
-def progress_at_start(run: RunDir, resume: str) -> Progress:
+def progress_at_start(config: Config, run: RunDir, resume: str) -> Progress:
     """Where an attempt with `--resume` would resume from."""
     if resume == "never":
         return Progress()
     # a longer number names no step: `check_resume` says so
     named = resume.isascii() and resume.isdigit() and len(resume) <= 15
-    return saved_progress(run, step=int(resume) if named else None)
+    return start_progress(run, config, step=int(resume) if named else None)
 
 
 def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:
@@ -32,7 +33,8 @@ def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]
     Args:
         config: resolved.
     """
-    progress = progress_at_start(run, resume)
+    progress = progress_at_start(config, run, resume)
+    run, _ = origin(run, config)
     if problem := warmup_issue(config, progress):
         yield Finding("error", f"{problem.field}: {problem.value}: {problem.rule}. {problem.fix}", ExitCode.USAGE)
     if not progress.step or not run.config.is_file():

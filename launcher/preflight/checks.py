@@ -20,13 +20,14 @@ from launcher.preflight.finding import Finding
 from launcher.preflight.on_disk import check_checkpoint, check_files, check_tokenizer, check_vocabulary
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
-from launcher.runs.prepare import check_resume, check_same_run
+from launcher.runs.prepare import check_branch, check_resume, check_same_run
 from megatrain.base.errors import DataError, ExitCode, MegatrainError, PreflightError
 from megatrain.base.progress import Progress
-from megatrain.checkpoint.progress import saved_progress
+from megatrain.checkpoint.progress import start_progress
 from megatrain.checkpoint.rewind import leftover_bytes
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
 from megatrain.data.folder.manifest import Manifest, read_manifest
+from megatrain.run.branch import origin
 from megatrain.run.directory import RunDir
 
 
@@ -109,12 +110,14 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
         findings.append(_from(error))
     if plan:
         findings += _caught(lambda: check_same_run(run, resolved))
+        findings += _caught(lambda: check_branch(run, resolved, resume))
         findings += check_changes(resolved, run, resume)
     findings += _disk(resolved, run.path)
-    progress = progress_at_start(run, resume)
+    progress = progress_at_start(resolved, run, resume)
     findings += _data(resolved, progress) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
     findings += check_own_copies(resolved, run)
-    findings += check_checkpoint(resolved, run, resume)
+    source, branched = origin(run, resolved)
+    findings += check_checkpoint(resolved, source, resume if branched is None else str(branched))
     if as_job and plan:
         findings += _time(resolved, plan)
     return findings
@@ -267,7 +270,7 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
 
 def jobs_needed(config: Config, plan: Plan) -> int:
     """How many walltimes the rest of the run is planned to take; `config` is resolved."""
-    progress = saved_progress(run_folder(config))
+    progress = start_progress(run_folder(config), config)
     useful = slurm_seconds(config.slurm.time) - config.slurm.signal_before_limit_seconds
     return max(1, math.ceil(plan.step_seconds * config.steps_left(progress) / max(1, useful)))
 

@@ -9,10 +9,12 @@ from launcher.planning.plan import resolve
 from launcher.planning.plan_result import Plan
 from launcher.planning.resolve import run_folder
 from launcher.run_fields import differences, resume_rule
+from launcher.runs.branch import keep_branch
 from launcher.runs.inputs import keep_inputs, keep_inputs_late
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.base.files import write_atomically, write_json
 from megatrain.base.section import FIXED
+from megatrain.checkpoint.manifest import has_all_files
 from megatrain.checkpoint.rewind import refuse_lost_progress
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, DataSection, FinetuneConfig, PretrainConfig
@@ -21,7 +23,7 @@ from megatrain.data.folder.manifest import read_manifest
 from megatrain.data.ordering.position import changes_since, identity
 from megatrain.data.text.tokenizer_files import tokenizer_sha256
 from megatrain.huggingface.base_model import is_same_base
-from megatrain.run.directory import RunDir, parse_resume
+from megatrain.run.directory import RunDir, locate, parse_resume, parse_step
 from megatrain.run.inputs import kept_tokenizer_sha256
 
 
@@ -40,12 +42,15 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
     resolved, run = resolve(config, plan), run_folder(config)
     check_resume(run, resume)
     check_same_run(run, resolved)
+    check_branch(run, resolved, resume)
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         (keep_inputs_late if started(run) else keep_inputs)(run, resolved)
         write_atomically(run.config, dump_config(resolved))
         write_json(run.ds_config, deepspeed_config(resolved, plan.world_size))
         write_json(run.plan, {**plan.to_json(), "device": _device(resolved)})
+        if resolved.run.branch is not None:  # last: with a checkpoint, the run has begun
+            keep_branch(run, resolved.run.branch)
     except OSError as error:
         raise PreflightError(f"run.directory: {run}: cannot be written: {error.strerror}") from None
     return run
@@ -77,29 +82,59 @@ def check_same_run(run: RunDir, resolved: Config) -> None:
     """
     if not (started(run) and run.config.is_file()):
         return
+    if lines := _fixed_changes(run, resolved, run.steps()[-1] if run.steps() else None):
+        raise ConfigError("\n".join([*lines, "this is another run: give it another run.name, or undo the change."]))
+
+
+def check_branch(run: RunDir, resolved: Config, resume: str) -> None:
+    """Refuse a run that is to go on from another's checkpoint, where that is not whole, or of another model or data.
+
+    Raises:
+        ConfigError: names every field that differs; or `resume` would begin the run without it.
+        CheckpointError: there is no whole checkpoint.
+        DataError: the data is not what it was trained on.
+    """
+    branch = resolved.run.branch
+    if branch is None:
+        return
+    if resume == "never":
+        raise ConfigError(f"--resume never: {run} goes on from {branch.checkpoint}. Give another run.name instead.")
+    if run.steps():
+        return
+    folder = Path(branch.checkpoint)
+    if parse_step(folder) != branch.step or not has_all_files(folder):
+        raise CheckpointError(f"run.branch.checkpoint: {folder}: is no whole checkpoint of step {branch.step}.")
+    other = locate(folder)[0]
+    lines = [line for line in _fixed_changes(other, resolved, branch.step) if not line.startswith("run.branch")]
+    if lines:
+        raise ConfigError("\n".join([*lines, f"a run that goes on from {folder} cannot change it: undo the change."]))
+
+
+def _fixed_changes(run: RunDir, resolved: Config, step: int | None) -> list[str]:
+    """A line for each field that another run than that of the checkpoint of `step` would have."""
     changes = differences(load_own_config(run.config), resolved)
     changed = [name for name in changes if resume_rule(resolved, name) is FIXED]
-    if isinstance(resolved, PretrainConfig) and _is_same_data(run, resolved.data, resolved.run.seed):
+    if isinstance(resolved, PretrainConfig) and _is_same_data(run, step, resolved.data, resolved.run.seed):
         changed = [key for key in changed if key != "data.train"]  # folders may have moved, sources may be new
     if "tokenizer.path" in changed and _is_same_tokenizer(run, *changes["tokenizer.path"]):
         changed.remove("tokenizer.path")
     if "finetune.base" in changed and _is_same_base(run, *changes["finetune.base"]):
         changed.remove("finetune.base")
-    if changed:
-        lines = [f"{key}: {changes[key][1]!r}: {run} was started with {changes[key][0]!r}." for key in changed]
-        raise ConfigError("\n".join([*lines, "this is another run: give it another run.name, or undo the change."]))
+    return [f"{key}: {changes[key][1]!r}: {run} was started with {changes[key][0]!r}." for key in changed]
 
 
-def _is_same_data(run: RunDir, data: DataSection, seed: int) -> bool:
-    """Whether the newest checkpoint's position means the same samples in this data; False where that cannot be told.
+def _is_same_data(run: RunDir, step: int | None, data: DataSection, seed: int) -> bool:
+    """Whether the checkpoint's position means the same samples in this data; False where that cannot be told.
 
     Raises:
         DataError: it does not; says what has changed.
     """
+    if step is None:
+        return False
     try:
-        state = read_state(run.step(run.steps()[-1])).loader_state()
+        state = read_state(run.step(step)).loader_state()
         hashes = [read_manifest(source.path).manifest_hash for source in data.train]
-    except (IndexError, MegatrainError):
+    except MegatrainError:
         return False
     changes_since(state, identity(data, seed, hashes))
     return True

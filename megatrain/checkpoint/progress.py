@@ -7,6 +7,7 @@ from megatrain.base.errors import CheckpointError
 from megatrain.base.progress import Progress
 from megatrain.checkpoint.state import STATE, read_counts
 from megatrain.config import Config
+from megatrain.run.branch import origin
 from megatrain.run.directory import RunDir
 
 
@@ -45,6 +46,12 @@ def saved_progress(run: RunDir, *, step: int | None = None) -> Progress:
         except CheckpointError:
             continue
     return Progress()
+
+
+def start_progress(run: RunDir, config: Config, *, step: int | None = None) -> Progress:
+    """As `saved_progress`; of a run that is about to go on from another's checkpoint, where that is."""
+    source, at = origin(run, config)
+    return saved_progress(source, step=step if at is None else at)
 
 
 def is_complete(run: RunDir, config: Config) -> bool:

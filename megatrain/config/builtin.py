@@ -2,7 +2,19 @@
 
 from megatrain.model import families
 from megatrain.optim import adamw, lion
-from megatrain.schedule import constant, cosine, inverse_sqrt, linear, wsd
+from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
 from megatrain.tasks import pretrain_lm, sft
 
-__all__ = ["adamw", "constant", "cosine", "families", "inverse_sqrt", "linear", "lion", "pretrain_lm", "sft", "wsd"]
+__all__ = [
+    "adamw",
+    "constant",
+    "cooldown",
+    "cosine",
+    "families",
+    "inverse_sqrt",
+    "linear",
+    "lion",
+    "pretrain_lm",
+    "sft",
+    "wsd",
+]

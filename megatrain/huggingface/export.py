@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError
 from megatrain.base.files import reason, write_json
+from megatrain.checkpoint.average import last_checkpoints, read_mean
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import read_state
@@ -46,7 +47,8 @@ _INDEX = "model.safetensors.index.json"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
     folder: Path
-    checkpoint: Path  # that was read
+    checkpoint: Path  # that was read; of several, the newest
+    averaged: int  # checkpoints whose mean was written
     files: int  # of weights
     parameters: int
     bytes: int  # of weights
@@ -58,6 +60,7 @@ def export(
     *,
     dtype: DType = "bfloat16",
     shard_bytes: int = 5 * 10**9,
+    average_last: int = 1,
     report: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -68,27 +71,31 @@ def export(
         out: does not exist, or is an empty folder.
         dtype: of the weights; a checkpoint holds them in float32.
         shard_bytes: the most that one file of weights takes, unless a single tensor is larger.
+        average_last: write the mean of so many last checkpoints, of a run or up to the one that is named.
         report: called with a line after each file.
-        warn: told what an older run has no copy of.
+        warn: told what an older run has no copy of, and of damaged checkpoints that no mean is taken of.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, or the folder cannot be written.
+        CheckpointError: there is no whole checkpoint, or not as many as are to be averaged; or the folder cannot be
+            written.
         ConfigError: the folder holds something.
         DataError: the run's tokenizer cannot be read.
     """
     given, out = out, Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are given
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{given}: already exists; give the name of a new folder")
-    checkpoint = find_checkpoint(path)
+    checkpoints = [find_checkpoint(path)] if average_last == 1 else last_checkpoints(path, average_last, warn=warn)
+    checkpoint = checkpoints[0]
     source = _source(locate(path)[0], read_state(checkpoint).model, dtype, warn)
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files, size = _write_weights(checkpoint, temporary, source.model, dtype, shard_bytes, report)
+        files, size = _write_weights(checkpoints, temporary, source.model, dtype, shard_bytes, report)
         for name, content in described(source).items():
             (temporary / name).write_bytes(content)
-        write_json(temporary / "megatrain.json", {"checkpoint": str(checkpoint), "version": __version__})
+        averaged = {"averaged": [str(folder) for folder in checkpoints]} if len(checkpoints) > 1 else {}
+        write_json(temporary / "megatrain.json", {"checkpoint": str(checkpoint), **averaged, "version": __version__})
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -96,7 +103,14 @@ def export(
         raise CheckpointError(f"{given}: cannot be written: {reason(error)}. Nothing of it is left.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(folder=given, checkpoint=checkpoint, files=files, parameters=source.model.parameters, bytes=size)
+    return Exported(
+        folder=given,
+        checkpoint=checkpoint,
+        averaged=len(checkpoints),
+        files=files,
+        parameters=source.model.parameters,
+        bytes=size,
+    )
 
 
 def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedModel":
@@ -111,7 +125,7 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     source = _source(run, read_state(checkpoint).model, dtype, lambda line: None)
     config = json.loads(described(source)[CONFIG])
     kind: torch.dtype = getattr(torch, dtype)
-    weights = _read_weights(checkpoint, wholes(source.model), source.model, kind)
+    weights = _read_weights([checkpoint], wholes(source.model), source.model, kind)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
@@ -150,7 +164,12 @@ def _base(run: RunDir, config: Config, warn: Callable[[str], None]) -> Files:
 
 
 def _write_weights(
-    checkpoint: Path, out: Path, model: ModelSection, dtype: DType, shard_bytes: int, report: Callable[[str], None]
+    checkpoints: list[Path],
+    out: Path,
+    model: ModelSection,
+    dtype: DType,
+    shard_bytes: int,
+    report: Callable[[str], None],
 ) -> tuple[int, int]:
     """How many files, and their tensors' bytes."""
     kind: torch.dtype = getattr(torch, dtype)
@@ -160,7 +179,7 @@ def _write_weights(
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = _read_weights(checkpoint, {name: tensors_of_theirs[name] for name in names}, model, kind)
+        tensors = _read_weights(checkpoints, {name: tensors_of_theirs[name] for name in names}, model, kind)
         save_file(tensors, out / file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -171,15 +190,22 @@ def _write_weights(
 
 
 def _read_weights(
-    checkpoint: Path, wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype
+    checkpoints: list[Path], wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype
 ) -> dict[str, Tensor]:
     """Tensors of theirs, by their names."""
     rows = {row.name: row for whole in wanted.values() for row in whole.rows}
-    ours = read_tensors(checkpoint, kind="weight", names=list(rows))
-    if missing := sorted(rows.keys() - ours.keys()):
-        raise CheckpointError(f"{checkpoint}: has no tensor {missing[0]}")
+    ours = _read(checkpoints, list(rows))
     cast = {name: _cast(row, ours[name], kind, model.padded_vocab_size) for name, row in rows.items()}
     return {name: joined(whole, cast) for name, whole in wanted.items()}
+
+
+def _read(checkpoints: list[Path], names: list[str]) -> dict[str, Tensor]:
+    if len(checkpoints) > 1:
+        return read_mean(checkpoints, names)
+    whole = read_tensors(checkpoints[0], kind="weight", names=names)
+    if missing := sorted(set(names) - whole.keys()):
+        raise CheckpointError(f"{checkpoints[0]}: has no tensor {missing[0]}")
+    return whole
 
 
 def _cast(row: ParameterRow, tensor: Tensor, kind: torch.dtype, vocabulary: int) -> Tensor:

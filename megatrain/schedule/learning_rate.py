@@ -20,7 +20,10 @@ def learning_rate(progress: Progress, config: Config) -> float:
 
 def _place(progress: Progress, config: Config) -> Place:
     warmup, size = config.schedule.warmup_steps, config.training.global_batch_size
+    branch = config.run.branch
     if config.training.tokens is None:
-        return Place(warmup, progress.step + 1, progress.step + config.steps_left(progress))
+        left = branch.step if branch else 0
+        return Place(warmup, progress.step + 1, progress.step + config.steps_left(progress), left)
     end = progress.samples + size * config.steps_left(progress)
-    return Place(progress.samples_at(warmup, size), progress.samples + size, end)
+    left = branch.samples if branch else 0
+    return Place(progress.samples_at(warmup, size), progress.samples + size, end, left)

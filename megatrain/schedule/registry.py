@@ -23,11 +23,13 @@ class Place(NamedTuple):
         begin: where warm-up ends.
         now: what is consumed with this update; more than `begin`.
         end: what the whole run consumes.
+        branch: where the run left the one that it goes on from; 0 of a run that began by itself.
     """
 
     begin: int
     now: int
     end: int
+    branch: int = 0
 
     @property
     def done(self) -> float:

@@ -92,6 +92,12 @@ class Checkpointer:
             CheckpointError: there is none where there must be one, it is damaged, or of another model.
         """
         folder = self._choose(wanted)
+        branch = self._config.run.branch
+        if folder is None and branch is not None:
+            raise CheckpointError(
+                f"{self._store.run.step(branch.step)}: is not there: the run goes on from it (it was "
+                f"{branch.checkpoint}) and has no beginning of its own. Start it again with --cooldown-from"
+            )
         self._store.remove_leftovers()
         if folder is None:
             self._store.set_aside(after=-1)

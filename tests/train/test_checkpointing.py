@@ -18,6 +18,7 @@ from megatrain.checkpoint.store import CheckpointStore
 from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts, write_attempts
 from megatrain.run.directory import MANIFEST, RunDir
+from megatrain.train.checkpointing import Checkpointer
 from tests.train.one_start import Engine, Start
 from tests.trained import make_config
 
@@ -287,3 +288,12 @@ def test_ranks_beat_while_they_save_verify_and_load(run) -> None:
     beats.clear()
     store.load(run.step(10), Engine().tensors)
     assert set(beats) == {"loading weight.a", "loading exp_avg.a"}
+
+
+@pytest.mark.parametrize("wanted", ["auto", "never"])
+def test_a_run_that_goes_on_from_another_does_not_begin_from_its_seed(run, wanted) -> None:
+    branch = {"checkpoint": "long/checkpoints/step-00000010", "step": 10, "samples": 80}
+    config = make_config("tokenizer", run={"name": "tiny", "branch": branch})
+    store = CheckpointStore(run, dist.group.WORLD, layout="", keep_last=9, report=print)
+    with pytest.raises(CheckpointError, match="step-00000010: is not there: the run goes on from it"):
+        Checkpointer(config, Engine(), store).resume(wanted)

@@ -1,5 +1,7 @@
 """`submit --resume`: going back is done once, before the job is queued, however often it is requeued."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
@@ -9,6 +11,8 @@ from launcher.slurm import commands
 from megatrain.base.errors import CheckpointError, PreflightError
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
 from megatrain.config.file import load_config
+from megatrain.data.folder.manifest import read_manifest
+from megatrain.data.ordering.position import identity
 from megatrain.run.attempts import newest_step
 from megatrain.run.directory import RunDir
 from tests.launcher.conftest import TINY, write_data
@@ -24,19 +28,24 @@ def run(here, monkeypatch) -> RunDir:
     monkeypatch.setattr(commands, "ask", lambda jobs: {})
     monkeypatch.setattr(commands, "submit", lambda script, run, after: "7")
     run = RunDir("runs/tiny")
-    model = load_config(here / "tiny.yaml").model
     for step in (5, 10):
-        folder = run.step(step)
-        folder.mkdir(parents=True)
-        (folder / ".metadata").write_bytes(b"m")
-        text = f'{{"step": {step}, "loader": {{"position": {step}}}, "model": {model.model_dump_json()}, "seed": 0}}'
-        (folder / "state.json").write_text(text)
-        files = {
-            name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
-            for name in (".metadata", "state.json")
-        }
-        write_manifest(folder, Manifest(step=step, saved_at="", world_size=1, layout="", version="0", files=files))
+        write_checkpoint(run, step, {"position": step})
     return run
+
+
+def write_checkpoint(run: RunDir, step: int, loader) -> None:
+    model = load_config("tiny.yaml").model
+    folder = run.step(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".metadata").write_bytes(b"m")
+    (folder / "state.json").write_text(
+        json.dumps({"step": step, "loader": loader, "model": model.model_dump(), "seed": 0})
+    )
+    files = {
+        name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        for name in (".metadata", "state.json")
+    }
+    write_manifest(folder, Manifest(step=step, saved_at="", world_size=1, layout="", version="0", files=files))
 
 
 def submit(*arguments):
@@ -82,3 +91,23 @@ def test_submit_of_a_run_whose_checkpoints_are_gone_is_refused(run, here) -> Non
     with pytest.raises(PreflightError, match=r"holds no checkpoint, but metrics\.jsonl reaches step") as caught:
         submit()
     assert caught.value.exit_code == 5
+
+
+def test_submit_a_cooldown_of_a_run_that_goes_on(run) -> None:
+    config = load_config("tiny.yaml")
+    hashes = [read_manifest(source.path).manifest_hash for source in config.data.train]
+    write_checkpoint(run, 5, {"position": 5, **identity(config.data, config.run.seed, hashes)})
+    submit("schedule={name: constant}")  # writes its config.yaml
+    tokens = 4 * 8 * 128
+    asked = ("run.name=short", "--cooldown-from", "runs/tiny@5", "--cooldown-tokens", str(tokens))
+    result = submit("schedule={name: constant}", *asked, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "#SBATCH --job-name=short" in result.stdout
+    short = RunDir("runs/short")
+    assert not short.path.exists()
+    result = submit("schedule={name: constant}", *asked)
+    assert result.exit_code == 0, result.output
+    assert "4 steps of 1,024 to go from step 5" in result.stdout
+    assert (short.steps(), run.steps()) == ([5], [5, 10])
+    config = load_config(short.config)
+    assert (config.schedule.name, config.run.branch.step, config.training.tokens) == ("cooldown", 5, 5 * 128 + tokens)
