@@ -17,7 +17,13 @@ from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.finding import Finding
-from launcher.preflight.on_disk import check_checkpoint, check_files, check_tokenizer, check_vocabulary
+from launcher.preflight.on_disk import (
+    check_checkpoint,
+    check_files,
+    check_task_tokenizer,
+    check_tokenizer,
+    check_vocabulary,
+)
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.same_data import check_same
 from launcher.runs.prepare import check_branch, check_resume, check_same_run
@@ -222,6 +228,7 @@ def _vocabulary(config: PretrainConfig, manifests: list[Manifest]) -> Iterator[F
             yield from check_tokenizer(path, manifests[0].tokenizer_sha256)
         elif config.data.sequential:  # texts that are tokenised as they are read
             yield from check_vocabulary(path, config.model)
+        yield from check_task_tokenizer(config.task, path)
 
 
 def _finetune(config: FinetuneConfig) -> Iterator[Finding]:

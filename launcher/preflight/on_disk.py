@@ -8,7 +8,8 @@ from typing import Any
 from launcher.planning.examples import example_set
 from launcher.planning.resolve import tokenizer_path
 from launcher.preflight.finding import Finding
-from megatrain.base.errors import DataError, ExitCode, MegatrainError
+from megatrain.base.errors import ConfigError, DataError, ExitCode, MegatrainError
+from megatrain.base.registry import load_object
 from megatrain.checkpoint.manifest import read_manifest as read_checkpoint_manifest
 from megatrain.checkpoint.state import read_state
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig
@@ -19,6 +20,7 @@ from megatrain.data.folder.storage import check_shards
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.run.directory import RunDir, parse_resume
+from megatrain.tasks.registry import TASKS, TaskSection
 
 
 def check_files(field: str, path: str, manifest: Manifest) -> Iterator[Finding]:
@@ -58,6 +60,19 @@ def check_vocabulary(path: str, model: ModelSection) -> Iterator[Finding]:
     if model.vocab_size != AUTO and size > model.vocab_size:
         text = f"{path}: has ids up to {size - 1:,}; model.vocab_size is {model.vocab_size:,}. Set that to auto."
         yield Finding("error", f"tokenizer.path: {text}", ExitCode.DATA)
+
+
+def check_task_tokenizer(task: TaskSection, path: str) -> Iterator[Finding]:
+    """What the task needs of a tokenizer that can be read: a mask token, or the like."""
+    check = TASKS.get(task.name).check_tokenizer
+    if not check:
+        return
+    try:
+        load_object(check)(task, path)
+    except ConfigError as error:
+        yield Finding("error", str(error), error.exit_code)
+    except MegatrainError:
+        return  # reported by `check_tokenizer`
 
 
 def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
 from megatrain.model.architecture import FAMILIES
 from megatrain.schedule.registry import SCHEDULES
+from megatrain.tasks.registry import TASKS
 
 
 class ConfigIssue(NamedTuple):
@@ -39,12 +40,33 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
         )
     if model is not None:
         yield from validate_model(model, parallel)
+        yield from _task_issues(config, model)
     if isinstance(config, PretrainConfig):
         yield from _data_issues(config.data)
         if config.data.sequential and config.tokenizer is None:
             yield ConfigIssue("tokenizer", None, "webdataset sources hold text", "Add `tokenizer: {path: …}` for them.")
     if training.steps is not None and (issue := warmup_issue(config)):
         yield issue
+
+
+def _task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
+    """What a task, and a model, say of the rest of a run."""
+    spec = TASKS.get(config.task.name)
+    if model.is_causal != (spec.attention == "causal"):
+        fitting = [name for name, family in FAMILIES if family.section.is_causal == (spec.attention == "causal")]
+        kind = "causal" if model.is_causal else "bidirectional"
+        rule = f"trains {spec.attention} models, and model.family {model.family} is {kind}"
+        yield ConfigIssue("task.name", config.task.name, rule, f"Families for it: {', '.join(fitting) or 'none'}.")
+    for field, value, rule, fix in spec.issues(config):
+        yield ConfigIssue(field, value, rule, fix)
+    longest = model.longest_sequence
+    if longest is None:
+        return
+    name = "data.sequence_length" if isinstance(config, PretrainConfig) else "finetune.sequence_length"
+    length = config.data.sequence_length if isinstance(config, PretrainConfig) else config.finetune.sequence_length
+    if length is not None and length > longest:
+        rule = f"is longer than the model's learned positions (model.max_position_embeddings: {longest})"
+        yield ConfigIssue(name, length, rule, f"At most {longest}.")
 
 
 def warmup_issue(config: Config, progress: Progress | None = None) -> ConfigIssue | None:

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -155,6 +155,8 @@ class Divisible:
 class ModelSection(Section):
     """What every family's `model:` section has. The planner's formulas ask for the properties."""
 
+    is_causal: ClassVar[bool] = True  # no position sees a later one: a decoder, else an encoder
+
     family: str = "llama"
     num_hidden_layers: Count = Field(le=1_000_000, description="Transformer blocks")
     hidden_size: Count = Field(le=WIDEST, description="width of the residual stream")
@@ -185,6 +187,11 @@ class ModelSection(Section):
     def normalizes_heads(self) -> bool:
         """Whether every query and key head is normalised."""
         return False
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """In tokens, where positions are learned; None: any."""
+        return None
 
     @property
     def window_counts(self) -> Mapping[Window, int]:

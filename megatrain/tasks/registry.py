@@ -1,7 +1,8 @@
 """What a task registers, without torch."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.registry import Registry
@@ -25,6 +26,9 @@ class TaskSpec:
         read_examples: of a task that fine-tunes: "package.module:function" with the signature and result of
             `megatrain.data.examples.example_set.read_example_set`; the launcher counts its rows.
         check_rows: likewise, of `check_rows` beside it, for when there is no tokenizer yet.
+        attention: of the models that it trains.
+        issues: rules between the fields of a run: (field, value, rule, fix).
+        check_tokenizer: "package.module:function" of (section, tokenizer.path), which raises what the task misses.
     """
 
     section: type[TaskSection]
@@ -32,6 +36,9 @@ class TaskSpec:
     trains: Literal["pretrain", "finetune"]
     read_examples: str = ""
     check_rows: str = ""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda config: iter(())
+    check_tokenizer: str = ""
 
     def __post_init__(self) -> None:
         if self.trains == "finetune" and not (self.read_examples and self.check_rows):

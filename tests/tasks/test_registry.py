@@ -19,5 +19,5 @@ def test_a_task_is_what_its_spec_says(name: str) -> None:
 
 def test_a_pretraining_cannot_be_given_a_task_that_fine_tunes() -> None:
     assert parse_config(RUN).task.name == "pretrain_lm"
-    with pytest.raises(ConfigError, match=r"task.name: 'sft': must be pretrain_lm"):
+    with pytest.raises(ConfigError, match=r"task.name: 'sft': must be masked_lm or pretrain_lm"):
         parse_config(RUN, overrides=["task.name=sft"])

@@ -65,9 +65,12 @@ class Batch(TensorBatch):
 
 
 def assemble(rows: Sequence[Row], *, attend_across_documents: bool) -> Batch:
-    """Stack rows of one length into a batch."""
-    stacked = Rows(np.stack([row.tokens for row in rows]), [row.ends for row in rows], [row.targets for row in rows])
-    return assemble_rows(stacked, attend_across_documents=attend_across_documents)
+    """A batch of rows of one length."""
+    return assemble_rows(stacked(rows), attend_across_documents=attend_across_documents)
+
+
+def stacked(rows: Sequence[Row]) -> Rows:
+    return Rows(np.stack([row.tokens for row in rows]), [row.ends for row in rows], [row.targets for row in rows])
 
 
 def assemble_rows(rows: Rows, *, attend_across_documents: bool, sequence_length: int | None = None) -> Batch:

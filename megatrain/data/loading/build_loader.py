@@ -1,5 +1,7 @@
 """Which loader reads the training data of a run."""
 
+from typing import Any
+
 from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.data.loading.sequential import SequentialLoader
@@ -15,7 +17,7 @@ def build_loader(
         DataError: a source, or the tokenizer that texts need, is missing or unsuitable.
         ConfigError: the batch cannot be shared out evenly.
     """
-    share = {
+    share: dict[str, Any] = {
         "global_batch_size": config.training.global_batch_size,
         "micro_batch_size": config.training.micro_batch_size,
         "data_rank": data_rank,

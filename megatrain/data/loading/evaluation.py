@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from megatrain.config import ReadingSection, Source
-from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble, without_targets
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble_rows, stacked, without_targets
+from megatrain.data.loading.masking import Masking
 from megatrain.data.loading.sources import OpenSources
 
 
@@ -17,6 +20,7 @@ class EvaluationLoader:
         micro_batch_size: sequences held at once per rank.
         data_rank, data_size: this rank among the data-parallel ones.
         reading: threads, retries and caches of reads.
+        masking: of masked language modelling; default: each label is the next token.
 
     Every rank yields the same number of batches. A sequence too many, where the rows do not fill the last batches, has
     labels of IGNORE_INDEX only: weigh losses by their number of targets.
@@ -35,7 +39,9 @@ class EvaluationLoader:
         data_rank: int,
         data_size: int,
         reading: ReadingSection | None = None,
+        masking: Masking | None = None,
     ) -> None:
+        self._masking = masking
         with_ends = not attend_across_documents
         self._sources = OpenSources(data_sources, sequence_length, with_ends=with_ends, reading=reading)
         self._sequence_length = sequence_length
@@ -51,7 +57,7 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         for number in range(len(self)):
             first = (number * self._ranks + self._rank) * self._size
-            yield self._batch(self._rows[first : first + self._size])
+            yield self._batch(first, self._rows[first : first + self._size])
 
     @property
     def sequences(self) -> int:
@@ -61,12 +67,17 @@ class EvaluationLoader:
     def close(self) -> None:
         self._sources.close()
 
-    def _batch(self, places: Sequence[tuple[int, int, int]]) -> Batch:
+    def _batch(self, first: int, places: Sequence[tuple[int, int, int]]) -> Batch:
         if not places:
             return without_targets(self._size, self._sequence_length, attend_across_documents=self._across)
         rows: list[Row] = [self._sources.read(*place) for place in places]
         missing = self._size - len(rows)
-        batch = assemble(rows + rows[-1:] * missing, attend_across_documents=self._across)
+        filled = stacked(rows + rows[-1:] * missing)
+        if self._masking is None:
+            batch = assemble_rows(filled, attend_across_documents=self._across)
+        else:
+            samples = first + np.arange(self._size, dtype=np.int64)
+            batch = self._masking.batch(filled, samples, attend_across_documents=self._across)
         batch.labels[len(rows) :] = IGNORE_INDEX
         return batch
 

@@ -16,6 +16,7 @@ from megatrain.base.errors import ConfigError
 from megatrain.config import DataSection
 from megatrain.data.loading.batch import Batch, assemble_rows
 from megatrain.data.loading.evaluation import EvaluationLoader
+from megatrain.data.loading.masking import Masking
 from megatrain.data.loading.read_ahead import ReadAhead
 from megatrain.data.loading.stream import SampleStream
 from megatrain.data.loading.tensor_batch import TensorBatch
@@ -63,6 +64,7 @@ class TrainLoader:
         data_rank, data_size: this rank among the data-parallel ones.
         seed: run.seed.
         pin_memory: put batches into page-locked memory, for a GPU to copy them while the CPU goes on.
+        masking: of masked language modelling; default: each label is the next token.
 
     Raises:
         DataError: a source is missing, damaged or unsuitable.
@@ -79,7 +81,9 @@ class TrainLoader:
         data_size: int,
         seed: int,
         pin_memory: bool = False,
+        masking: Masking | None = None,
     ) -> None:
+        self._masking = masking
         self._offsets = rank_offsets(
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
@@ -128,15 +132,25 @@ class TrainLoader:
 
         A step has one sequence length, that of the phase that its first sample is in: its samples are cut accordingly.
         """
-        _, rows = self._stream.read(position + self._offsets.reshape(-1))
+        samples = position + self._offsets.reshape(-1)
+        _, rows = self._stream.read(samples)
         length, across = self._stream.sequence_length(position), self._data.attend_across_documents
         micro_batches = []
         for number in range(len(self._offsets)):
             size = self._offsets.shape[1]
-            part = rows.part(number * size, (number + 1) * size)
-            batch = assemble_rows(part, attend_across_documents=across, sequence_length=length)
+            first, last = number * size, (number + 1) * size
+            options: dict[str, Any] = {"attend_across_documents": across, "sequence_length": length}
+            if self._masking is None:
+                batch = assemble_rows(rows.part(first, last), **options)
+            else:
+                batch = self._masking.batch(rows.part(first, last), samples[first:last], **options)
             micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
-        return StepBatches(tuple(micro_batches), self._stream.targets(position, self._global_batch_size))
+        return StepBatches(tuple(micro_batches), self._targets(position))
+
+    def _targets(self, position: int) -> int:
+        if self._masking is not None:
+            return self._global_batch_size * self._masking.predictions(self._data.sequence_length)
+        return self._stream.targets(position, self._global_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the samples to come: small, JSON-able, the same on every rank."""

@@ -32,7 +32,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SMALLEST_VOCABULARY = 256 + 2  # every byte, and the two special tokens
+_BYTES = 256  # tokens of one, that every vocabulary has
 _SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"')  # WordPiece has it too, without merges
 _NOT_OF_RUST = (KeyboardInterrupt, SystemExit, MemoryError)
 _Encoded = TypeVar("_Encoded")
@@ -202,19 +202,29 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, text_field: str = "text") -> Tokenizer:
+def train_tokenizer(
+    inputs: Sequence[str],
+    out: str | Path,
+    vocab_size: int,
+    *,
+    text_field: str = "text",
+    special_tokens: Sequence[str] = (),
+) -> Tokenizer:
     """Train a byte-level BPE and write OUT/tokenizer.json and OUT/tokenizer_config.json.
 
     The same text gives the same files. transformers' AutoTokenizer opens the folder.
+
+    Args:
+        special_tokens: besides the end of a document and padding.
 
     Raises:
         DataError: an input is missing or unreadable, or OUT already holds another tokenizer.
         ConfigError: the vocabulary is too small to hold every byte.
     """
-    if vocab_size < _SMALLEST_VOCABULARY:
-        raise ConfigError(
-            f"--vocab-size: {vocab_size}: must be at least {_SMALLEST_VOCABULARY}: every byte has a token"
-        )
+    special = list(dict.fromkeys((EOS, PAD, *special_tokens)))
+    smallest = _BYTES + len(special)
+    if vocab_size < smallest:
+        raise ConfigError(f"--vocab-size: {vocab_size}: must be at least {smallest}: every byte has a token")
     files = find_inputs(inputs).inputs
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -226,7 +236,7 @@ def train_tokenizer(inputs: Sequence[str], out: str | Path, vocab_size: int, *, 
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[AddedToken(EOS, special=True), AddedToken(PAD, special=True)],
+        special_tokens=[AddedToken(token, special=True) for token in special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
