@@ -65,7 +65,7 @@ def _task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
     name = "data.sequence_length" if isinstance(config, PretrainConfig) else "finetune.sequence_length"
     length = config.data.sequence_length if isinstance(config, PretrainConfig) else config.finetune.sequence_length
     if length is not None and length > longest:
-        rule = f"is longer than the model's learned positions (model.max_position_embeddings: {longest})"
+        rule = f"is longer than the model's learned positions ({longest})"
         yield ConfigIssue(name, length, rule, f"At most {longest}.")
 
 

@@ -7,6 +7,7 @@ import torch
 
 from megatrain.model.architecture import FAMILIES, ONES, ZEROS, Kind, ModelSection, parameter_table, row_of, rows
 from megatrain.model.build import build_model
+from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 
@@ -40,7 +41,21 @@ def a_gpt(chance: random.Random) -> GPTSection:
     )
 
 
-RANDOM = {"gpt": a_gpt, "llama": a_llama}
+def a_bert(chance: random.Random) -> BertSection:
+    heads = chance.choice([1, 2, 3])
+    return BertSection(
+        num_hidden_layers=chance.choice([1, 3]),
+        hidden_size=heads * chance.choice([2, 8]),
+        num_attention_heads=heads,
+        intermediate_size=chance.choice([None, 5]),
+        vocab_size=chance.choice([7, 64]),
+        max_position_embeddings=chance.choice([9, 32]),
+        position_offset=chance.choice([0, 2]),
+        type_vocab_size=chance.choice([1, 2]),
+    )
+
+
+RANDOM = {"bert": a_bert, "gpt": a_gpt, "llama": a_llama}
 
 
 def test_every_family_is_held_to_its_table() -> None:

@@ -1,5 +1,5 @@
 """Families of architectures, a package each. To add one, import it here."""
 
-from megatrain.model.families import gpt, llama
+from megatrain.model.families import bert, gpt, llama
 
-__all__ = ["gpt", "llama"]
+__all__ = ["bert", "gpt", "llama"]

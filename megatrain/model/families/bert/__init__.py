@@ -1,0 +1,30 @@
+"""BERT and RoBERTa: a bidirectional encoder with learned positions and norms behind each layer (arXiv 1810.04805)."""
+
+from megatrain.model.architecture import FAMILIES, ModelFamily
+from megatrain.model.families.bert.config_json import MODEL_TYPES, huggingface_config, read_config
+from megatrain.model.families.bert.rules import issues, resized
+from megatrain.model.families.bert.section import BertSection
+from megatrain.model.families.bert.table import REGIONS, divisible, rows
+
+FAMILIES.register(
+    "bert",
+    ModelFamily(
+        section=BertSection,
+        rows=rows,
+        module="megatrain.model.families.bert.module:Bert",
+        regions=REGIONS,
+        divisible=divisible,
+        issues=issues,
+        resized=resized,
+        huggingface_config=huggingface_config,
+        huggingface_tied=("cls.predictions.decoder.weight", "lm_head.decoder.weight"),
+        huggingface_ignored=(
+            r"(cls\.predictions|lm_head)\.decoder\.bias",  # the head's bias once more
+            r"(ro)?bert\.embeddings\.position_ids",
+            r"(ro)?bert\.pooler\..*",
+            r"cls\.seq_relationship\..*",  # next-sentence prediction
+        ),
+        model_types=MODEL_TYPES,
+        read_huggingface_config=read_config,
+    ),
+)

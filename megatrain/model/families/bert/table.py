@@ -1,0 +1,152 @@
+"""The weights of a BERT, and where its tensor-parallel regions begin and end (arXiv 1909.08053)."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from megatrain.model.architecture import ONES, ZEROS, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.families.bert.section import BertSection
+
+REGIONS = {
+    r"embedding": Region(leave=True),
+    r"position_embedding": Region(whole=True),
+    r"token_type_embedding": Region(whole=True),
+    r"blocks\.\d+\.attention": Region(enter=True, leave=True),
+    r"blocks\.\d+\.mlp": Region(enter=True, leave=True),
+    r"head": Region(enter=True),  # the loss leaves reduced; see kernels/cross_entropy.py
+}
+_Dim = Literal[0, 1]  # of an [out, in] weight
+_COLUMN: _Dim = 0
+_ROW: _Dim = 1
+
+
+def rows(section: BertSection) -> tuple[ParameterRow, ...]:
+    """Matrices and embeddings are normal with standard deviation initializer_range; norm weights are one, biases
+    zero."""
+    width, inner, layers = section.hidden_size, section.mlp_width, range(section.num_hidden_layers)
+    model = their_model(section)
+    layer, head = f"{model}.encoder.layer.{{}}", _HEADS[model]
+    return (
+        _embedding(section, "embedding", f"{model}.embeddings.word_embeddings", section.padded_vocab_size, split=0),
+        _embedding(
+            section,
+            "position_embedding",
+            f"{model}.embeddings.position_embeddings",
+            section.max_position_embeddings,
+        ),
+        _embedding(
+            section, "token_type_embedding", f"{model}.embeddings.token_type_embeddings", section.type_vocab_size
+        ),
+        *_norm("embedding_norm", f"{model}.embeddings.LayerNorm", width),
+        *(
+            row
+            for name in ("query", "key", "value")
+            for row in _linear(section, f"attention.{name}", f"{layer}.attention.self.{name}", width, width, _COLUMN)
+        ),
+        *_linear(section, "attention.output", f"{layer}.attention.output.dense", width, width, _ROW),
+        *_norm("blocks.{}.attention_norm", f"{layer}.attention.output.LayerNorm", width, layers),
+        *_linear(section, "mlp.up", f"{layer}.intermediate.dense", inner, width, _COLUMN),
+        *_linear(section, "mlp.down", f"{layer}.output.dense", width, inner, _ROW),
+        *_norm("blocks.{}.mlp_norm", f"{layer}.output.LayerNorm", width, layers),
+        *_transform(section, head["dense"]),
+        *_norm("transform.norm", head["norm"], width),
+        ParameterRow(
+            name="head.bias",
+            shape=(section.padded_vocab_size,),
+            kind=Kind.BIAS,
+            init=ZEROS,
+            split=0,
+            decay=False,
+            huggingface=head["bias"],
+        ),
+    )
+
+
+def their_model(section: BertSection) -> Literal["bert", "roberta"]:
+    """The model type of `transformers`: they differ in where positions begin."""
+    return "roberta" if section.position_offset else "bert"
+
+
+_HEADS = {
+    "bert": {
+        "dense": "cls.predictions.transform.dense",
+        "norm": "cls.predictions.transform.LayerNorm",
+        "bias": "cls.predictions.bias",
+    },
+    "roberta": {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
+}
+
+
+def _embedding(
+    section: BertSection, name: str, theirs: str, count: int, split: Literal[0] | None = None
+) -> ParameterRow:
+    return ParameterRow(
+        name=f"{name}.weight",
+        shape=(count, section.hidden_size),
+        kind=Kind.EMBEDDING,
+        init=Normal(section.initializer_range),
+        split=split,
+        huggingface=f"{theirs}.weight",
+    )
+
+
+def _linear(section: BertSection, name: str, theirs: str, out: int, into: int, split: _Dim) -> Iterator[ParameterRow]:
+    """Weight and bias. The bias of a row-parallel layer is whole: it is added to the sum over the ranks."""
+    layers = range(section.num_hidden_layers)
+    yield ParameterRow(
+        name=f"blocks.{{}}.{name}.weight",
+        shape=(out, into),
+        kind=Kind.ATTENTION if name.startswith("attention") else Kind.MLP,
+        init=Normal(section.initializer_range),
+        split=split,
+        huggingface=f"{theirs}.weight",
+        layers=layers,
+    )
+    yield ParameterRow(
+        name=f"blocks.{{}}.{name}.bias",
+        shape=(out,),
+        kind=Kind.BIAS,
+        init=ZEROS,
+        split=_COLUMN if split == _COLUMN else None,
+        decay=False,
+        huggingface=f"{theirs}.bias",
+        layers=layers,
+    )
+
+
+def _transform(section: BertSection, theirs: str) -> Iterator[ParameterRow]:
+    width = section.hidden_size
+    yield ParameterRow(
+        name="transform.dense.weight",
+        shape=(width, width),
+        kind=Kind.HEAD,
+        init=Normal(section.initializer_range),
+        huggingface=f"{theirs}.weight",
+    )
+    yield ParameterRow(
+        name="transform.dense.bias",
+        shape=(width,),
+        kind=Kind.BIAS,
+        init=ZEROS,
+        decay=False,
+        huggingface=f"{theirs}.bias",
+    )
+
+
+def _norm(name: str, theirs: str, width: int, layers: range | None = None) -> Iterator[ParameterRow]:
+    for leaf, init in (("weight", ONES), ("bias", ZEROS)):
+        yield ParameterRow(
+            name=f"{name}.{leaf}",
+            shape=(width,),
+            kind=Kind.NORM,
+            init=init,
+            decay=False,
+            huggingface=f"{theirs}.{leaf}",
+            layers=layers,
+        )
+
+
+def divisible(section: BertSection) -> tuple[Divisible, ...]:
+    return (
+        Divisible(number=section.attention_heads, field="num_attention_heads", words="attention heads"),
+        Divisible(field="intermediate_size", number=section.mlp_width),
+    )

@@ -1,0 +1,51 @@
+"""Every family but the Llama of test_parity trains under every kind of layout as a plain process of torch alone does."""
+
+import pytest
+
+from megatrain.model.architecture import FAMILIES
+from megatrain.model.families.bert.section import BertSection
+from megatrain.model.families.gpt.section import GPTSection
+from megatrain.model.families.llama.section import LlamaSection
+from tests.distributed.layouts import SEQUENCE, Layout, Run, plain_run
+from tests.distributed.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 6
+SIZES = {"num_hidden_layers": 3, "hidden_size": 72, "num_attention_heads": 4, "vocab_size": 256}
+SECTIONS = {
+    "bert": BertSection(**SIZES, max_position_embeddings=SEQUENCE + 2, position_offset=2),
+    "gpt": GPTSection(**SIZES, max_position_embeddings=SEQUENCE),
+    # local and global layers; the second document of a sequence is longer than the window
+    "llama": LlamaSection(
+        **SIZES, intermediate_size=88, sliding_window=5, layer_types=("sliding_attention", "full_attention")
+    ),
+}
+LAYOUTS = [
+    Layout(1, 2, 1, checkpointing="full"),
+    Layout(2, 2, 2, sequence_parallel=True),
+    Layout(3, 2, 1, context=2),
+    Layout(3, 2, 1, sequence_parallel=True, compile=True, checkpointing="selective"),
+]
+
+
+def test_every_family_is_here() -> None:
+    assert set(SECTIONS) == set(FAMILIES.names())
+
+
+def trained(family: str, layout: Layout) -> list[tuple[float, float]]:
+    return Run(layout, model=SECTIONS[family]).train(0, STEPS)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, list[tuple[float, float]]]:
+    return {family: plain_run("fp32", section=section, steps=STEPS) for family, section in SECTIONS.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("family", SECTIONS)
+def test_losses_and_norms_of_a_plain_process(ranks: RankPool, family: str, layout: Layout, plain) -> None:
+    for found in ranks.run(layout.world_size, trained, family, layout):
+        for (loss, norm), (expected_loss, expected_norm) in zip(found, plain[family], strict=True):
+            assert loss == pytest.approx(expected_loss, rel=2e-6)
+            assert norm == pytest.approx(expected_norm, rel=2e-5)

@@ -1,0 +1,127 @@
+"""BERT and RoBERTa of transformers: the same function, the same weights there and back."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from megatrain.base.errors import CheckpointError, ConfigError
+from megatrain.huggingface.config_json import config_json, read_pretrained
+from megatrain.huggingface.names import from_huggingface, to_huggingface
+from megatrain.huggingface.weight_files import weight_files
+from megatrain.model.build import build_model
+
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 64,
+    "initializer_range": 0.3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+THEIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "bert": (BertConfig, BertForMaskedLM, {"max_position_embeddings": 32}),
+    "bert-one-type": (BertConfig, BertForMaskedLM, {"max_position_embeddings": 40, "type_vocab_size": 1}),
+    "roberta": (RobertaConfig, RobertaForMaskedLM, {"max_position_embeddings": 34, "layer_norm_eps": 1e-5}),
+}
+
+
+def their_model(name: str) -> PreTrainedModel:
+    config, module, fields = THEIRS[name]
+    torch.manual_seed(0)
+    model = module(config(**SIZES, **fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norm weights of one, and biases of zero, would hide a swapped pair
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def some_ids() -> torch.Tensor:
+    return torch.randint(2, 64, (3, 32), generator=torch.Generator().manual_seed(0))  # 1 would be RoBERTa's padding
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_the_same_logits_and_the_same_weights_there_and_back(name, tmp_path) -> None:
+    theirs = their_model(name)
+    theirs.config.save_pretrained(tmp_path)
+    section, longest = read_pretrained(tmp_path)
+    assert longest == (40 if name == "bert-one-type" else 32)
+    state = weights_of(theirs)
+
+    ours = build_model(section)
+    ours.load_state_dict(from_huggingface(state, section), strict=False)
+    with torch.no_grad():
+        expected, got = theirs(input_ids=some_ids()).logits, ours(some_ids())
+    assert expected.std() > 0.1
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+    back = to_huggingface(dict(ours.named_parameters()), section)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_an_exported_configuration_is_the_same_model_to_transformers(name, tmp_path) -> None:
+    theirs = their_model(name)
+    theirs.config.save_pretrained(tmp_path)
+    section, _ = read_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text()) | config_json(section, max_position_embeddings=8)
+    config, module, _ = THEIRS[name]
+    assert content["architectures"] == [module.__name__]
+    again = module(config.from_dict(content)).eval()
+    again.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=some_ids()).logits, theirs(input_ids=some_ids()).logits)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert read_pretrained(tmp_path)[0] == section
+
+
+def test_what_pretraining_adds_is_read_past(tmp_path) -> None:
+    """As `bert-base-uncased` on the hub: with a pooler, and a head of next-sentence prediction."""
+    torch.manual_seed(0)
+    theirs = BertForPreTraining(BertConfig(**SIZES, max_position_embeddings=32))
+    theirs.config.save_pretrained(tmp_path)
+    tensors = weights_of(theirs)
+    assert {"bert.pooler.dense.weight", "cls.seq_relationship.bias"} <= tensors.keys()
+    tensors |= {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"].clone()}
+    tensors |= {"cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"].clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    section, _ = read_pretrained(tmp_path)
+    assert "cls.predictions.bias" in weight_files(tmp_path, section)
+    assert not any("pooler" in name for name in weight_files(tmp_path, section))
+    save_file(tensors | {"bert.extra.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"bert.extra.weight: is not a weight of this architecture"):
+        weight_files(tmp_path, section)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act: is 'relu'; megatrain has 'bert' with 'gelu' only"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type: is 'relative_key'; megatrain has"),
+        ({"is_decoder": True}, "is_decoder: is True"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings: is False; megatrain has"),
+        ({"num_attention_heads": 5}, "num_attention_heads: 5: does not divide model.hidden_size (24)"),
+        (
+            {"model_type": "roberta", "pad_token_id": 600},
+            "position_offset: 601: leaves no position of model.max_position_embeddings (512)",
+        ),
+    ],
+)
+def test_what_the_architecture_has_not_is_refused(change, said, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SIZES | {"model_type": "bert"} | change))
+    with pytest.raises(ConfigError) as caught:
+        read_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {said}")
