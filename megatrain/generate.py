@@ -40,7 +40,8 @@ def generate(
 
     Raises:
         CheckpointError: there is no whole checkpoint.
-        ConfigError: the prompt is no Unicode text, or becomes tokens that the model does not have.
+        ConfigError: the prompt is no Unicode text, or becomes tokens that the model does not have; the model is an
+            encoder.
         DataError: the run's tokenizer cannot be read.
     """
     folder = find_checkpoint(path)
@@ -48,10 +49,13 @@ def generate(
     config = load_run(run, warn=warn, verify=True)
     if config.tokenizer is None:
         raise CheckpointError(f"{run}: has no tokenizer; put its files into {run.tokenizer}")
+    section = read_state(folder).model
+    if not section.is_causal:
+        raise ConfigError(f"{run}: model.family: {section.family}: is an encoder, and continues no text")
     tokenizer = Tokenizer.load(config.tokenizer.path)
     model = read_model(folder).eval()
     start, prefix = encode_prompt(prompt, tokenizer, config)
-    if (largest := max(start)) >= (rows := read_state(folder).model.padded_vocab_size):
+    if (largest := max(start)) >= (rows := section.padded_vocab_size):
         raise ConfigError(f"PROMPT: holds the id {largest} of the tokenizer; the model's embedding has {rows} rows")
     if len(start) + max_new_tokens > config.sequence_length:
         warn(

@@ -47,5 +47,5 @@ def export(
     say(
         f"{done.folder}: {quantity(done.parameters)} parameters in {dtype}, {gib(done.bytes)}, "
         f"of {of}\n"
-        f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(done.folder)!r})"
+        f"load it: transformers.{done.auto_class}.from_pretrained({str(done.folder)!r})"
     )

@@ -7,6 +7,7 @@ from launcher.planning.resolve import run_folder, tokenizer_path
 from launcher.preflight.finding import Finding
 from megatrain.base.errors import ExitCode, MegatrainError
 from megatrain.config import AUTO, FinetuneConfig
+from megatrain.config.rules import task_issues
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
@@ -23,6 +24,9 @@ def check_base(config: FinetuneConfig) -> Iterator[Finding]:
     begun = bool(run_folder(config).steps())
     if not begun:
         yield from _weights(config)
+    if config.model is not None:
+        for field, value, rule, fix in task_issues(config, config.model):
+            yield Finding("error", f"{field}: {value}: {rule}. {fix}", ExitCode.USAGE)
     path = tokenizer_path(config)
     if path is None:
         return  # reported elsewhere

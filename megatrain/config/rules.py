@@ -40,7 +40,7 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
         )
     if model is not None:
         yield from validate_model(model, parallel)
-        yield from _task_issues(config, model)
+        yield from task_issues(config, model)
     if isinstance(config, PretrainConfig):
         yield from _data_issues(config.data)
         if config.data.sequential and config.tokenizer is None:
@@ -49,7 +49,7 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
         yield issue
 
 
-def _task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
+def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
     """What a task, and a model, say of the rest of a run."""
     spec = TASKS.get(config.task.name)
     if model.is_causal != (spec.attention == "causal"):

@@ -49,9 +49,15 @@ class Exported:
     folder: Path
     checkpoint: Path  # that was read; of several, the newest
     averaged: int  # checkpoints whose mean was written
+    auto_class: str  # of transformers, that loads it
     files: int  # of weights
     parameters: int
     bytes: int  # of weights
+
+
+def auto_class(model: ModelSection) -> str:
+    """What loads an exported model: "AutoModelForCausalLM", or of an encoder "AutoModelForMaskedLM"."""
+    return "AutoModelForCausalLM" if model.is_causal else "AutoModelForMaskedLM"
 
 
 def export(
@@ -64,7 +70,7 @@ def export(
     report: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Exported:
-    """Write `out` for `transformers.AutoModelForCausalLM.from_pretrained` and `AutoTokenizer`.
+    """Write `out` for `from_pretrained` of `transformers`: of `auto_class`, and of `AutoTokenizer`.
 
     Args:
         path: a run, of which the newest checkpoint that verifies is taken, or a checkpoint inside a run.
@@ -107,6 +113,7 @@ def export(
         folder=given,
         checkpoint=checkpoint,
         averaged=len(checkpoints),
+        auto_class=auto_class(source.model),
         files=files,
         parameters=source.model.parameters,
         bytes=size,
@@ -119,7 +126,7 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     Raises:
         CheckpointError, DataError: as `export`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     checkpoint = find_checkpoint(path)
     source = _source(run, read_state(checkpoint).model, dtype, lambda line: None)
@@ -127,7 +134,7 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     kind: torch.dtype = getattr(torch, dtype)
     weights = _read_weights([checkpoint], wholes(source.model), source.model, kind)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        empty = getattr(transformers, auto_class(source.model)).from_config(transformers.AutoConfig.for_model(**config))
     model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
     return model.eval()
 

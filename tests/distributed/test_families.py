@@ -1,4 +1,4 @@
-"""Every family but the Llama of test_parity trains under every kind of layout as a plain process of torch alone does."""
+"""Every family trains under every kind of layout as a plain process of torch alone does; Llama: test_parity too."""
 
 import pytest
 
