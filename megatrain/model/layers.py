@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatrain.kernels.rms_norm import rms_norm
@@ -30,6 +31,20 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         out: Tensor = self.down(swiglu(self.gate(x_BSD), self.up(x_BSD)))
+        return out
+
+
+class GeGLU(nn.Module):
+    """The MLP gated by a GELU, of arXiv 2002.05202."""
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, width, bias=False)
+        self.up = nn.Linear(hidden_size, width, bias=False)
+        self.down = nn.Linear(width, hidden_size, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out: Tensor = self.down(F.gelu(self.gate(x_BSD)) * self.up(x_BSD))
         return out
 
 

@@ -6,6 +6,7 @@ from megatrain.model.architecture import FAMILIES
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.families.modernbert.section import ModernBertSection
 from tests.distributed.layouts import SEQUENCE, Layout, Run, plain_run
 from tests.distributed.ranks import RankPool
 
@@ -20,6 +21,7 @@ SECTIONS = {
     "llama": LlamaSection(
         **SIZES, intermediate_size=88, sliding_window=5, layer_types=("sliding_attention", "full_attention")
     ),
+    "modernbert": ModernBertSection(**SIZES, intermediate_size=88, sliding_window=4),
 }
 LAYOUTS = [
     Layout(1, 2, 1, checkpointing="full"),

@@ -10,6 +10,7 @@ from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.families.modernbert.section import ModernBertSection
 
 
 def a_llama(chance: random.Random) -> LlamaSection:
@@ -55,7 +56,18 @@ def a_bert(chance: random.Random) -> BertSection:
     )
 
 
-RANDOM = {"bert": a_bert, "gpt": a_gpt, "llama": a_llama}
+def a_modernbert(chance: random.Random) -> ModernBertSection:
+    heads = chance.choice([1, 2, 3])
+    return ModernBertSection(
+        num_hidden_layers=chance.choice([1, 4]),
+        hidden_size=heads * chance.choice([2, 8]),
+        num_attention_heads=heads,
+        intermediate_size=chance.choice([5, 16]),
+        vocab_size=chance.choice([7, 64]),
+    )
+
+
+RANDOM = {"bert": a_bert, "gpt": a_gpt, "llama": a_llama, "modernbert": a_modernbert}
 
 
 def test_every_family_is_held_to_its_table() -> None:

@@ -1,0 +1,91 @@
+"""The weights of a ModernBERT, and where its tensor-parallel regions begin and end (arXiv 1909.08053)."""
+
+import math
+from typing import Literal
+
+from megatrain.model.architecture import ONES, ZEROS, Divisible, HuggingFaceTensor, Kind, Normal, ParameterRow, Region
+from megatrain.model.families.modernbert.section import ModernBertSection
+
+REGIONS = {
+    r"embedding": Region(leave=True),
+    r"blocks\.\d+\.attention": Region(enter=True, leave=True),
+    r"blocks\.\d+\.mlp": Region(enter=True, leave=True),
+    r"head": Region(enter=True),  # the loss leaves reduced; see kernels/cross_entropy.py
+}
+_Dim = Literal[0, 1]  # of an [out, in] weight
+_COLUMN: _Dim = 0
+_ROW: _Dim = 1
+
+
+def rows(section: ModernBertSection) -> tuple[ParameterRow, ...]:
+    """Matrices are normal with standard deviation initializer_range; those that write into the residual stream, and the
+    head's, are divided by √(2L). Norm weights are one, biases zero. The first layer has no norm before attention: the
+    embedding's stands there."""
+    width, inner, layers = section.hidden_size, section.mlp_width, range(section.num_hidden_layers)
+    inside = Normal(section.initializer_range)
+    out_of = Normal(section.initializer_range / math.sqrt(2 * section.num_hidden_layers))
+
+    def matrix(name: str, theirs: HuggingFaceTensor, out: int, into: int, split: _Dim) -> ParameterRow:
+        return ParameterRow(
+            name=f"blocks.{{}}.{name}.weight",
+            shape=(out, into),
+            kind=Kind.ATTENTION if name.startswith("attention") else Kind.MLP,
+            init=out_of if split == _ROW else inside,
+            split=split,
+            huggingface=theirs,
+            layers=layers,
+        )
+
+    def norm(name: str, theirs: str, of: range | None = None) -> ParameterRow:
+        return ParameterRow(
+            name=f"{name}.weight", shape=(width,), kind=Kind.NORM, init=ONES, decay=False, huggingface=theirs, layers=of
+        )
+
+    def part(name: str, number: int, parts: int) -> HuggingFaceTensor:
+        return HuggingFaceTensor(f"model.layers.{{}}.{name}.weight", part=number, parts=parts)
+
+    return (
+        ParameterRow(
+            name="embedding.weight",
+            shape=(section.padded_vocab_size, width),
+            kind=Kind.EMBEDDING,
+            init=inside,
+            split=0,
+            huggingface="model.embeddings.tok_embeddings.weight",
+        ),
+        norm("embedding_norm", "model.embeddings.norm.weight"),
+        norm("blocks.{}.attention_norm", "model.layers.{}.attn_norm.weight", layers[1:]),
+        matrix("attention.query", part("attn.Wqkv", 0, 3), width, width, _COLUMN),
+        matrix("attention.key", part("attn.Wqkv", 1, 3), width, width, _COLUMN),
+        matrix("attention.value", part("attn.Wqkv", 2, 3), width, width, _COLUMN),
+        matrix("attention.output", part("attn.Wo", 0, 1), width, width, _ROW),
+        norm("blocks.{}.mlp_norm", "model.layers.{}.mlp_norm.weight", layers),
+        matrix("mlp.gate", part("mlp.Wi", 0, 2), inner, width, _COLUMN),
+        matrix("mlp.up", part("mlp.Wi", 1, 2), inner, width, _COLUMN),
+        matrix("mlp.down", part("mlp.Wo", 0, 1), width, inner, _ROW),
+        norm("norm", "model.final_norm.weight"),
+        ParameterRow(
+            name="transform.dense.weight",
+            shape=(width, width),
+            kind=Kind.HEAD,
+            init=out_of,
+            huggingface="head.dense.weight",
+        ),
+        norm("transform.norm", "head.norm.weight"),
+        ParameterRow(
+            name="head.bias",
+            shape=(section.padded_vocab_size,),
+            kind=Kind.BIAS,
+            init=ZEROS,
+            split=0,
+            decay=False,
+            huggingface="decoder.bias",
+        ),
+    )
+
+
+def divisible(section: ModernBertSection) -> tuple[Divisible, ...]:
+    return (
+        Divisible(number=section.attention_heads, field="num_attention_heads", words="attention heads"),
+        Divisible(field="intermediate_size", number=section.intermediate_size),
+    )
