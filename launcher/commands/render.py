@@ -51,7 +51,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
         f"at the peak ({chosen.memory.peak}): {_parts(memory)} ({_parts(other)})",
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
         f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s per rank, MFU {chosen.mfu:.1%} "
-        "(6·N + 6·L·H·S per token, over the dense bf16 peak)",
+        "(6·N + attention per token, over the dense bf16 peak)",
         f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
         f"{safety.lost:.1%} of the time",
         "",

@@ -84,7 +84,7 @@ def local_tokens(layout: Layout, sequence_length: int) -> float:
 def model_flops_utilization(
     model: ModelSection, *, sequence_length: int, tokens_per_second_per_gpu: float, hardware: Hardware
 ) -> float:
-    """MFU as this project counts it: 6·N_matmul + 6·L·H·S a token (causal), over the dense bf16 peak."""
+    """MFU as we count it: 6·N_matmul and attention (6·L·H·S if causal) per token, over the dense bf16 peak."""
     flops = model.flops_per_token(sequence_length) * tokens_per_second_per_gpu
     return flops / (hardware.peak_tflops * 1e12)
 

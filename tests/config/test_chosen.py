@@ -55,7 +55,7 @@ def test_the_default_and_the_named_ones() -> None:
             "schedule.name=3",
             "schedule.name: 3: must be constant or cooldown or cosine or inverse_sqrt or linear or wsd",
         ),
-        ("model.family=lama", r"model.family: 'lama': must be .* llama. Did you mean llama\?"),
+        ("model.family=lama", r"model.family: 'lama': must be .*llama.*. Did you mean llama\?"),
         ("optimizer.beta=1", r"optimizer.beta: 1: unknown key. Did you mean betas\?"),
         ("schedule.min_lr=1", r"schedule.min_lr: 1: unknown key. Did you mean min_lr_ratio\?"),
         ("optimizer.eps=-1", "optimizer.eps: -1: must be greater than 0"),

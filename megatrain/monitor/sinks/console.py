@@ -170,7 +170,7 @@ class Console:
                 f"  tokens      {quantity(last['tokens'])}"
                 + ("" if isinstance(self._config, PretrainConfig) else ", padding counted"),
                 f"  throughput  {'  '.join(METRICS.get(name).text(last[name], self._unit) or '' for name in rates)} "
-                "(MFU: 6N + causal attention, over the dense bf16 peak)",
+                "(MFU: 6N + attention, over the dense bf16 peak)",
                 f"  memory      {gib(last['memory_bytes'])} per {self._unit}",
             ]
         if checkpoint:

@@ -1,6 +1,7 @@
 """The weights of a ModernBERT, and where its tensor-parallel regions begin and end (arXiv 1909.08053)."""
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 from megatrain.model.architecture import ONES, ZEROS, Divisible, HuggingFaceTensor, Kind, Normal, ParameterRow, Region
@@ -36,11 +37,6 @@ def rows(section: ModernBertSection) -> tuple[ParameterRow, ...]:
             layers=layers,
         )
 
-    def norm(name: str, theirs: str, of: range | None = None) -> ParameterRow:
-        return ParameterRow(
-            name=f"{name}.weight", shape=(width,), kind=Kind.NORM, init=ONES, decay=False, huggingface=theirs, layers=of
-        )
-
     def part(name: str, number: int, parts: int) -> HuggingFaceTensor:
         return HuggingFaceTensor(f"model.layers.{{}}.{name}.weight", part=number, parts=parts)
 
@@ -53,34 +49,50 @@ def rows(section: ModernBertSection) -> tuple[ParameterRow, ...]:
             split=0,
             huggingface="model.embeddings.tok_embeddings.weight",
         ),
-        norm("embedding_norm", "model.embeddings.norm.weight"),
-        norm("blocks.{}.attention_norm", "model.layers.{}.attn_norm.weight", layers[1:]),
+        _norm(section, "embedding_norm", "model.embeddings.norm.weight"),
+        _norm(section, "blocks.{}.attention_norm", "model.layers.{}.attn_norm.weight", layers[1:]),
         matrix("attention.query", part("attn.Wqkv", 0, 3), width, width, _COLUMN),
         matrix("attention.key", part("attn.Wqkv", 1, 3), width, width, _COLUMN),
         matrix("attention.value", part("attn.Wqkv", 2, 3), width, width, _COLUMN),
         matrix("attention.output", part("attn.Wo", 0, 1), width, width, _ROW),
-        norm("blocks.{}.mlp_norm", "model.layers.{}.mlp_norm.weight", layers),
+        _norm(section, "blocks.{}.mlp_norm", "model.layers.{}.mlp_norm.weight", layers),
         matrix("mlp.gate", part("mlp.Wi", 0, 2), inner, width, _COLUMN),
         matrix("mlp.up", part("mlp.Wi", 1, 2), inner, width, _COLUMN),
         matrix("mlp.down", part("mlp.Wo", 0, 1), width, inner, _ROW),
-        norm("norm", "model.final_norm.weight"),
-        ParameterRow(
-            name="transform.dense.weight",
-            shape=(width, width),
-            kind=Kind.HEAD,
-            init=out_of,
-            huggingface="head.dense.weight",
-        ),
-        norm("transform.norm", "head.norm.weight"),
-        ParameterRow(
-            name="head.bias",
-            shape=(section.padded_vocab_size,),
-            kind=Kind.BIAS,
-            init=ZEROS,
-            split=0,
-            decay=False,
-            huggingface="decoder.bias",
-        ),
+        _norm(section, "norm", "model.final_norm.weight"),
+        *_head(section, out_of),
+    )
+
+
+def _head(section: ModernBertSection, init: Normal) -> Iterator[ParameterRow]:
+    yield ParameterRow(
+        name="transform.dense.weight",
+        shape=(section.hidden_size, section.hidden_size),
+        kind=Kind.HEAD,
+        init=init,
+        huggingface="head.dense.weight",
+    )
+    yield _norm(section, "transform.norm", "head.norm.weight")
+    yield ParameterRow(
+        name="head.bias",
+        shape=(section.padded_vocab_size,),
+        kind=Kind.BIAS,
+        init=ZEROS,
+        split=0,
+        decay=False,
+        huggingface="decoder.bias",
+    )
+
+
+def _norm(section: ModernBertSection, name: str, theirs: str, layers: range | None = None) -> ParameterRow:
+    return ParameterRow(
+        name=f"{name}.weight",
+        shape=(section.hidden_size,),
+        kind=Kind.NORM,
+        init=ONES,
+        decay=False,
+        huggingface=theirs,
+        layers=layers,
     )
 
 
