@@ -77,6 +77,7 @@ def test_a_mask_token_is_found_or_missed(trained) -> None:
     assert mask_id(section, read_tokenizer(masked), masked) == 2
     with pytest.raises(ConfigError, match=r"task.mask_token: .*plain names none. Name one of its tokens .*--special"):
         check_tokenizer(section, plain)
+    assert json.loads(read_tokenizer(masked)["tokenizer_config.json"])["mask_token"] == "[MASK]"
     named = MaskedLMSection(mask_token="<|pad|>")
     assert mask_id(named, read_tokenizer(plain), plain) == 1
     with pytest.raises(ConfigError, match=r"task.mask_token: '<hidden>' is no token of "):

@@ -24,6 +24,7 @@ _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_LIMIT = 1 << 29  # bytes; the largest in use have some 30 MB
 _KNOWN_EOS = (EOS, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_KNOWN_MASK = ("[MASK]", "<mask>", "<|mask|>")
 _KNOWN_PAD = (PAD, "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
 
 # How text is cut before merging, as in Llama 3 (and, but for digits, GPT-4): contractions, words with one leading
@@ -69,6 +70,8 @@ class Tokenizer:
         self.eos_id: int = eos_id
         self.pad_id: int = eos_id if pad_id is None else pad_id
         self.eos_token, self.pad_token = (self._tokenizer.id_to_token(number) for number in (self.eos_id, self.pad_id))
+        mask_id = self._first_id(_KNOWN_MASK)
+        self.mask_token: str | None = None if mask_id is None else self._tokenizer.id_to_token(mask_id)
         # ids may have gaps: the largest one decides how many rows an embedding needs
         self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
@@ -261,6 +264,8 @@ def write_tokenizer(tokenizer: Tokenizer, out: str | Path) -> Tokenizer:
         "pad_token": tokenizer.pad_token,
         "clean_up_tokenization_spaces": False,
     }
+    if tokenizer.mask_token is not None:
+        config["mask_token"] = tokenizer.mask_token
     make_folder(file.parent)
     write_bytes(file.with_name(_TOKENIZER_CONFIG), (json.dumps(config, indent=2) + "\n").encode())
     write_bytes(file, tokenizer.content)
