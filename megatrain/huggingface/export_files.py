@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatrain.base.errors import ConfigError
 from megatrain.config import ModelSection
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer_files import TOKENIZER_CONFIG, Files, token_text
@@ -40,7 +41,8 @@ def described(source: Source) -> dict[str, bytes]:
     config = _config(source)
     files = {CONFIG: _json(config), **_generation(source, config), **source.tokenizer}
     if source.tokenizer:
-        files[TOKENIZER_CONFIG] = _json(_tokenizer_config(source, config["max_position_embeddings"]))
+        longest = source.model.longest_sequence or config["max_position_embeddings"]
+        files[TOKENIZER_CONFIG] = _json(_tokenizer_config(source, longest))
     return files
 
 
@@ -50,11 +52,30 @@ def _config(source: Source) -> dict[str, Any]:
     positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
     ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype)
     if not source.base:
-        return ours | _ids(source)
+        return ours | _ids_of(source, ours["pad_token_id"])
     kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}
     ids = {name: said[name] for name in _IDS if name in said}
     facts = {name: value for name, value in ours.items() if name not in _IDS}
     return kept | facts | ids | {"eos_token_id": _with_end(said.get("eos_token_id"), source.end_id)}
+
+
+def _ids_of(source: Source, padding: int | None) -> dict[str, int | None]:
+    """
+    Args:
+        padding: the id that the family needs padding to have; None: any.
+
+    Raises:
+        ConfigError: the tokenizer's is another.
+    """
+    ids = _ids(source)
+    if padding is None:
+        return ids
+    if ids["pad_token_id"] not in (None, padding):
+        raise ConfigError(
+            f"model.position_offset: {padding + 1}: transformers begins to count positions behind the id of padding, "
+            f"which is {ids['pad_token_id']} in the run's tokenizer: it has no such model, and this is not exported."
+        )
+    return ids | {"pad_token_id": padding}
 
 
 def _generation(source: Source, config: Mapping[str, Any]) -> dict[str, bytes]:

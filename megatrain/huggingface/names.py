@@ -124,7 +124,8 @@ def recognised(
 ) -> tuple[dict[str, str], list[str]]:
     """The names that files give to what is wanted, by its full name; and those that nothing is known of.
 
-    A file may lack the family's prefix throughout. Buffers, and copies of tied word embeddings, are read past.
+    A file may lack the family's prefix throughout, and have old names. Buffers, and copies of tied word embeddings, are
+    read past.
     """
     family = FAMILIES.get(config.family)
     prefix = family.huggingface_prefix
@@ -133,13 +134,20 @@ def recognised(
     copies = family.huggingface_tied if config.tie_word_embeddings else ()
     stored, unknown = {}, []
     for name in found:
-        candidates = (name, prefix + name) if is_bare else (name,)
+        candidates = [_renewed(name, family.huggingface_renamed)]
+        if is_bare:
+            candidates.append(prefix + candidates[0])
         full = next((candidate for candidate in candidates if candidate in wanted), None)
         if full is not None:
             stored[full] = name
         elif not any(candidate in copies or ignored.fullmatch(candidate) for candidate in candidates):
             unknown.append(name)
     return stored, unknown
+
+
+def _renewed(name: str, endings: Mapping[str, str]) -> str:
+    old = next((ending for ending in endings if name.endswith(ending)), None)
+    return name if old is None else name.removesuffix(old) + endings[old]
 
 
 def joined(whole: Whole, state: Mapping[str, Tensor]) -> Tensor:

@@ -19,9 +19,9 @@ from torch.futures import Future
 
 from megatrain.base.errors import CheckpointError
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import shapes, slices_of, their_tensor
+from megatrain.huggingface.names import recognised, shapes, slices_of, their_tensor, wholes
 from megatrain.huggingface.weight_files import weight_files
-from megatrain.model.architecture import FAMILIES, row_of
+from megatrain.model.architecture import row_of
 
 _KIND = "weight."  # what names of weights begin with in our checkpoints
 
@@ -37,7 +37,7 @@ class PretrainedReader(StorageReader):
         self._model = model
         self._shapes = shapes(model)
         self._files = weight_files(folder, model)
-        self._prefix = FAMILIES.get(model.family).huggingface_prefix
+        self._stored, _ = recognised(self._files, wholes(model), model)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""
@@ -73,7 +73,7 @@ class PretrainedReader(StorageReader):
             for item in plan.items:
                 row = row_of(self._model, item.storage_index.fqn.removeprefix(_KIND))
                 theirs = their_tensor(row)
-                name = theirs.name if theirs.name in self._files else theirs.name.removeprefix(self._prefix)
+                name = self._stored[theirs.name]
                 file = self._files[name]
                 target = planner.resolve_tensor(item).detach()
                 try:

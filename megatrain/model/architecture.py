@@ -6,7 +6,7 @@ test holds them against `named_parameters()` of the family's module.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from math import prod
@@ -248,6 +248,7 @@ class ModelFamily:
         huggingface_prefix: what its names in `transformers` begin with that files may lack: "transformer.".
         huggingface_ignored: patterns of tensors in files that are not weights of it, such as buffers; re.fullmatch of
             the name with the prefix.
+        huggingface_renamed: endings of names in old files, and what they are now.
         huggingface_tied: names of copies that files may hold where word embeddings are tied.
     """
 
@@ -263,6 +264,7 @@ class ModelFamily:
     read_huggingface_config: Callable[[Path, str], tuple[ModelSection, int]] | None = None
     huggingface_prefix: str = ""
     huggingface_ignored: tuple[str, ...] = ()
+    huggingface_renamed: Mapping[str, str] = field(default_factory=dict)
     huggingface_tied: tuple[str, ...] = ("lm_head.weight",)
 
 

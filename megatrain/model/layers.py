@@ -35,16 +35,17 @@ class SwiGLU(nn.Module):
 
 
 class GeGLU(nn.Module):
-    """The MLP gated by a GELU, of arXiv 2002.05202."""
+    """The MLP gated by a GELU, exact or approximated, of arXiv 2002.05202."""
 
-    def __init__(self, hidden_size: int, width: int) -> None:
+    def __init__(self, hidden_size: int, width: int, gelu: Callable[[Tensor], Tensor] = F.gelu) -> None:
         super().__init__()
+        self.gelu = gelu
         self.gate = nn.Linear(hidden_size, width, bias=False)
         self.up = nn.Linear(hidden_size, width, bias=False)
         self.down = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        out: Tensor = self.down(F.gelu(self.gate(x_BSD)) * self.up(x_BSD))
+        out: Tensor = self.down(self.gelu(self.gate(x_BSD)) * self.up(x_BSD))
         return out
 
 

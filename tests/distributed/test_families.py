@@ -4,6 +4,7 @@ import pytest
 
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.families.bert.section import BertSection
+from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
@@ -16,6 +17,15 @@ STEPS = 6
 SIZES = {"num_hidden_layers": 3, "hidden_size": 72, "num_attention_heads": 4, "vocab_size": 256}
 SECTIONS = {
     "bert": BertSection(**SIZES, max_position_embeddings=SEQUENCE + 2, position_offset=2),
+    "gemma3": Gemma3Section(
+        **SIZES,
+        num_key_value_heads=2,
+        head_dim=12,
+        intermediate_size=88,
+        sliding_window=5,
+        layer_types=("sliding_attention", "full_attention"),
+        final_logit_softcapping=5.0,
+    ),
     "gpt": GPTSection(**SIZES, max_position_embeddings=SEQUENCE),
     # local and global layers; the second document of a sequence is longer than the window
     "llama": LlamaSection(

@@ -17,9 +17,12 @@ from transformers import (
 
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
+from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import from_huggingface, to_huggingface
+from megatrain.huggingface.reader import PretrainedReader
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.build import build_model
+from megatrain.model.families.bert.section import BertSection
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 64,
@@ -89,7 +92,7 @@ def test_an_exported_configuration_is_the_same_model_to_transformers(name, tmp_p
 
 
 def test_what_pretraining_adds_is_read_past(tmp_path) -> None:
-    """As `bert-base-uncased` on the hub: with a pooler, and a head of next-sentence prediction."""
+    """A pooler, and a head of next-sentence prediction."""
     torch.manual_seed(0)
     theirs = BertForPreTraining(BertConfig(**SIZES, max_position_embeddings=32))
     theirs.config.save_pretrained(tmp_path)
@@ -104,6 +107,54 @@ def test_what_pretraining_adds_is_read_past(tmp_path) -> None:
     save_file(tensors | {"bert.extra.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"bert.extra.weight: is not a weight of this architecture"):
         weight_files(tmp_path, section)
+
+
+def test_norms_under_their_old_names_are_read(tmp_path) -> None:
+    """As in the safetensors of `bert-base-uncased`; the reader finds them where they are."""
+    theirs = their_model("bert")
+    theirs.config.save_pretrained(tmp_path)
+    state = weights_of(theirs)
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {
+        next((name.removesuffix(new) + before for new, before in old.items() if name.endswith(new)), name): tensor
+        for name, tensor in state.items()
+    }
+    assert renamed.keys() != state.keys()
+    save_file(renamed, tmp_path / "model.safetensors")
+    section, _ = read_pretrained(tmp_path)
+    assert weight_files(tmp_path, section).keys() == renamed.keys()
+    expected = from_huggingface(state, section)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in from_huggingface(renamed, section).items())
+    reader = PretrainedReader(tmp_path, section)
+    assert set(reader._stored.values()) == renamed.keys()
+
+
+def source(padding: int | None, *, offset: int = 2) -> Source:
+    """Of a RoBERTa that was pretrained here, with a tokenizer whose padding has this id."""
+    section = BertSection(
+        num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=8, max_position_embeddings=34,
+        position_offset=offset,
+    )  # fmt: skip
+    vocabulary = {"a": 5, "b": 3} | ({} if padding is None else {"<pad>": padding})
+    tokenizer = {
+        "tokenizer.json": json.dumps({"model": {"type": "WordLevel", "vocab": vocabulary}}).encode(),
+        "tokenizer_config.json": json.dumps({"pad_token": "<pad>"} if padding is not None else {}).encode(),
+    }
+    return Source(
+        model=section, dtype="float32", positions=16, tokenizer=tokenizer, base={}, end_id=5, end_token="a",
+        pad_token=None,
+    )  # fmt: skip
+
+
+def test_padding_of_an_exported_roberta_is_where_its_positions_begin() -> None:
+    for padding in (1, None):
+        files = described(source(padding))
+        config = json.loads(files["config.json"])
+        assert (config["pad_token_id"], config["max_position_embeddings"]) == (1, 34)
+        assert json.loads(files["tokenizer_config.json"])["model_max_length"] == 32
+    assert json.loads(described(source(0, offset=0))["config.json"])["pad_token_id"] == 0, "of a BERT: any"
+    with pytest.raises(ConfigError, match=r"model.position_offset: 2: transformers begins .* which is 0 in the run's"):
+        described(source(0))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from megatrain.model.architecture import FAMILIES, ONES, ZEROS, Kind, ModelSection, parameter_table, row_of, rows
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
+from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
@@ -67,7 +68,20 @@ def a_modernbert(chance: random.Random) -> ModernBertSection:
     )
 
 
-RANDOM = {"bert": a_bert, "gpt": a_gpt, "llama": a_llama, "modernbert": a_modernbert}
+def a_gemma3(chance: random.Random) -> Gemma3Section:
+    kv = chance.choice([1, 2])
+    return Gemma3Section(
+        num_hidden_layers=chance.choice([1, 7]),
+        hidden_size=chance.choice([16, 24]),
+        num_attention_heads=kv * chance.choice([1, 2]),
+        num_key_value_heads=kv,
+        head_dim=chance.choice([2, 8]),
+        intermediate_size=chance.choice([5, 16]),
+        vocab_size=chance.choice([7, 64]),
+    )
+
+
+RANDOM = {"bert": a_bert, "gemma3": a_gemma3, "gpt": a_gpt, "llama": a_llama, "modernbert": a_modernbert}
 
 
 def test_every_family_is_held_to_its_table() -> None:

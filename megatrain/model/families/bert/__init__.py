@@ -17,6 +17,7 @@ FAMILIES.register(
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,
+        huggingface_renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
         huggingface_tied=("cls.predictions.decoder.weight", "lm_head.decoder.weight"),
         huggingface_ignored=(
             r"(cls\.predictions|lm_head)\.decoder\.bias",  # the head's bias once more
