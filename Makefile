@@ -25,10 +25,10 @@ realdata: $(VENV)/.installed ## two real corpora that Debian packages, prepared 
 	$(BIN)/python -m quickstart.realdata
 
 test: $(VENV)/.installed-dev ## every promise at least once; what waits runs beside what computes
-	$(BIN)/python -m pytest -n 3 -m "not full"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 3 -m "not full"
 
 test-all: $(VENV)/.installed-dev ## the same, and the full products of which `make test` covers every pair
-	$(BIN)/python -m pytest -n 3
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 3
 
 check: $(VENV)/.installed-dev ## style, types and layering
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def megatrain(folder: Path, *arguments: str, exit_code: int = 0) -> str:
     """`megatrain …` to its end; its standard output, and with an expected failure its errors too."""
     process = start(folder, *arguments)
-    said, complained = process.communicate(timeout=240)
+    said, complained = process.communicate(timeout=500)
     assert process.returncode == exit_code, f"exit code {process.returncode}\n{said}{complained}"
     return said if exit_code == 0 else said + complained
 

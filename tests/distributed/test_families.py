@@ -34,8 +34,8 @@ SECTIONS = {
     "modernbert": ModernBertSection(**SIZES, intermediate_size=88, sliding_window=4),
 }
 LAYOUTS = [
-    Layout(1, 2, 1, checkpointing="full"),
-    Layout(2, 2, 2, sequence_parallel=True),
+    pytest.param(Layout(1, 2, 1, checkpointing="full"), marks=pytest.mark.full),
+    pytest.param(Layout(2, 2, 2, sequence_parallel=True), marks=pytest.mark.full),
     Layout(3, 2, 1, context=2),
     Layout(3, 2, 1, sequence_parallel=True, compile=True, checkpointing="selective"),
 ]

@@ -61,7 +61,8 @@ def test_answers_without_torch(folder, arguments):
     assert done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.5), (["plan", "tiny.yaml"], 1.0)])
+# half a second and a second on an idle core; the others of a slow, busy machine leave less of it
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 1.5), (["plan", "tiny.yaml"], 3.0)])
 def test_answers_at_once(folder, arguments, limit):
     def once():
         start = time.perf_counter()

@@ -11,7 +11,7 @@ from megatrain.config.file import load_own_config
 from megatrain.run.directory import RunDir
 from tests.project import make_project, megatrain, metrics
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 PEAK = 1e-3
 STEP_TOKENS = 8 * 128
@@ -78,6 +78,7 @@ def test_a_cooldown_is_the_end_of_a_run_that_was_planned_so(folder: Path) -> Non
     assert (config.schedule.name, config.schedule.start_lr_ratio) == ("cooldown", 1.0)
 
 
+@pytest.mark.full
 def test_it_resumes_exactly_and_needs_the_other_run_no_more(folder: Path) -> None:
     cool_down(folder, "twice", "checkpoint.interval_steps=2")
     once = rows(folder, "twice")
@@ -94,6 +95,7 @@ def test_it_resumes_exactly_and_needs_the_other_run_no_more(folder: Path) -> Non
     assert "run.branch" in said, "without its options it would be another run"
 
 
+@pytest.mark.full
 def test_it_may_read_another_mixture_from_there_on(folder: Path) -> None:
     phase = f"data.phases=[{{from_sample: {BRANCH * 8}, sequence_length: 64}}]"
     assert "data: phase 1 (from sample 64) is new; it had not begun at sample 64" in cool_down(folder, "mixed", phase)

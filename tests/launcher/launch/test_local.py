@@ -78,7 +78,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=90.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

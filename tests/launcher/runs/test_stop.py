@@ -30,7 +30,7 @@ def test_reused_pid_is_not_the_owner(run):
 
 def test_stop_reaches_the_launcher_of_this_run(run, launcher):
     assert f"process {launcher.pid} on" in stop_run(run, now=True)
-    launcher.wait(20)
+    launcher.wait(120)
 
 
 def test_stop_has_nothing_to_stop(run):
