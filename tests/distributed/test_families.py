@@ -18,8 +18,8 @@ SIZES = {"num_hidden_layers": 3, "hidden_size": 72, "num_attention_heads": 4, "v
 SECTIONS = {
     "bert": BertSection(**SIZES, max_position_embeddings=SEQUENCE + 2, position_offset=2),
     "gemma3": Gemma3Section(
-        **SIZES,
-        num_key_value_heads=2,
+        **SIZES | {"num_attention_heads": 8},
+        num_key_value_heads=4,
         head_dim=12,
         intermediate_size=88,
         sliding_window=5,
