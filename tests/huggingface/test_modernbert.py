@@ -11,12 +11,15 @@ from megatrain.base.errors import ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
 from megatrain.huggingface.names import from_huggingface, to_huggingface
 from megatrain.model.build import build_model
+from megatrain.model.families.modernbert.section import ModernBertSection
+from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 64,
     "max_position_embeddings": 32, "initializer_range": 0.3, "local_attention": 8, "pad_token_id": 0,
     "bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None,
 }  # fmt: skip
+GLOBAL_FIRST = ("full_attention", "sliding_attention", "sliding_attention")
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "other thetas": {
@@ -24,6 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"full_attention": {"rope_theta": 500.0}, "sliding_attention": {"rope_theta": 20.0}},
     },
     "other layers": {"layer_types": ["sliding_attention", "full_attention"] * 2, "local_attention": 2},
+    "own position": {"local_attention": 0},
+    "one theta": {"rope_scaling": {"rope_type": "default", "rope_theta": 300.0}},
     "one layer": {"num_hidden_layers": 1},
 }
 
@@ -85,6 +90,38 @@ def test_a_file_of_transformers_4(tmp_path) -> None:
     section, _ = read_pretrained(tmp_path)
     assert section.windows == ((-1, -1), (4, 4), (-1, -1), (4, 4))
     assert (section.rope_theta, section.local_rope_theta) == (9000.0, 30.0)
+
+
+def test_no_theta_of_local_layers_is_that_of_global_ones(tmp_path) -> None:
+    """Of files of transformers 4, which wrote null; not there it is 10000."""
+    for old, local in (({"local_rope_theta": None}, 9000.0), ({}, 10000.0)):
+        content = SIZES | {"global_rope_theta": 9000.0, "model_type": "modernbert"} | old
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert read_pretrained(tmp_path)[0].local_rope_theta == local
+
+
+def test_an_export_says_where_global_layers_are_as_transformers_4_reads_it() -> None:
+    for types, every in (
+        (GLOBAL_FIRST, 3),
+        (GLOBAL_FIRST[:1], 1),
+        (GLOBAL_FIRST[::-1], None),
+        (GLOBAL_FIRST[1:], None),
+    ):
+        section = ModernBertSection(
+            num_hidden_layers=7, hidden_size=24, num_attention_heads=3, intermediate_size=40, vocab_size=64,
+            layer_types=types,
+        )  # fmt: skip
+        assert config_json(section, max_position_embeddings=32).get("global_attn_every_n_layers") == every
+
+
+def test_packed_documents_never_see_each_other(tmp_path) -> None:
+    """Over local and global layers: a document's logits do not move with those beside it, and are as if alone."""
+    theirs = their_model("plain")
+    theirs.config.save_pretrained(tmp_path)
+    section, _ = read_pretrained(tmp_path)
+    ours = build_model(section)
+    ours.load_state_dict(from_huggingface(dict(theirs.named_parameters()), section), strict=False)
+    check_packed(ours, some_ids()[:2, :12])
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.model.huggingface_config import (
     CONFIG_LIMIT,
+    LONGEST,
     Layers,
     Part,
     Positions,
@@ -19,6 +22,7 @@ from megatrain.model.huggingface_config import (
     rope_scaling,
     rope_theta,
 )
+from megatrain.model.window import LayerType
 
 MODEL_TYPES = ("modernbert",)
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -35,7 +39,7 @@ class _ConfigJson(Part):
     max_position_embeddings: Positions = 8192
     norm_eps: float = 1e-5
     initializer_range: float = 0.02
-    local_attention: Width = 128
+    local_attention: Annotated[int, Field(ge=0, le=LONGEST)] = 128  # 0: a local layer sees its own position only
     global_attn_every_n_layers: Layers = 3
     layer_types: list[str] | None = None
     global_rope_theta: float | None = None  # this and the next of files of transformers 4
@@ -74,6 +78,9 @@ def read_config(file: Path, model_type: str) -> tuple[ModernBertSection, int]:
         raise ConfigError(
             f"{file}: layer_types: has {len(types)} layers, num_hidden_layers is {content.num_hidden_layers}"
         )
+    everywhere = _theta(content, file, _GLOBAL, content.global_rope_theta, 160000.0)
+    # transformers 4: null is the theta of global layers
+    is_null = "local_rope_theta" in content.model_fields_set and content.local_rope_theta is None
     values = {
         "num_hidden_layers": content.num_hidden_layers,
         "hidden_size": content.hidden_size,
@@ -84,8 +91,8 @@ def read_config(file: Path, model_type: str) -> tuple[ModernBertSection, int]:
         "initializer_range": content.initializer_range,
         "sliding_window": content.local_attention // 2,
         "layer_types": types,
-        "rope_theta": _theta(content, file, _GLOBAL, content.global_rope_theta, 160000.0),
-        "local_rope_theta": _theta(content, file, _LOCAL, content.local_rope_theta, 10000.0),
+        "rope_theta": everywhere,
+        "local_rope_theta": _theta(content, file, _LOCAL, content.local_rope_theta, everywhere if is_null else 10000.0),
     }
     return parse_model(ModernBertSection, values, file, ConfigError), content.max_position_embeddings
 
@@ -95,13 +102,21 @@ def _theta(content: _ConfigJson, file: Path, kind: str, given: float | None, def
     ropes = {f"rope_parameters.{kind}": rope, "rope_scaling": content.rope_scaling}
     if rope_scaling({name: value for name, value in ropes.items() if value}, file) is not None:
         raise ConfigError(f"{file}: rope_scaling: megatrain has 'modernbert' without one only")
-    if given is None and not (rope or {}).get("rope_theta"):
+    if given is None and not any((found or {}).get("rope_theta") for found in ropes.values()):
         return default
     return rope_theta(given, ropes, file)
 
 
+def _every(types: list[LayerType]) -> int | None:
+    """n where every n-th layer from the first on is global, and no other."""
+    places = [layer for layer, kind in enumerate(types) if kind == _GLOBAL]
+    every = places[1] if len(places) > 1 else len(types)
+    return every if places == list(range(0, len(types), every)) else None
+
+
 def huggingface_config(section: ModernBertSection) -> dict[str, Any]:
     types = [section.layer_types[layer % len(section.layer_types)] for layer in range(section.num_hidden_layers)]
+    every = _every(types)
     return {
         "architectures": ["ModernBertForMaskedLM"],
         "model_type": "modernbert",
@@ -112,6 +127,8 @@ def huggingface_config(section: ModernBertSection) -> dict[str, Any]:
         "norm_eps": section.layer_norm_eps,
         "local_attention": 2 * section.sliding_window,
         "layer_types": types,
+        # transformers 4 knows no layer_types
+        **({} if every is None else {"global_attn_every_n_layers": every}),
         "global_rope_theta": section.rope_theta,  # this and the next line are for transformers 4
         "local_rope_theta": section.local_rope_theta,
         "rope_parameters": {
