@@ -11,6 +11,7 @@ from megatrain.base.errors import ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
 from megatrain.huggingface.names import from_huggingface, to_huggingface
 from megatrain.model.build import build_model
+from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 7, "hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8,
@@ -78,6 +79,15 @@ def test_an_exported_configuration_is_the_same_model_to_transformers(name, tmp_p
     assert read_pretrained(tmp_path)[0] == section
 
 
+def test_packed_documents_never_see_each_other(tmp_path) -> None:
+    theirs = their_model("plain")
+    theirs.config.save_pretrained(tmp_path)
+    section, _ = read_pretrained(tmp_path)
+    ours = build_model(section)
+    ours.load_state_dict(from_huggingface(dict(theirs.named_parameters()), section), strict=False)
+    check_packed(ours, some_ids()[:2, :12])
+
+
 def test_a_file_of_transformers_4(tmp_path) -> None:
     """As the published ones."""
     old = {
@@ -104,6 +114,7 @@ def test_a_file_of_transformers_4(tmp_path) -> None:
             {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}},
             "rope_scaling: megatrain has 'gemma3_text' with 'linear', of global layers, only",
         ),
+        ({"num_attention_heads": 5}, "num_attention_heads: 5: does not divide model.hidden_size (24)"),
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads: 3: does not divide"),
     ],
 )

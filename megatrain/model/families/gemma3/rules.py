@@ -14,6 +14,9 @@ def issues(section: Gemma3Section) -> Iterator[tuple[str, Any, str, str]]:
     heads, kv = section.num_attention_heads, section.key_value_heads
     if section.head_dim % 2:
         yield "head_dim", section.head_dim, "must be even: rotary embeddings turn pairs of channels", ""
+    if section.hidden_size % heads:  # transformers loads no other
+        rule = f"does not divide model.hidden_size ({section.hidden_size})"
+        yield "num_attention_heads", heads, rule, f"Try {nearest_divisor(section.hidden_size, heads)}."
     if heads % kv:
         rule = f"does not divide model.num_attention_heads ({heads})"
         yield "num_key_value_heads", kv, rule, f"Try {nearest_divisor(heads, kv)}."
