@@ -1,12 +1,29 @@
 """What every family promises of packed documents."""
 
+from pathlib import Path
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from megatrain.huggingface.config_json import read_pretrained
+from megatrain.huggingface.names import from_huggingface
+from megatrain.model.build import build_model
 
 
 @torch.no_grad()
-def check_packed(model: nn.Module, ids_BS: Tensor) -> None:
-    """A document's logits do not move with the documents beside it, and are as if it were alone. ids: [2, 12]."""
+def check_packed(theirs: PreTrainedModel, folder: Path, ids_BS: Tensor) -> None:
+    """A document's logits do not move with the documents beside it, and are as if it were alone.
+
+    Args:
+        theirs: whose weights our model takes.
+        folder: where its config.json may be written.
+        ids_BS: [2, 12], of a vocabulary of 64.
+    """
+    theirs.config.save_pretrained(folder)
+    section, _ = read_pretrained(folder)
+    model = build_model(section)
+    model.load_state_dict(from_huggingface(dict(theirs.named_parameters()), section), strict=False)
     cu_seqlens = torch.tensor([0, 5, 12, 17, 24], dtype=torch.int32)
     positions = torch.cat([torch.arange(5), torch.arange(7)]).expand(2, -1)
     packed = model(ids_BS, position_ids_BS=positions, cu_seqlens=cu_seqlens)
