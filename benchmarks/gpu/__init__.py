@@ -1,1 +1,1 @@
-"""The sections of benchmarks/gpu_day.py."""
+"""What only a GPU can tell, a module per question; `python -m benchmarks.gpu` runs them."""

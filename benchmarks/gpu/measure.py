@@ -2,15 +2,23 @@
 
 import argparse
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROUNDS = 5
+
+
+def chosen(rungs: Iterable[str]) -> list[str]:
+    """Those that the variable RUNGS names, separated by semicolons; all without it."""
+    wanted = os.environ.get("RUNGS")
+    return [rung for rung in rungs if wanted is None or rung in wanted.split(";")]
 
 
 class Recorder:
@@ -36,12 +44,15 @@ class Recorder:
             file.write(line + "\n")
         print(line, flush=True)
 
-    def attempt(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """A result, or why there is none: what one kernel lacks says nothing of the next."""
+    def attempt(self, name: str, work: Callable[[], dict[str, Any] | None]) -> None:
+        """A result, if `work` has not written it itself, or why there is none: the next goes on."""
         try:
-            self.write(name, **work())
+            values = work()
+            if values is not None:
+                self.write(name, **values)
         except Exception as error:
             self.write(name, error=f"{type(error).__name__}: {str(error)[:300]}")
+            traceback.print_exc()
             torch._dynamo.reset()
 
     def synchronize(self) -> None:
@@ -71,3 +82,20 @@ class Recorder:
         work()
         self.synchronize()
         return torch.cuda.max_memory_allocated() - before
+
+    def rates(self, milliseconds: float, tokens: int, flops_per_token: float) -> dict[str, float]:
+        """Model FLOPs as FACTS of docs/planning.md count them: 6 per matmul parameter, causal attention by half."""
+        return {
+            "ms": milliseconds,
+            "tokens_per_second": 1e3 * tokens / milliseconds,
+            "tflops": tokens * flops_per_token / milliseconds / 1e9,
+        }
+
+    def memory(self) -> dict[str, int | None]:
+        """The most that this process has allocated, and that torch has taken from the card for it."""
+        if self.toy:
+            return {"allocated_bytes": None, "reserved_bytes": None}
+        return {
+            "allocated_bytes": torch.cuda.max_memory_allocated(),
+            "reserved_bytes": torch.cuda.max_memory_reserved(),
+        }

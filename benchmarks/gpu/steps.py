@@ -1,5 +1,5 @@
-"""Whole optimizer steps of one rank, through DeepSpeed: a ladder from eager to all that the planner would choose, each
-rung a process of its own, against the planner's seconds and bytes."""
+"""Whole optimizer steps of one rank through DeepSpeed, each in a process of its own: a ladder from eager to all that
+the planner would choose, then sizes and lengths, against the planner's seconds and bytes."""
 
 import os
 import subprocess
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.gpu.measure import Recorder
+from benchmarks.gpu.measure import Recorder, chosen
+from benchmarks.gpu.models import config_of
 from launcher.deepspeed_config import deepspeed_config
 from launcher.planning.cost import estimate_step
 from launcher.planning.hardware import load_hardware
-from launcher.planning.layout import ActivationCheckpointing, Layout
+from launcher.planning.layout import Layout
 from launcher.planning.memory import estimate_memory
-from megatrain.config import PretrainConfig
 from megatrain.data.loading.batch import Batch
 from megatrain.parallel.mesh import Mesh
 from megatrain.tasks.causal_lm import CausalLM
@@ -23,21 +23,27 @@ from megatrain.topology import Topology
 from megatrain.train.build import build_engine
 from megatrain.train.weights import initialize_weights
 
-TINYLLAMA = {
-    "num_hidden_layers": 22, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4,
-    "intermediate_size": 5632, "vocab_size": 32_000,
-}  # fmt: skip
-TOY = {
-    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 96, "vocab_size": 256,
-}  # fmt: skip
+ACCUMULATION = 4
+DOCUMENT_TOKENS = 512  # of packed sequences, on average
+
 RUNGS: dict[str, dict[str, Any]] = {
-    "zero1 eager": {"compile": False},
-    "zero1 compiled": {},
-    "zero1 compiled documents": {"documents": 8},
-    "zero1 compiled selective": {"checkpointing": "selective"},
-    "zero2 compiled": {"zero_stage": 2},
-    "zero3 compiled": {"zero_stage": 3},
+    "350M 2k": {},
+    "350M 2k packed": {"packed": True},
+    "1.3B 2k": {"model": "1.3B"},
+    "125M 2k": {"model": "125M"},
+    "350M 2k eager": {"compiled": False},
+    "350M 2k zero3": {"zero_stage": 3},
+    "350M 8k": {"length": 8192},
+    "1.3B 8k packed": {"model": "1.3B", "length": 8192, "packed": True},
+    "1.3B 2k packed": {"model": "1.3B", "packed": True},
+    "125M 2k packed": {"model": "125M", "packed": True},
+    "350M 2k zero2": {"zero_stage": 2},
+    "350M 2k zero0": {"zero_stage": 0},
+    "350M 2k selective": {"checkpointing": "selective"},
+    "350M 2k full": {"checkpointing": "full"},
+    "1.3B 8k": {"model": "1.3B", "length": 8192},
+    "125M 8k": {"model": "125M", "length": 8192},
+    "1.3B 2k zero3": {"model": "1.3B", "zero_stage": 3},
 }
 
 
@@ -48,93 +54,73 @@ class Trainer:
         self,
         record: Recorder,
         *,
-        zero_stage: int = 1,
-        compile: bool = True,
-        checkpointing: ActivationCheckpointing = "none",
-        documents: int | None = None,
+        model: str = "350M",
+        length: int = 2048,
+        packed: bool = False,
+        compiled: bool = True,
+        **options: Any,
     ) -> None:
-        toy = record.toy
-        self.length, micro, self.accumulation = (32, 2, 2) if toy else (2048, 8, 4)
-        self.compiled = compile and not toy
-        self.layout = Layout(
-            tensor_parallel=1,
-            data_parallel=1,
-            zero_stage=zero_stage,
-            sequence_parallel=False,
-            micro_batch_size=micro,
-            gradient_accumulation_steps=self.accumulation,
-            activation_checkpointing=checkpointing,
-        )
-        self.config = self._config(toy)
+        model, self.length = ("toy", 32) if record.toy else (model, length)
+        compiled = compiled and not record.toy
+        self.config = config_of(model, length=self.length, accumulation=ACCUMULATION, compiled=compiled, **options)
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo" if toy else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo" if record.toy else "nccl", store=dist.HashStore(), rank=0, world_size=1)
         mesh = Mesh(Topology(world_size=1))
         self.engine = build_engine(
             self.config, mesh, deepspeed_config(self.config, 1), CausalLM(), device=record.device
         )
         initialize_weights(self.engine, self.config.model, self.config.run.seed)
-        ids = torch.randint(0, self.config.model.padded_vocab_size, (micro, self.length))
-        total = micro * self.length
-        bounds = torch.linspace(0, total, micro * documents + 1).int() if documents else None
-        self.batch = Batch(ids, ids, torch.arange(self.length).repeat(micro, 1), bounds)
+        self.batch = self._batch(packed, pin=not record.toy)
+        self.tokens = self.batch.input_ids.numel() * ACCUMULATION
 
-    def step(self) -> None:
-        for _ in range(self.accumulation):
-            self.engine.forward_backward(self.batch, self.tokens)
-            self.engine.step(1e-5)
+    def _batch(self, packed: bool, pin: bool) -> Batch:
+        micro = self.config.training.micro_batch_size
+        total = micro * self.length
+        ids = torch.randint(0, self.config.model.padded_vocab_size, (micro, self.length))
+        bounds = None
+        if packed:  # documents end anywhere, and at the end of each sequence
+            ends = torch.randint(1, total, (total // DOCUMENT_TOKENS,))
+            bounds = torch.cat((ends, torch.arange(0, total + 1, self.length))).unique().int()
+        batch = Batch(ids, ids.roll(-1, 1), torch.arange(self.length).repeat(micro, 1), bounds)
+        return batch.pin_memory() if pin else batch
 
     @property
-    def tokens(self) -> int:
-        return self.batch.input_ids.numel() * self.accumulation
+    def layout(self) -> Layout:
+        parallel, training = self.config.parallel, self.config.training
+        return Layout(
+            tensor_parallel=1,
+            data_parallel=1,
+            zero_stage=parallel.zero_stage,
+            sequence_parallel=False,
+            micro_batch_size=training.micro_batch_size,
+            gradient_accumulation_steps=ACCUMULATION,
+            activation_checkpointing=parallel.activation_checkpointing,
+        )
+
+    def step(self) -> None:
+        for _ in range(ACCUMULATION):
+            self.engine.forward_backward(self.batch, self.tokens)
+            self.engine.step(1e-5)
 
     def close(self) -> None:
         dist.destroy_process_group()
 
-    def _config(self, toy: bool) -> PretrainConfig:
-        layout = self.layout
-        return PretrainConfig.model_validate(
-            {
-                "run": {"name": "steps"},
-                "model": TOY if toy else TINYLLAMA,
-                "data": {"sequence_length": self.length, "train": [{"path": "none"}]},
-                "training": {
-                    "steps": 1,
-                    "global_batch_size": layout.micro_batch_size * layout.gradient_accumulation_steps,
-                    "micro_batch_size": layout.micro_batch_size,
-                },
-                "parallel": {
-                    "tensor_parallel": 1,
-                    "context_parallel": 1,
-                    "zero_stage": layout.zero_stage,
-                    "sequence_parallel": False,
-                    "activation_checkpointing": layout.activation_checkpointing,
-                    "compile": self.compiled,
-                },
-            }
-        )
-
 
 def measure(record: Recorder, rung: str) -> None:
     trainer = Trainer(record, **RUNGS[rung])
-    milliseconds = record.milliseconds(trainer.step, repeats=2)
-    peak = record.peak_bytes(trainer.step)
-    reserved = None if record.toy else torch.cuda.max_memory_reserved()
-    allocated = None if record.toy else torch.cuda.max_memory_allocated()
+    milliseconds = record.milliseconds(trainer.step, repeats=3)
     model, hardware = trainer.config.model, load_hardware("cpu" if record.toy else "h100-sxm", 1)
-    planned = {"sequence_length": trainer.length, "precision": "bf16", "hardware": hardware}
-    seconds = estimate_step(model, trainer.layout, ranks_per_node=1, compiled=trainer.compiled, **planned).total
-    memory = estimate_memory(model, trainer.layout, compiled=trainer.compiled, **planned)
-    flops = model.flops_per_token(trainer.length) * trainer.tokens
+    compiled = bool(trainer.config.parallel.compile)
+    planned = {"sequence_length": trainer.length, "precision": "bf16", "hardware": hardware, "compiled": compiled}
     record.write(
         rung,
-        ms=milliseconds,
-        planned_ms=1e3 * seconds,
-        tokens_per_second=1e3 * trainer.tokens / milliseconds,
-        tflops=flops / milliseconds / 1e9,
-        beyond_resting_bytes=peak,
-        allocated_bytes=allocated,
-        reserved_bytes=reserved,
-        planned_bytes=memory.total,
+        contestant="megatrain",
+        parameters=model.parameters,
+        tokens=trainer.tokens,
+        **record.rates(milliseconds, trainer.tokens, model.flops_per_token(trainer.length)),
+        **record.memory(),
+        planned_ms=1e3 * estimate_step(model, trainer.layout, ranks_per_node=1, **planned).total,
+        planned_bytes=estimate_memory(model, trainer.layout, **planned).total,
     )
     trainer.close()
 
@@ -142,9 +128,10 @@ def measure(record: Recorder, rung: str) -> None:
 def main() -> None:
     rung = os.environ.get("RUNG")
     if rung:
-        measure(Recorder("steps"), rung)
+        record = Recorder("steps")
+        record.attempt(rung, lambda: measure(record, rung))
         return
-    for name in RUNGS:  # DeepSpeed and the compiler keep state that a second engine would meet
+    for name in chosen(RUNGS):  # a process each: an engine and a compiler leave state that a second would meet
         subprocess.run([sys.executable, "-m", "benchmarks.gpu.steps", *sys.argv[1:]], env={**os.environ, "RUNG": name})
 
 

@@ -12,6 +12,7 @@ is not computed:
     a CPU                the operator of document_attention.py
 """
 
+import inspect
 import math
 from typing import Any
 
@@ -24,6 +25,8 @@ from megatrain.kernels.document_attention import document_attention, tiles
 from megatrain.model.window import BIDIRECTIONAL, CAUSAL, Window, effective
 
 _HEAD_MULTIPLE = 8  # FlashAttention takes head sizes that are multiples of it
+# torch 2.11 takes grouped queries without being asked
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def attention(
@@ -111,7 +114,7 @@ def _varlen(
     bounds = (cu_seqlens, cu_seqlens, longest, longest)
     options: dict[str, Any] = {"scale": scale, "window_size": window}
     if q_NHK.shape[1] != k_NGK.shape[1]:
-        options["enable_gqa"] = True
+        options |= _GROUPED
     out: Any = varlen_attn(q_NHK, k_NGK, v_NGK, *bounds, **options)
     return out[..., :size]
 

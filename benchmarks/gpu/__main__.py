@@ -1,7 +1,7 @@
 """Everything that only a GPU can tell, in under ten minutes on one card: a section per question, each in a process of
 its own with a time limit, so that one that fails or hangs costs no other.
 
-    python -m benchmarks.gpu_day --out OUT [--only facts kernels …] [--device cpu]
+    python -m benchmarks.gpu --out OUT [--only facts kernels …] [--device cpu]
 
 Writes OUT/day.jsonl: an object per measurement, with card, versions and date in the first. `--device cpu` runs the
 sections that a CPU can, at toy sizes, to see that the script itself works.
@@ -16,7 +16,17 @@ import time
 from pathlib import Path
 
 # section -> seconds; in the order of what is needed most, should the machine go away
-SECTIONS = {"facts": 30, "tests": 120, "kernels": 90, "block": 90, "steps": 150, "layouts": 90, "trace": 45}
+SECTIONS = {
+    "facts": 40,
+    "tests": 150,
+    "product": 150,
+    "steps": 400,
+    "peers": 300,
+    "trace": 60,
+    "kernels": 90,
+    "layouts": 90,
+    "block": 120,
+}
 
 
 def main() -> None:
@@ -39,7 +49,7 @@ def main() -> None:
 def run_section(section: str, device: str, out: Path, limit: int) -> str | None:
     """Run one section; what went wrong, or None."""
     if section == "tests":
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "tests/gpu", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "8", "tests/gpu", "-p", "no:cacheprovider"]
     else:
         command = [
             sys.executable,
