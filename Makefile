@@ -11,7 +11,7 @@ export DS_ACCELERATOR ?= cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart realdata test test-all check format clean
+.PHONY: help install quickstart realdata test test-all gpu-dry check format clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,6 +30,9 @@ test: $(VENV)/.installed-dev ## every promise at least once; what waits runs bes
 test-all: $(VENV)/.installed-dev ## the same, and the full products of which `make test` covers every pair
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 3
 
+gpu-dry: $(VENV)-gpu-dry/.installed ## without a GPU: trace every family as on one, compile its kernels for an H100
+	$(VENV)-gpu-dry/bin/python -m tests.gpu.dry --work $(VENV)-gpu-dry/stand-in
+
 check: $(VENV)/.installed-dev ## style, types and layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +44,7 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the one style
 	$(BIN)/ruff format .
 
 clean: ## remove .venv, caches, and what the quickstart wrote
-	rm -rf $(VENV) data/quickstart data/realdata runs/quickstart* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-gpu-dry data/quickstart data/realdata runs/quickstart* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are newer than the files that decide what is installed.
@@ -57,3 +60,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# torch's CUDA build, several GB; `===`, for `==` would as well take a CPU build of this version
+$(VENV)-gpu-dry/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gpu-dry
+	$(VENV)-gpu-dry/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  "torch===$$(sed -n 's/^torch==//p' constraints.txt)" -e .
+	@touch $@
