@@ -54,7 +54,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: no venv for $(PYTHON) (Debian: apt-get install python3-venv)"; exit 3; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e ".[fp8]"
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -65,5 +65,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)-gpu-dry/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-gpu-dry
 	$(VENV)-gpu-dry/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  "torch===$$(sed -n 's/^torch==//p' constraints.txt)" -e .
+	  "torch===$$(sed -n 's/^torch==//p' constraints.txt)" -e ".[fp8]"
 	@touch $@

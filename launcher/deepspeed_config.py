@@ -4,6 +4,7 @@ from typing import Any
 
 from launcher.planning.zero import live_parameters, prefetch_bucket, reduce_bucket, reuse_distance
 from megatrain.config.resolved import ResolvedRun
+from megatrain.config.training import storage_precision
 
 
 def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # any whose state is per element: train/engine.py looks
         "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
     }
-    if training.precision == "bf16":
+    if storage_precision(training.precision) == "bf16":
         settings["bf16"] = {"enabled": True}
         if parallel.zero_stage == 2:
             # the norm tells; DeepSpeed would look through all gradients, and have the host wait for the answer

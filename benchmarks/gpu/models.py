@@ -44,6 +44,7 @@ def config_of(
     zero_stage: int = 1,
     checkpointing: str = "none",
     compiled: bool = True,
+    precision: str = "bf16",
 ) -> PretrainConfig:
     """A run of one rank whose data is made by the caller."""
     shape = MODELS[model]
@@ -53,7 +54,12 @@ def config_of(
             "run": {"name": "steps"},
             "model": shape.section,
             "data": {"sequence_length": length, "train": [{"path": "none"}]},
-            "training": {"steps": 1, "global_batch_size": micro * accumulation, "micro_batch_size": micro},
+            "training": {
+                "steps": 1,
+                "global_batch_size": micro * accumulation,
+                "micro_batch_size": micro,
+                "precision": precision,
+            },
             "parallel": {
                 "tensor_parallel": 1,
                 "context_parallel": 1,

@@ -16,6 +16,7 @@ from launcher.planning.cost import estimate_step
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from launcher.planning.memory import estimate_memory
+from megatrain.config.training import storage_precision
 from megatrain.data.loading.batch import Batch
 from megatrain.parallel.mesh import Mesh
 from megatrain.tasks.causal_lm import CausalLM
@@ -31,6 +32,7 @@ RUNGS: dict[str, dict[str, Any]] = {
     "350M 2k packed": {"packed": True},
     "1.3B 2k": {"model": "1.3B"},
     "125M 2k": {"model": "125M"},
+    "1.3B 2k fp8": {"model": "1.3B", "precision": "fp8"},
     "350M 2k eager": {"compiled": False},
     "350M 2k zero3": {"zero_stage": 3},
     "350M 8k": {"length": 8192},
@@ -110,8 +112,8 @@ def measure(record: Recorder, rung: str) -> None:
     trainer = Trainer(record, **RUNGS[rung])
     milliseconds = record.milliseconds(trainer.step, repeats=3)
     model, hardware = trainer.config.model, load_hardware("cpu" if record.toy else "h100-sxm", 1)
-    compiled = bool(trainer.config.parallel.compile)
-    planned = {"sequence_length": trainer.length, "precision": "bf16", "hardware": hardware, "compiled": compiled}
+    compiled, precision = bool(trainer.config.parallel.compile), trainer.config.training.precision
+    planned = {"sequence_length": trainer.length, "hardware": hardware, "compiled": compiled}
     record.write(
         rung,
         contestant="megatrain",
@@ -119,8 +121,8 @@ def measure(record: Recorder, rung: str) -> None:
         tokens=trainer.tokens,
         **record.rates(milliseconds, trainer.tokens, model.flops_per_token(trainer.length)),
         **record.memory(),
-        planned_ms=1e3 * estimate_step(model, trainer.layout, ranks_per_node=1, **planned).total,
-        planned_bytes=estimate_memory(model, trainer.layout, **planned).total,
+        planned_ms=1e3 * estimate_step(model, trainer.layout, precision=precision, ranks_per_node=1, **planned).total,
+        planned_bytes=estimate_memory(model, trainer.layout, precision=storage_precision(precision), **planned).total,
     )
     trainer.close()
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK_TOKENS
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
+from launcher.planning.legality import FP8_MULTIPLE
 from launcher.planning.zero import local_parameters, number_bytes
+from megatrain.config.training import storage_precision
 from megatrain.model.architecture import ModelSection, rows
 
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
+FP8_ROUNDING_BYTES = 5  # per element of an operand: read for its scale, read again, and written
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 OVERLAP = 0.6  # the share that computation hides, at most: of ZeRO-3's traffic, and of ZeRO-1's reduction in bf16
 _NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled
@@ -60,6 +63,7 @@ def estimate_step(
     """The time of a step of `micro_batch_size × gradient_accumulation_steps` sequences on every data-parallel rank."""
     accumulation = layout.gradient_accumulation_steps
     compute = accumulation * _micro_batch(model, layout, sequence_length, precision, hardware, compiled)
+    precision = storage_precision(precision)  # of all that is not a product
     tensor = accumulation * _tensor_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     context = accumulation * _context_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
@@ -117,7 +121,7 @@ def _micro_batch(
     """Forward and backward of one micro-batch on one rank."""
     block = block_time(model, layout, sequence_length, precision, hardware, compiled)
     T = local_tokens(layout, sequence_length)
-    head = _head(model, layout, T, precision, hardware, compiled)
+    head = _head(model, layout, T, storage_precision(precision), hardware, compiled)
     each = block.forward + block.backward + block.again(layout.activation_checkpointing)
     return model.num_hidden_layers * each + head
 
@@ -146,16 +150,23 @@ def block_time(
     T = local_tokens(layout, sequence_length)
     queries, keys = model.attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
     shapes = _block_matmuls(model, t)
-    rate = hardware.tflops(precision) * 1e12 * hardware.training_efficiency
+    stored = storage_precision(precision)
+    rate = hardware.tflops(stored) * 1e12 * hardware.training_efficiency
     seen = model.seen(sequence_length) / model.num_hidden_layers  # causal: half of the sequence
     # elements that elementwise ops read and write a token: norms and residuals, rotation (in fp32), gated activation
     moved = 6 * h + 2 * (queries + keys) + 3 * f if compiled else 12 * h + 20 * (queries + keys) + 5 * f
+    products = [_matmul(T, k, n, precision if _fits_fp8(k, n) else stored, hardware) for k, n in shapes]
+    rounded = [T * k + k * n for k, n in shapes if _fits_fp8(k, n)] if precision == "fp8" else []
     return BlockTime(
-        matmuls=sum(_matmul(T, k, n, precision, hardware) for k, n in shapes),
-        last_matmul=_matmul(T, *shapes[-1], precision, hardware),
+        matmuls=sum(products),
+        last_matmul=products[-1],
         attention=4 * T * seen * queries / (rate * ATTENTION_RATE),
-        elementwise=_moving(T * number_bytes(precision) * moved, hardware),
+        elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * sum(rounded), hardware),
     )
+
+
+def _fits_fp8(k: float, n: float) -> bool:
+    return k % FP8_MULTIPLE == 0 and n % FP8_MULTIPLE == 0
 
 
 def _block_matmuls(model: ModelSection, tensor_parallel: int) -> list[tuple[float, float]]:

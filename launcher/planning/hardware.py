@@ -77,6 +77,7 @@ class Hardware(_Strict):
     peak_tflops: float  # dense bf16, on paper; of a CPU, the most that its cores multiply in either precision
     bf16_tflops: float  # reachable
     fp32_tflops: float
+    fp8_tflops: float | None  # None: it cannot
     training_efficiency: float
     matmul_half_size: float
     memory_bandwidth: float  # GB/s
@@ -86,7 +87,8 @@ class Hardware(_Strict):
 
     def tflops(self, precision: str) -> float:
         """What a large matmul reaches, in TFLOP/s."""
-        return self.bf16_tflops if precision == "bf16" else self.fp32_tflops
+        rates = {"bf16": self.bf16_tflops, "fp32": self.fp32_tflops, "fp8": self.fp8_tflops}
+        return rates[precision] or self.fp32_tflops  # fp8 is emulated in fp32 where there is none
 
 
 def load_hardware(name: str, ranks_per_node: int) -> Hardware:
@@ -136,6 +138,7 @@ def _gpu(name: str, profile: Accelerator) -> Hardware:
         peak_tflops=profile.bf16_tflops,
         bf16_tflops=profile.bf16_reachable_tflops,
         fp32_tflops=profile.fp32_tflops,
+        fp8_tflops=profile.fp8_reachable_tflops or profile.fp8_tflops,
         training_efficiency=profile.training_efficiency,
         matmul_half_size=profile.matmul_half_size,
         memory_bandwidth=profile.memory_bandwidth,
@@ -158,6 +161,7 @@ def _share(name: str, profile: Processor, ranks_per_node: int) -> Hardware:
         peak_tflops=max(bf16, fp32) * share,
         bf16_tflops=bf16 * share,
         fp32_tflops=fp32 * share,
+        fp8_tflops=None,
         training_efficiency=profile.training_efficiency,
         matmul_half_size=profile.matmul_half_size,
         memory_bandwidth=profile.memory_bandwidth / ranks_per_node,

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatrain.model.architecture import FAMILIES, Divisible, ModelSection
+from megatrain.model.architecture import FAMILIES, Divisible, ModelSection, ParameterRow, rows
+
+FP8_MULTIPLE = 16  # megatrain/parallel/float8.py, which needs torch, has the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class Run:
     ranks_per_node: int
     global_batch_size: int
     sequence_lengths: tuple[int, ...]  # the run's, and those that phases of its curriculum cut it into
+    precision: str = "bf16"
 
 
 Choice = Mapping[str, Any]  # fields of a Layout, as far as they are decided
@@ -121,6 +124,34 @@ def _sequence_divides(run: Run, choice: Choice) -> str | None:
     return None
 
 
+def _fp8_sides(run: Run, choice: Choice) -> str | None:
+    tensor = choice["tensor_parallel"]
+    if run.precision != "fp8" or any(_is_fp8(row, tensor) for row in rows(run.model)):
+        return None
+    whose = "no linear layer's" if tensor == 1 else f"over tensor_parallel={tensor} no linear layer's"
+    return f"{whose} sides are multiples of {FP8_MULTIPLE}, as training.precision=fp8 asks"
+
+
+def _is_fp8(row: ParameterRow, tensor: int) -> bool:
+    sides: list[float] = list(row.shape)
+    if row.layers is None or len(sides) != 2:
+        return False
+    if row.split is not None:
+        sides[row.split] /= tensor
+    return all(side % FP8_MULTIPLE == 0 for side in sides)
+
+
+def _fp8_tokens(run: Run, choice: Choice) -> str | None:
+    context, micro = choice["context_parallel"], choice["micro_batch_size"]
+    odd = [length for length in run.sequence_lengths if micro * length // context % FP8_MULTIPLE]
+    if run.precision != "fp8" or not odd:
+        return None
+    return (
+        f"micro_batch_size={micro} × {odd[0]} tokens over context_parallel={context} are no multiple of "
+        f"{FP8_MULTIPLE}, as training.precision=fp8 asks"
+    )
+
+
 def _known_stage(run: Run, choice: Choice) -> str | None:
     stage = choice["zero_stage"]
     return None if stage in (0, 1, 2, 3) else f"zero_stage={stage}: DeepSpeed has stages 0 to 3"
@@ -157,6 +188,8 @@ RULES = (
         _sequence_divides,
         "reduce-scatter splits the sequence evenly; megatrain/parallel/collectives.py",
     ),
+    Rule("fp8 sides", ("tensor_parallel",), _fp8_sides, "megatrain/parallel/float8.py"),
+    Rule("fp8 tokens", ("context_parallel", "micro_batch_size"), _fp8_tokens, "torch._scaled_mm, of weight gradients"),
     Rule("stage", ("zero_stage",), _known_stage, "deepspeed/runtime/zero/config.py, ZeroStageEnum"),
     Rule(
         "micro-batch",

@@ -17,6 +17,7 @@ from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError
 from megatrain.config import AUTO, Config, PretrainConfig
 from megatrain.config.resolved import ResolvedRun, resolved
+from megatrain.config.training import storage_precision
 from megatrain.optim.registry import OPTIMIZERS
 
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
@@ -83,6 +84,7 @@ class _Planner:
             ranks_per_node=self.ranks_per_node,
             global_batch_size=config.training.global_batch_size,
             sequence_lengths=(config.sequence_length, *_phase_lengths(config)),
+            precision=config.training.precision,
         )
         self.rejected: list[Rejected] = []
         self._check_cluster()
@@ -179,7 +181,7 @@ class _Planner:
             self.model,
             layout,
             sequence_length=length,
-            precision=precision,
+            precision=storage_precision(precision),
             hardware=self.hardware,
             compiled=self.config.parallel.compile,
         )

@@ -6,6 +6,7 @@ from launcher.planning.hardware import Hardware, load_hardware
 from megatrain.base.errors import MegatrainError
 from megatrain.config import AUTO, Config
 from megatrain.config.file import load_own_config
+from megatrain.config.training import Precision
 from megatrain.run.directory import RunDir
 
 
@@ -27,7 +28,7 @@ def fastest(hardware: Hardware) -> Literal["bf16", "fp32"]:
     return "bf16" if hardware.bf16_tflops > hardware.fp32_tflops else "fp32"
 
 
-def _earlier(config: Config) -> Literal["bf16", "fp32"] | None:
+def _earlier(config: Config) -> Precision | None:
     """Of the starts of this run before."""
     written = RunDir(f"{config.run.directory}/{config.run.name}").config
     try:

@@ -14,7 +14,7 @@ from megatrain.config.finetune import FinetuneSection
 from megatrain.config.parallel import ParallelSection
 from megatrain.config.runs import Config, FinetuneConfig, PretrainConfig
 from megatrain.config.tokenizer import TokenizerSection
-from megatrain.config.training import TrainingSection
+from megatrain.config.training import Precision, TrainingSection
 
 
 class ResolvedParallel(ParallelSection):
@@ -27,7 +27,7 @@ class ResolvedParallel(ParallelSection):
 
 class ResolvedTraining(TrainingSection):
     micro_batch_size: Annotated[Count, FREE]
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class ResolvedCluster(ClusterSection):

@@ -7,6 +7,13 @@ from pydantic import Field
 from megatrain.base.section import FREE, Section
 from megatrain.base.types import AUTO, AutoCount, Count
 
+Precision = Literal["bf16", "fp32", "fp8"]
+
+
+def storage_precision(precision: str) -> Literal["bf16", "fp32"]:
+    """Of weights and activations: fp8 is what bf16 ones are rounded to when they are multiplied."""
+    return "fp32" if precision == "fp32" else "bf16"
+
 
 class TrainingSection(Section):
     tokens: Count | None = Field(None, description="length of the run; or give steps")
@@ -19,4 +26,10 @@ class TrainingSection(Section):
     deterministic: bool = Field(
         False, description="the same bits at every start, also on a GPU: slower kernels that add in a fixed order"
     )
-    precision: Literal["bf16", "fp32", "auto"] = Field("bf16", description="auto: what the hardware multiplies fastest")
+    precision: Literal["bf16", "fp32", "fp8", "auto"] = Field(
+        "bf16",
+        description="fp8: bf16, and linear layers multiply in fp8; auto: bf16 or fp32, what the hardware does faster",
+    )
+    fp8_scaling: Literal["tensorwise", "rowwise"] = Field(
+        "tensorwise", description="of precision fp8: a scale per tensor, the faster; or per row, the more exact"
+    )

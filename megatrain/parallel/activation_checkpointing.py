@@ -16,6 +16,7 @@ Mode = Literal["none", "selective", "full"]
 _KEPT = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,  # a linear layer with a bias
+    torch.ops.aten._scaled_mm.default,  # in fp8
     torch.ops.aten.bmm.default,
     torch.ops.aten.baddbmm.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,

@@ -12,6 +12,7 @@ from megatrain.model.initialization import materialize
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.context_parallel import apply_context_parallel
+from megatrain.parallel.float8 import Scaling, apply_float8
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import apply_tensor_parallel, sum_replicated_gradients
 
@@ -23,6 +24,7 @@ def build_parallel_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    float8: Scaling | None = None,
     placed: Callable[[str, nn.Parameter], None] = lambda name, parameter: None,
 ) -> nn.Module:
     """A model with this rank's slices of the weights, ready for DeepSpeed. Memory is all they are: `train.weights` or a
@@ -30,21 +32,26 @@ def build_parallel_model(
 
     Args:
         dtype: that the model computes in.
+        float8: how linear layers scale what they multiply in fp8; None: they multiply in `dtype`.
         placed: called with (name, slice) before the next slice is made, so that ZeRO-3 can keep a part of it only.
     """
     with torch.device("meta"):
         model = build_model(model_config)
     sequence_parallel = parallel.sequence_parallel
-    # 1. Slices and collectives first: checkpointing must recompute them, and compile must see them.
+    # 1. What a layer is before what is attached to it.
+    if float8 is not None:
+        size, emulate = mesh.tensor_parallel, torch.device(device).type == "cpu"
+        apply_float8(model, model_config, float8, tensor_parallel=size, emulate=emulate)
+    # 2. Slices and collectives: checkpointing must recompute them, and compile must see them.
     apply_tensor_parallel(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
     apply_context_parallel(model, mesh.context_group)
-    # 2. Only what is left of each weight becomes real, one after the other.
+    # 3. Only what is left of each weight becomes real, one after the other.
     materialize(model, lambda _, p: torch.empty(p.shape, dtype=dtype, device=device), device, dtype, placed=placed)
-    # 3. Hooks on parameters need the real ones.
+    # 4. Hooks on parameters need the real ones.
     sum_replicated_gradients(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
-    # 4. Checkpointing wraps a block's forward, collectives on its modules included.
+    # 5. Checkpointing wraps a block's forward, collectives on its modules included.
     apply_activation_checkpointing(model, parallel.activation_checkpointing)
-    # 5. Compile last, so that one graph holds the block and what was done to it.
+    # 6. Compile last, so that one graph holds the block and what was done to it.
     if parallel.compile:
         compile_blocks(model)
     return model

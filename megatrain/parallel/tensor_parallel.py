@@ -7,9 +7,10 @@ and leave a parallel region: model/architecture.py. Every other parameter is rep
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatrain.model.architecture import FAMILIES, ModelSection, Region, row_of
@@ -102,8 +103,20 @@ def _add_bias_after_reduction(model: nn.Module, name: str, regions: Mapping[str,
     if around is None:
         raise ValueError(f"{name}: a row-parallel layer outside of any tensor-parallel region")
     linear = model.get_submodule(name)
-    linear.forward = lambda x: F.linear(x, linear.weight)  # type: ignore[arg-type]
+    linear.forward = partial(type(linear).forward, _WithoutBias(linear))
     model.get_submodule(around).register_forward_hook(lambda _, inputs, output: output + linear.bias)
+
+
+class _WithoutBias:
+    """What a linear layer of whatever class finds in place of itself, so that it multiplies and does not add."""
+
+    bias = None
+
+    def __init__(self, linear: nn.Module) -> None:
+        self._linear = linear
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._linear, name)
 
 
 def _mark_region(module: nn.Module, region: Region, group: dist.ProcessGroup, sequence: bool) -> None:

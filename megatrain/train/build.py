@@ -134,7 +134,13 @@ def build_engine(
         partition(parameter)
 
     model = build_parallel_model(
-        config.model, config.parallel, mesh, device=device, dtype=compute_dtype(ds_config), placed=placed
+        config.model,
+        config.parallel,
+        mesh,
+        device=device,
+        dtype=compute_dtype(ds_config),
+        placed=placed,
+        float8=config.training.fp8_scaling if config.training.precision == "fp8" else None,
     )
     if any(not parameter.requires_grad for parameter in model.parameters()):
         # ZeRO-3 releases a block's weights when the gradients of its inputs are there: they need some, whatever of the

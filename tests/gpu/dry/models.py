@@ -20,6 +20,7 @@ from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
+from megatrain.parallel.float8 import Scaling, apply_float8
 from tests.gpu.dry.compiled import Kernels
 
 fake_tensor.init_gpu_context = lambda *_: None  # it would allocate on the device
@@ -50,10 +51,12 @@ class Case:
     compiled: bool
     checkpointing: str
     documents: bool
+    float8: Scaling | None = None
 
     def __str__(self) -> str:
         parts = ("compiled" if self.compiled else "eager", f"{self.checkpointing} recompute")
-        return ", ".join([*parts, "documents" if self.documents else "whole sequences"])
+        parts = (*parts, "documents" if self.documents else "whole sequences")
+        return ", ".join(parts if self.float8 is None else (*parts, f"fp8 {self.float8}"))
 
 
 def cases() -> Iterator[Case]:
@@ -62,6 +65,9 @@ def cases() -> Iterator[Case]:
     ):
         if not compiled or documents or checkpointing == "none":
             yield Case(compiled, checkpointing, documents)
+    yield Case(False, "none", False, "tensorwise")
+    yield Case(True, "selective", True, "tensorwise")
+    yield Case(True, "none", True, "rowwise")
 
 
 def trace(section: ModelSection, case: Case) -> str:
@@ -76,6 +82,8 @@ def trace(section: ModelSection, case: Case) -> str:
     kernels = Kernels()
     with FakeTensorMode(), mock.patch.object(torch, "compile", partial(torch.compile, backend=kernels.backend)):
         model = _on_device(section)
+        if case.float8 is not None:
+            assert apply_float8(model, section, case.float8)
         apply_activation_checkpointing(model, case.checkpointing)
         if case.compiled:
             compile_blocks(model, backend=kernels.backend)

@@ -55,6 +55,16 @@ BROKEN = {  # rule: the run, the choice, the reason
         {"tensor_parallel": 2, "context_parallel": 1, "sequence_parallel": True},
         "tensor_parallel=2 does not divide the sequence length (127), as sequence_parallel asks",
     ),
+    "fp8 sides": (
+        run(precision="fp8", model=MODEL.model_copy(update={"hidden_size": 264})),
+        {"tensor_parallel": 1},
+        "no linear layer's sides are multiples of 16, as training.precision=fp8 asks",
+    ),
+    "fp8 tokens": (
+        run(precision="fp8", sequence_lengths=(128, 24)),
+        {"context_parallel": 1, "micro_batch_size": 1},
+        "micro_batch_size=1 × 24 tokens over context_parallel=1 are no multiple of 16, as training.precision=fp8 asks",
+    ),
     "stage": (run(), {"zero_stage": 4}, "zero_stage=4: DeepSpeed has stages 0 to 3"),
     "micro-batch": (
         run(),
