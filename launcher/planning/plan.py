@@ -12,6 +12,7 @@ from launcher.planning.layout import ActivationCheckpointing, Layout
 from launcher.planning.legality import Run, first_violation
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
 from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, nearest_misses
+from launcher.planning.precision import check_hardware_precision
 from launcher.planning.ranking import rank_key
 from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError
@@ -98,6 +99,7 @@ class _Planner:
         return PlanResult(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
 
     def _check_cluster(self) -> None:
+        check_hardware_precision(self.config.training.precision, self.hardware)
         most = self.hardware.max_ranks_per_node
         if most is not None and self.ranks_per_node > most:
             raise ConfigError(

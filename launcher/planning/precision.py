@@ -3,7 +3,7 @@
 from typing import Literal
 
 from launcher.planning.hardware import Hardware, load_hardware
-from megatrain.base.errors import MegatrainError
+from megatrain.base.errors import ConfigError, MegatrainError
 from megatrain.config import AUTO, Config
 from megatrain.config.file import load_own_config
 from megatrain.config.training import Precision
@@ -21,6 +21,15 @@ def with_precision(config: Config) -> Config:
         return config
     precision = _earlier(config) or fastest(load_hardware(config.cluster.hardware, config.cluster.gpus_per_node))
     return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+def check_hardware_precision(precision: str, hardware: Hardware) -> None:
+    """
+    Raises:
+        ConfigError: a GPU that does not multiply in it; a CPU emulates fp8.
+    """
+    if precision == "fp8" and hardware.device != "cpu" and hardware.fp8_tflops is None:
+        raise ConfigError(f"training.precision: fp8: {hardware.name} does not multiply in fp8. Try bf16.")
 
 
 def fastest(hardware: Hardware) -> Literal["bf16", "fp32"]:
