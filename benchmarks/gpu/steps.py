@@ -54,7 +54,7 @@ class Trainer:
 
     def __init__(
         self,
-        record: Recorder,
+        device: torch.device,
         *,
         model: str = "350M",
         length: int = 2048,
@@ -62,17 +62,15 @@ class Trainer:
         compiled: bool = True,
         **options: Any,
     ) -> None:
-        model, self.length = ("toy", 32) if record.toy else (model, length)
-        compiled = compiled and not record.toy
-        self.config = config_of(model, length=self.length, accumulation=ACCUMULATION, compiled=compiled, **options)
+        self.length = length
+        self.config = config_of(model, length=length, accumulation=ACCUMULATION, compiled=compiled, **options)
+        backend = "gloo" if device.type == "cpu" else "nccl"
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo" if record.toy else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         mesh = Mesh(Topology(world_size=1))
-        self.engine = build_engine(
-            self.config, mesh, deepspeed_config(self.config, 1), CausalLM(), device=record.device
-        )
+        self.engine = build_engine(self.config, mesh, deepspeed_config(self.config, 1), CausalLM(), device=device)
         initialize_weights(self.engine, self.config.model, self.config.run.seed)
-        self.batch = self._batch(packed, pin=not record.toy)
+        self.batch = self._batch(packed, pin=device.type != "cpu")
         self.tokens = self.batch.input_ids.numel() * ACCUMULATION
 
     def _batch(self, packed: bool, pin: bool) -> Batch:
@@ -109,7 +107,8 @@ class Trainer:
 
 
 def measure(record: Recorder, rung: str) -> None:
-    trainer = Trainer(record, **RUNGS[rung])
+    toy = {"model": "toy", "length": 32, "compiled": False} if record.toy else {}
+    trainer = Trainer(record.device, **RUNGS[rung] | toy)
     milliseconds = record.milliseconds(trainer.step, repeats=3)
     model, hardware = trainer.config.model, load_hardware("cpu" if record.toy else "h100-sxm", 1)
     compiled, precision = bool(trainer.config.parallel.compile), trainer.config.training.precision

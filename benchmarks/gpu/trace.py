@@ -13,7 +13,8 @@ TOP = 40
 
 def main() -> None:
     record = Recorder("trace")
-    trainer = Trainer(record, zero_stage=1, packed=True)
+    toy = {"model": "toy", "length": 32, "compiled": False} if record.toy else {}
+    trainer = Trainer(record.device, packed=True, **toy)
     for _ in range(3):
         trainer.step()
     if not record.toy:
