@@ -23,6 +23,7 @@ from megatrain.huggingface.reader import PretrainedReader
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
+from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 64,
@@ -89,6 +90,12 @@ def test_an_exported_configuration_is_the_same_model_to_transformers(name, tmp_p
         torch.testing.assert_close(again(input_ids=some_ids()).logits, theirs(input_ids=some_ids()).logits)
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert read_pretrained(tmp_path)[0] == section
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_packed_documents_never_see_each_other(name, tmp_path) -> None:
+    """Positions of each begin anew, behind RoBERTa's padding."""
+    check_packed(their_model(name), tmp_path, some_ids()[:2, :12])
 
 
 def test_what_pretraining_adds_is_read_past(tmp_path) -> None:
