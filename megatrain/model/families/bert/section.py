@@ -26,6 +26,9 @@ class BertSection(ModelSection):
     position_offset: NonNegative = Field(
         0, le=WIDEST, description="of the first position: 0 of BERT, 2 of RoBERTa, whose padding token has id 1"
     )
+    model_type: Literal["bert", "roberta"] | None = Field(
+        None, description="of transformers, as what it is exported; default: bert where position_offset is 0"
+    )
     type_vocab_size: Count = Field(2, le=WIDEST, description="token types, of which all tokens have the first")
     tie_word_embeddings: Literal[True] = True
     layer_norm_eps: Positive = Field(1e-12, le=1)
