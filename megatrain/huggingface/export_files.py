@@ -52,22 +52,19 @@ def _config(source: Source) -> dict[str, Any]:
     positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
     ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype)
     if not source.base:
-        return ours | _ids_of(source, ours["pad_token_id"])
+        return ours | _ids_of(source)
     kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}
     ids = {name: said[name] for name in _IDS if name in said}
     facts = {name: value for name, value in ours.items() if name not in _IDS}
     return kept | facts | ids | {"eos_token_id": _with_end(said.get("eos_token_id"), source.end_id)}
 
 
-def _ids_of(source: Source, padding: int | None) -> dict[str, int | None]:
+def _ids_of(source: Source) -> dict[str, int | None]:
     """
-    Args:
-        padding: the id that the family needs padding to have; None: any.
-
     Raises:
-        ConfigError: the tokenizer's is another.
+        ConfigError: the tokenizer pads with another id than the model needs.
     """
-    ids = _ids(source)
+    ids, padding = _ids(source), source.model.padding_id
     if padding is None:
         return ids
     if ids["pad_token_id"] not in (None, padding):

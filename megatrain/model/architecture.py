@@ -194,6 +194,11 @@ class ModelSection(Section):
         return None
 
     @property
+    def padding_id(self) -> int | None:
+        """The id that `transformers` needs a tokenizer's padding to have, to find the same positions; None: any."""
+        return None
+
+    @property
     def window_counts(self) -> Mapping[Window, int]:
         """How many layers attend to which positions; see model/window.py."""
         return {CAUSAL: self.num_hidden_layers}

@@ -92,4 +92,4 @@ def huggingface_config(section: BertSection) -> dict[str, Any]:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    return found | ({"pad_token_id": section.position_offset - 1} if kind == "roberta" else {})
+    return found | ({"pad_token_id": section.padding_id} if section.is_roberta else {})

@@ -47,5 +47,14 @@ class BertSection(ModelSection):
         return self.max_position_embeddings - self.position_offset
 
     @property
+    def is_roberta(self) -> bool:
+        return self.model_type == "roberta" or (self.model_type is None and self.position_offset > 0)
+
+    @property
+    def padding_id(self) -> int | None:
+        """Behind which a RoBERTa of `transformers` begins to count positions."""
+        return self.position_offset - 1 if self.is_roberta else None
+
+    @property
     def window_counts(self) -> Mapping[Window, int]:
         return {BIDIRECTIONAL: self.num_hidden_layers}

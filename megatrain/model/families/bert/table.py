@@ -63,7 +63,7 @@ def rows(section: BertSection) -> tuple[ParameterRow, ...]:
 
 def their_model(section: BertSection) -> Literal["bert", "roberta"]:
     """The model type of `transformers`: they differ in the names of their weights, and in where positions begin."""
-    return section.model_type or ("roberta" if section.position_offset else "bert")
+    return "roberta" if section.is_roberta else "bert"
 
 
 _HEADS = {
