@@ -1,12 +1,14 @@
 """BERT and RoBERTa of transformers: the same function, the same weights there and back."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
@@ -24,6 +26,7 @@ from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
+from megatrain.model.families.modernbert.section import ModernBertSection
 from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {
@@ -182,6 +185,27 @@ def test_padding_of_an_exported_roberta_is_where_its_positions_begin() -> None:
     assert json.loads(described(source(0, offset=0))["config.json"])["pad_token_id"] == 0, "of a BERT: any"
     with pytest.raises(ConfigError, match=r"model.position_offset: 2: transformers begins .* which is 0 in the run's"):
         described(source(0))
+
+
+def test_an_exported_encoder_names_the_tokens_around_a_text() -> None:
+    """By what the tokenizer's files say, or by their usual names; never those of somebody else's vocabulary."""
+    modernbert = ModernBertSection(**SMALL, intermediate_size=16)
+    for model in (source(None, offset=0).model, modernbert):
+        for vocabulary, said, ids in (
+            ({"[CLS]": 6, "[SEP]": 4}, {}, (6, 4)),
+            ({"<s>": 6, "</s>": 4}, {"cls_token": "<s>", "sep_token": {"content": "</s>"}}, (6, 4)),
+            ({}, {}, (None, None)),
+        ):
+            tokenizer = {
+                "tokenizer.json": json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 5} | vocabulary}}).encode(),
+                "tokenizer_config.json": json.dumps(said).encode(),
+            }
+            files = described(replace(source(None), model=model, tokenizer=tokenizer))
+            config = json.loads(files["config.json"])
+            assert (config["cls_token_id"], config["sep_token_id"]) == ids
+            read = AutoConfig.for_model(**config)
+            assert (read.cls_token_id, read.sep_token_id) == ids
+            assert "cls_token_id" not in json.loads(files["generation_config.json"])
 
 
 @pytest.mark.parametrize(

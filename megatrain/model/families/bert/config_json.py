@@ -91,5 +91,8 @@ def huggingface_config(section: BertSection) -> dict[str, Any]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
     }
     return found | ({"pad_token_id": section.padding_id} if section.is_roberta else {})
