@@ -250,7 +250,10 @@ class ModelFamily:
         model_types: of `transformers`, that are read as this family.
         read_huggingface_config: (config.json, its model type) -> a section, and the longest sequence that the model was
             made for, in tokens; raises ConfigError.
-        huggingface_prefix: what its names in `transformers` begin with that files may lack: "transformer.".
+        huggingface_prefix: what names of the bare model, without its head, begin with in `transformers`, and files may
+            lack: "transformer."; or a function of the section.
+        huggingface_head: patterns of the head's tensors, re.fullmatch: files of the bare model have none of them, and
+            they are drawn from the seed.
         huggingface_ignored: patterns of tensors in files that are not weights of it, such as buffers; re.fullmatch of
             the name with the prefix.
         huggingface_renamed: endings of names in old files, and what they are now.
@@ -267,7 +270,8 @@ class ModelFamily:
     huggingface_config: Callable[[Any], dict[str, Any]] | None = None
     model_types: tuple[str, ...] = ()
     read_huggingface_config: Callable[[Path, str], tuple[ModelSection, int]] | None = None
-    huggingface_prefix: str = ""
+    huggingface_prefix: str | Callable[[Any], str] = ""
+    huggingface_head: tuple[str, ...] = (r"lm_head\.weight",)
     huggingface_ignored: tuple[str, ...] = ()
     huggingface_renamed: Mapping[str, str] = field(default_factory=dict)
     huggingface_tied: tuple[str, ...] = ("lm_head.weight",)
