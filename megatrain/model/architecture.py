@@ -156,6 +156,7 @@ class ModelSection(Section):
     """What every family's `model:` section has. The planner's formulas ask for the properties."""
 
     is_causal: ClassVar[bool] = True  # no position sees a later one: a decoder, else an encoder
+    norm: ClassVar[Literal["rms", "fp32 rms", "layer"]] = "rms"  # torch's, in fp32 whatever the dtype, or LayerNorm
 
     family: str = "llama"
     num_hidden_layers: Count = Field(le=1_000_000, description="Transformer blocks")

@@ -14,6 +14,7 @@ class BertSection(ModelSection):
     """An encoder as BERT or RoBERTa, with the head of masked language modelling."""
 
     is_causal: ClassVar[bool] = False
+    norm: ClassVar = "layer"
 
     family: Literal["bert"] = "bert"
     num_attention_heads: Count = Field(le=WIDEST)
