@@ -1,5 +1,5 @@
-"""What a model's passes hold on one rank, in bytes, as closed formulas: after arXiv 2205.05198, section 4, for a Llama
-block with flash attention and no dropout, and for the ops as this project runs them.
+"""What a model's passes hold on one rank, in bytes, as closed formulas: after arXiv 2205.05198, section 4, for a block
+with flash attention and no dropout, and for the ops as this project runs them.
 
 Symbols: T = b·s tokens of a micro-batch, of each sequence a context-parallel rank's part, h hidden size, f intermediate
 size, V vocabulary, t tensor-parallel ranks, c bytes of a number in the compute dtype. With sequence parallelism the
@@ -8,6 +8,7 @@ norms see T/t of the tokens.
 
 from dataclasses import dataclass
 
+from launcher.planning.blocks import BlockShape, block_shape
 from launcher.planning.layout import Layout
 from launcher.planning.zero import number_bytes
 from megatrain.config import ModelSection
@@ -32,18 +33,21 @@ class _Widths:
     stream: float  # the residual stream
     whole: float  # what enters or leaves a parallel region
     norm: float  # kept inside a norm, besides its output
+    norms: float  # of them in a block
     queries: float
     keys: float  # or values
     statistics: float  # attention's, one fp32 number a head
-    mlp: float
+    mlp_inputs: float  # gate and up, or up alone
+    mlp_inside: float  # what the MLP makes of them
     swapped: float  # attention's output once more, as the all-to-all of context parallelism hands it back
     head_norms: float  # kept inside the norms of query and key heads, where there are any
 
     @property
     def everything(self) -> float:
-        """Without recomputation: norms, their outputs; q, k, v, attention's output; gate, up, silu(gate), product."""
+        """Without recomputation: norms; what enters attention and MLP; q, k, v, attention's output; gate, up,
+        silu(gate), product, or up and gelu(up)."""
         attention = 2 * self.queries + 2 * self.keys + self.statistics + self.swapped + self.head_norms
-        return 2 * (self.norm + self.whole) + attention + 4 * self.mlp
+        return self.norms * self.norm + 2 * self.whole + attention + self.mlp_inputs + self.mlp_inside
 
 
 def activation_bytes(
@@ -55,8 +59,9 @@ def activation_bytes(
         layout.tensor_parallel,
         number_bytes(precision),
     )
-    width = _widths(model, layout, c, fused_norm=compiled or device != "cpu")
-    everything = width.everything - (width.mlp if compiled else 0)  # a compiled block makes silu(gate) again
+    shape = block_shape(model)
+    width = _widths(model, shape, layout, c, device=device, compiled=compiled)
+    everything = width.everything
     kept, still_there = {
         "none": (everything, everything),
         "selective": _selective(width, layout, compiled),
@@ -64,12 +69,12 @@ def activation_bytes(
     }[layout.activation_checkpointing]
     if layout.activation_checkpointing != "none":
         still_there += width.stream  # what the first norm keeps is the block's input, which is there
-        if device == "cpu" and c == 2 and not compiled:
+        if device == "cpu" and c == 2 and not compiled and model.norm == "rms":
             still_there += (
                 width.norm / 2
             )  # measured: of the fp32 copies of a CPU's norms, one is there for a moment only
     # measured: gradients of gate and up, less what they have replaced by then
-    working = {"none": 1.8, "selective": 0.9, "full": 1.8}[layout.activation_checkpointing] * width.mlp
+    working = {"none": 0.9, "selective": 0.45, "full": 0.9}[layout.activation_checkpointing] * width.mlp_inputs
     vocabulary = model.padded_vocab_size / t
     fused_head = compiled and device != "cpu"
     chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
@@ -77,8 +82,10 @@ def activation_bytes(
     per_logit = 2 * c if fused_head else 4 + (c if c == 2 else 0)
     logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
     flash = 4 * model.attention_heads * model.head_size / t if device != "cpu" else 0  # the fp32 sum of dq
+    # around the blocks: what norms keep, and what a matrix of the head takes and gives
+    outside = shape.outer_norms * width.norm + 2 * shape.outer_matrices * width.stream
     return ActivationBytes(
-        kept=T * (model.num_hidden_layers * kept + width.norm),
+        kept=T * (model.num_hidden_layers * kept + outside),
         recomputed=T * (everything - still_there),
         working=T * (working + flash),
         head_gradients=4 * weight + T * c * h,
@@ -87,22 +94,39 @@ def activation_bytes(
     )
 
 
-def _widths(model: ModelSection, layout: Layout, c: int, *, fused_norm: bool) -> _Widths:
+def _widths(model: ModelSection, shape: BlockShape, layout: Layout, c: int, *, device: str, compiled: bool) -> _Widths:
     h, t = model.hidden_size, layout.tensor_parallel
+    mlp = c * model.mlp_width / t
+    # a compiled block makes silu(gate) again; and, where norms stand behind layers too, the stream between the two
+    made_again = (1 if shape.is_gated else 0) if compiled else 0
+    norms = shape.norms - 1 if compiled and shape.norms > 2 else shape.norms
     share = 1 / t if layout.sequence_parallel else 1
     heads = (model.attention_heads + model.key_value_heads) / t if model.normalizes_heads else 0.0
     return _Widths(
         stream=c * h * share,
         whole=c * h,
-        # a fused kernel keeps its input and one number per row; a CPU's ops the input and the quotient, both in fp32
-        norm=(c * h + 4 if fused_norm else 8 * h) * share,
+        norm=_norm_bytes(model, h, c, device=device, compiled=compiled) * share,
+        norms=norms,
         queries=c * model.attention_heads * model.head_size / t,
         keys=c * model.key_value_heads * model.head_size / t,
         statistics=4 * model.attention_heads / t,
-        mlp=c * model.mlp_width / t,
+        mlp_inputs=shape.mlp_inputs * mlp,
+        mlp_inside=(shape.mlp_inputs - made_again) * mlp,
         swapped=c * model.attention_heads * model.head_size / t if layout.context_parallel > 1 else 0.0,
-        head_norms=heads * (c * model.head_size + 4 if fused_norm else 8 * model.head_size),
+        head_norms=heads * _norm_bytes(model, model.head_size, c, device=device, compiled=compiled),
     )
+
+
+def _norm_bytes(model: ModelSection, width: int, c: int, *, device: str, compiled: bool) -> float:
+    """What a norm keeps of a row: a fused kernel its input and one or two fp32 numbers; a CPU's ops for RMSNorm, which
+    has no such kernel there, the input and the quotient, both in fp32."""
+    if model.norm == "layer":
+        return c * width + 8
+    if compiled:
+        return c * width + 4
+    if device == "cpu":
+        return 8 * width
+    return (4 if model.norm == "fp32 rms" else c) * width + 4
 
 
 def _selective(width: _Widths, layout: Layout, compiled: bool) -> tuple[float, float]:
@@ -112,7 +136,7 @@ def _selective(width: _Widths, layout: Layout, compiled: bool) -> tuple[float, f
     (parallel/activation_checkpointing.py). The backward pass uses q and k as they are after the rotation, and the
     results of the row-split matmuls not at all; a compiled block does not keep the last of them.
     """
-    useful = width.keys + width.queries + width.statistics + 2 * width.mlp
+    useful = width.keys + width.queries + width.statistics + width.mlp_inputs
     kept = width.stream + useful + width.queries + width.keys + (1 if compiled else 2) * width.whole
     if layout.context_parallel > 1:  # results of both all-to-alls; queries, keys and values are copied out of the first
         useful += width.swapped

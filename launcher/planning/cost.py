@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK_TOKENS
+from launcher.planning.blocks import block_shape
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
 from launcher.planning.legality import FP8_MULTIPLE
@@ -26,7 +27,6 @@ _UPDATE_BYTES = 14  # per parameter: reads a gradient, reads and writes the weig
 READ_TOKENS_A_SECOND = 136e6  # the loader's one thread, measured; it works behind the step
 # Host work a parameter tensor and step, over a plain loop, in seconds: 75 tensors, measured (ms 51, 60, 66, 102 of 49).
 HOST_SECONDS = {0: 0.03e-3, 1: 0.15e-3, 2: 0.23e-3, 3: 0.7e-3}
-TENSORS_PER_LAYER = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +153,12 @@ def block_time(
     stored = storage_precision(precision)
     rate = hardware.tflops(stored) * 1e12 * hardware.training_efficiency
     seen = model.seen(sequence_length) / model.num_hidden_layers  # causal: half of the sequence
-    # elements that elementwise ops read and write a token: norms and residuals, rotation (in fp32), gated activation
-    moved = 6 * h + 2 * (queries + keys) + 3 * f if compiled else 12 * h + 20 * (queries + keys) + 5 * f
+    shape = block_shape(model)
+    # elements that elementwise ops read and write a token: residuals and norms, rotation (in fp32), activation
+    rotation = (2 if compiled else 20) * (queries + keys) if shape.rotates else 0.0
+    stream = 2 * h + 2 * shape.norms * h if compiled else 6 * h + 3 * shape.norms * h
+    activation = (1 + shape.mlp_inputs) * f if compiled else (5 if shape.is_gated else 2) * f
+    moved = stream + rotation + activation
     products = [_matmul(T, k, n, precision if _fits_fp8(k, n) else stored, hardware) for k, n in shapes]
     rounded = [T * k + k * n for k, n in shapes if _fits_fp8(k, n)] if precision == "fp8" else []
     return BlockTime(
@@ -294,7 +298,7 @@ def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Ha
         gradient_bytes(layout, precision)
         + (_UPDATE_BYTES + 2 * layout.optimizer_state_bytes + _NORM_AND_CLIP_BYTES) / owners
     )
-    host = HOST_SECONDS[layout.zero_stage] * (TENSORS_PER_LAYER * model.num_hidden_layers + 3)
+    host = HOST_SECONDS[layout.zero_stage] * block_shape(model).tensors
     seconds = _moving(each * local_parameters(model, layout.tensor_parallel), hardware)
     return seconds + (host if hardware.device == "cpu" else 0.0)
 

@@ -13,6 +13,7 @@ from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, token
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import is_pretrained
+from megatrain.huggingface.names import drawn, wholes
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.run.inputs import base_run, load_run
 
@@ -50,7 +51,10 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
         return
     try:
         if config.model is not None:
-            weight_files(folder, config.model)
+            files = weight_files(folder, config.model)
+            if absent := drawn(files, wholes(config.model), config.model):
+                text = f"{folder}: has no head; drawn from run.seed: {', '.join(absent)}"
+                yield Finding("note", f"finetune.base: {text}")
         read_base(config.finetune.base)
     except MegatrainError as error:
         yield Finding("error", f"finetune.base: {error}", error.exit_code)

@@ -20,6 +20,7 @@ from launcher.preflight.finding import Finding
 from launcher.preflight.on_disk import (
     check_checkpoint,
     check_files,
+    check_padding,
     check_task_tokenizer,
     check_tokenizer,
     check_vocabulary,
@@ -125,6 +126,7 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
     findings += _data(resolved, progress) if isinstance(resolved, PretrainConfig) else _finetune(resolved)
     findings += check_own_copies(resolved, run)
     source, branched = origin(run, resolved)
+    findings += check_padding(resolved, source)
     findings += check_checkpoint(resolved, source, resume if branched is None else str(branched))
     if as_job and plan:
         findings += _time(resolved, plan)

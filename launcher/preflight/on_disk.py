@@ -17,7 +17,7 @@ from megatrain.data.examples.identity import check_same_examples, identity
 from megatrain.data.folder.index import read_index
 from megatrain.data.folder.manifest import SHORT_HASH_DIGITS, TOKENIZER, Manifest, read_manifest
 from megatrain.data.folder.storage import check_shards
-from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_sha256
+from megatrain.data.text.tokenizer_files import padding, read_tokenizer, tokenizer_sha256
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.run.directory import RunDir, parse_resume
 from megatrain.tasks.registry import TASKS, TaskSection
@@ -73,6 +73,33 @@ def check_task_tokenizer(task: TaskSection, path: str) -> Iterator[Finding]:
         yield Finding("error", str(error), error.exit_code)
     except MegatrainError:
         return  # reported by `check_tokenizer`
+
+
+def check_padding(config: Config, origin: RunDir) -> Iterator[Finding]:
+    """The tokenizer of a pretraining must pad with the id that the model needs.
+
+    Args:
+        origin: whose checkpoints it goes on from; where there are some, neither can change any more.
+    """
+    path = tokenizer_path(config)
+    if not isinstance(config, PretrainConfig) or config.model.padding_id is None or path is None:
+        return
+    wanted = config.model.padding_id
+    try:
+        token, number = padding(path)
+    except MegatrainError:
+        return  # reported by `check_tokenizer`
+    if number == wanted:
+        return
+    text = (
+        f"model.position_offset: {wanted + 1}: positions of a RoBERTa begin behind the id of padding, in transformers, "
+        f"and {path} pads with {token!r}, id {number}: this would not be exported."
+    )
+    if origin.steps():
+        yield Finding("warning", text)
+    else:
+        fix = f"Set it to {number + 1}, or to 0 and leave model_type out, for a BERT."
+        yield Finding("error", f"{text} {fix}", ExitCode.USAGE)
 
 
 def check_checkpoint(config: Config, run: RunDir, resume: str) -> Iterator[Finding]:

@@ -97,5 +97,7 @@ def config_json(
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
+        # of encoders; null, where transformers would take a vocabulary's of its own for them
+        **({} if config.is_causal else {"cls_token_id": None, "sep_token_id": None}),
         **family.huggingface_config(config),  # where positions are learned, it says how many
     }

@@ -17,7 +17,8 @@ from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.huggingface.config_json import CONFIG, GENERATION_CONFIG, config_json
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_TOKENS = ("bos_token", "eos_token", "pad_token")
+_ENCODER_IDS = ("cls_token_id", "sep_token_id")
+_USUAL = {"cls_token": "[CLS]", "sep_token": "[SEP]"}  # where the tokenizer's files do not name them
 # Of a base's config.json, what is true of its weights and code only.
 _LEFT_OUT = ("quantization_config", "compression_config", "auto_map", "_name_or_path")
 
@@ -52,22 +53,21 @@ def _config(source: Source) -> dict[str, Any]:
     positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
     ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype)
     if not source.base:
-        return ours | _ids_of(source, ours["pad_token_id"])
+        return ours | _ids_of(source)
     kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}
-    ids = {name: said[name] for name in _IDS if name in said}
-    facts = {name: value for name, value in ours.items() if name not in _IDS}
+    names = _id_names(source.model)
+    ids = {name: said[name] for name in names if name in said}
+    # dropout is no fact of the weights: what they said of it, or transformers says for them, stays
+    facts = {name: value for name, value in ours.items() if name not in names and "drop" not in name}
     return kept | facts | ids | {"eos_token_id": _with_end(said.get("eos_token_id"), source.end_id)}
 
 
-def _ids_of(source: Source, padding: int | None) -> dict[str, int | None]:
+def _ids_of(source: Source) -> dict[str, int | None]:
     """
-    Args:
-        padding: the id that the family needs padding to have; None: any.
-
     Raises:
-        ConfigError: the tokenizer's is another.
+        ConfigError: the tokenizer pads with another id than the model needs.
     """
-    ids = _ids(source)
+    ids, padding = _ids(source), source.model.padding_id
     if padding is None:
         return ids
     if ids["pad_token_id"] not in (None, padding):
@@ -113,16 +113,21 @@ def _tokenizer_config(source: Source, positions: int) -> dict[str, Any]:
 
 def _ids(source: Source) -> dict[str, int | None]:
     """Of the tokens that the tokenizer of a model pretrained here names."""
+    names = _id_names(source.model)
     if not source.tokenizer:
-        return dict.fromkeys(_IDS)
-    said = _parsed(source.tokenizer, TOKENIZER_CONFIG)
+        return dict.fromkeys(names)
+    said = _USUAL | _parsed(source.tokenizer, TOKENIZER_CONFIG)
     ids = parse_vocabulary(source.tokenizer[TOKENIZER], TOKENIZER).ids
-    found = {name: ids.get(token_text(said.get(token)) or "") for name, token in zip(_IDS, _TOKENS, strict=True)}
+    found = {name: ids.get(token_text(said.get(name.removesuffix("_id"))) or "") for name in names}
     if found["pad_token_id"] is None:
         found["pad_token_id"] = ids.get(source.pad_token or "")
     rows = source.model.padded_vocab_size
     named = found | {"eos_token_id": source.end_id}
     return {name: number if number is not None and number < rows else None for name, number in named.items()}
+
+
+def _id_names(model: ModelSection) -> tuple[str, ...]:
+    return _IDS if model.is_causal else (*_IDS, *_ENCODER_IDS)
 
 
 def _parsed(files: Files, name: str) -> dict[str, Any]:

@@ -128,8 +128,7 @@ def recognised(
     read past.
     """
     family = FAMILIES.get(config.family)
-    prefix = family.huggingface_prefix
-    is_bare = bool(prefix) and not any(name.startswith(prefix) for name in found)
+    prefix, is_bare = _prefix(config), _is_bare(found, config)
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (_COMPUTED, *family.huggingface_ignored)))
     copies = family.huggingface_tied if config.tie_word_embeddings else ()
     stored, unknown = {}, []
@@ -143,6 +142,25 @@ def recognised(
         elif not any(candidate in copies or ignored.fullmatch(candidate) for candidate in candidates):
             unknown.append(name)
     return stored, unknown
+
+
+def drawn(found: Collection[str], wanted: Collection[str], config: ModelSection) -> list[str]:
+    """The tensors of the head, of those that are wanted, where files are of the bare model: it has no head, and a start
+    draws them from its seed. Files that have a part of the head have lost the rest, and files of a whole model all."""
+    stored, _ = recognised(found, wanted, config)
+    pattern = re.compile("|".join(f"(?:{one})" for one in FAMILIES.get(config.family).huggingface_head))
+    head = [name for name in wanted if pattern.fullmatch(name)]
+    return head if _is_bare(found, config) and not stored.keys() & set(head) else []
+
+
+def _prefix(config: ModelSection) -> str:
+    prefix = FAMILIES.get(config.family).huggingface_prefix
+    return prefix if isinstance(prefix, str) else prefix(config)
+
+
+def _is_bare(found: Collection[str], config: ModelSection) -> bool:
+    prefix = _prefix(config)
+    return bool(prefix) and not any(name.startswith(prefix) for name in found)
 
 
 def _renewed(name: str, endings: Mapping[str, str]) -> str:

@@ -19,9 +19,10 @@ from torch.futures import Future
 
 from megatrain.base.errors import CheckpointError
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import recognised, shapes, slices_of, their_tensor, wholes
+from megatrain.huggingface.names import drawn, recognised, shapes, slices_of, their_tensor, wholes
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.architecture import row_of
+from megatrain.model.initialization import write_initial_weight
 
 _KIND = "weight."  # what names of weights begin with in our checkpoints
 
@@ -29,15 +30,24 @@ _KIND = "weight."  # what names of weights begin with in our checkpoints
 class PretrainedReader(StorageReader):
     """Reads the weights of a model folder under the names of our checkpoints.
 
+    Args:
+        seed: of a head that the folder lacks; see `names.drawn`.
+
+    Attributes:
+        drawn: names of such a head's tensors, as transformers has them.
+
     Raises:
         CheckpointError: as `weight_files.weight_files`; or a file has changed since.
     """
 
-    def __init__(self, folder: Path, model: ModelSection) -> None:
+    def __init__(self, folder: Path, model: ModelSection, seed: int) -> None:
         self._model = model
+        self._seed = seed
         self._shapes = shapes(model)
         self._files = weight_files(folder, model)
-        self._stored, _ = recognised(self._files, wholes(model), model)
+        wanted = wholes(model)
+        self._stored, _ = recognised(self._files, wanted, model)
+        self.drawn = tuple(drawn(self._files, wanted, model))
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""
@@ -67,15 +77,19 @@ class PretrainedReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Of each tensor only the chunks that this rank needs, cast to what it holds."""
+        """Of each tensor the chunks that this rank needs, cast to what it holds; of a missing head, drawn."""
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for item in plan.items:
                 row = row_of(self._model, item.storage_index.fqn.removeprefix(_KIND))
                 theirs = their_tensor(row)
+                target = planner.resolve_tensor(item).detach()
+                if theirs.name in self.drawn:
+                    write_initial_weight(row, [(item.storage_offsets, target)], self._seed)
+                    planner.commit_tensor(item, target)
+                    continue
                 name = self._stored[theirs.name]
                 file = self._files[name]
-                target = planner.resolve_tensor(item).detach()
                 try:
                     if file not in opened:
                         opened[file] = stack.enter_context(safe_open(file, framework="pt"))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import VALUES_LIMIT, open_regular, parse_json, parse_model, read_model, reason, recognise
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import count, recognised, wholes
+from megatrain.huggingface.names import count, drawn, recognised, wholes
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -57,6 +57,8 @@ class _Place(NamedTuple):
 def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
     """The safetensors file of each tensor of the model, by the name that it has in there. Reads headers only.
 
+    Of the bare model's files those of the head are left out: see `names.drawn`.
+
     Raises:
         CheckpointError: there are none; one is damaged, cut short, or of another save; a tensor is missing, has another
             shape, is stored as something other than floating-point numbers, or is not of this architecture.
@@ -70,7 +72,8 @@ def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
         )
     wanted = wholes(config)
     stored, unknown = recognised(found, wanted, config)
-    wrong = [f"{path}: {name}: is missing" for name in wanted.keys() - stored.keys()]
+    missing = wanted.keys() - stored.keys() - set(drawn(found, wanted, config))
+    wrong = [f"{path}: {name}: is missing" for name in missing]
     for full, name in stored.items():
         shape, place = wanted[full].shape, found[name]
         if place.shape != shape:

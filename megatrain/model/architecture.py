@@ -156,6 +156,7 @@ class ModelSection(Section):
     """What every family's `model:` section has. The planner's formulas ask for the properties."""
 
     is_causal: ClassVar[bool] = True  # no position sees a later one: a decoder, else an encoder
+    norm: ClassVar[Literal["rms", "fp32 rms", "layer"]] = "rms"  # torch's, in fp32 whatever the dtype, or LayerNorm
 
     family: str = "llama"
     num_hidden_layers: Count = Field(le=1_000_000, description="Transformer blocks")
@@ -191,6 +192,11 @@ class ModelSection(Section):
     @property
     def longest_sequence(self) -> int | None:
         """In tokens, where positions are learned; None: any."""
+        return None
+
+    @property
+    def padding_id(self) -> int | None:
+        """The id that `transformers` needs a tokenizer's padding to have, to find the same positions; None: any."""
         return None
 
     @property
@@ -245,7 +251,10 @@ class ModelFamily:
         model_types: of `transformers`, that are read as this family.
         read_huggingface_config: (config.json, its model type) -> a section, and the longest sequence that the model was
             made for, in tokens; raises ConfigError.
-        huggingface_prefix: what its names in `transformers` begin with that files may lack: "transformer.".
+        huggingface_prefix: what names of the bare model, without its head, begin with in `transformers`, and files may
+            lack: "transformer."; or a function of the section.
+        huggingface_head: patterns of the head's tensors, re.fullmatch: files of the bare model have none of them, and
+            they are drawn from the seed.
         huggingface_ignored: patterns of tensors in files that are not weights of it, such as buffers; re.fullmatch of
             the name with the prefix.
         huggingface_renamed: endings of names in old files, and what they are now.
@@ -262,7 +271,8 @@ class ModelFamily:
     huggingface_config: Callable[[Any], dict[str, Any]] | None = None
     model_types: tuple[str, ...] = ()
     read_huggingface_config: Callable[[Path, str], tuple[ModelSection, int]] | None = None
-    huggingface_prefix: str = ""
+    huggingface_prefix: str | Callable[[Any], str] = ""
+    huggingface_head: tuple[str, ...] = (r"lm_head\.weight",)
     huggingface_ignored: tuple[str, ...] = ()
     huggingface_renamed: Mapping[str, str] = field(default_factory=dict)
     huggingface_tied: tuple[str, ...] = ("lm_head.weight",)

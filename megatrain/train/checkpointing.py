@@ -112,8 +112,9 @@ class Checkpointer:
         self._store.set_aside(after=state.step)
         return Position(progress, state.loader_state(), folder)
 
-    def load_weights(self, base: Path) -> Path:
-        """Start from other weights, with a fresh optimizer; returns the checkpoint, or the model folder, that was read.
+    def load_weights(self, base: Path) -> tuple[Path, tuple[str, ...]]:
+        """Start from other weights, with a fresh optimizer; returns the checkpoint, or the model folder, that was read,
+        and the tensors that it had not, which were drawn from the seed.
 
         Args:
             base: a run, for its newest checkpoint that verifies, one of its checkpoints, or a model in Hugging Face's
@@ -123,10 +124,10 @@ class Checkpointer:
             CheckpointError: there is none, it is damaged, or of another model.
         """
         if is_pretrained(base):
-            reader = PretrainedReader(base, self._config.model)
+            reader = PretrainedReader(base, self._config.model, self._config.run.seed)
             self._store.load(base, self._engine.sharded_state(weights_only=True), reader)
             self._engine.after_load(optimizer_step=0)
-            return base
+            return base, reader.drawn
         run, checkpoint = locate(base)
         if checkpoint is None:
             newest = self._store.newest_valid(run)
@@ -138,7 +139,7 @@ class Checkpointer:
         self._check_model(folder, read_state(folder).model)
         self._store.load(folder, self._engine.sharded_state(weights_only=True))
         self._engine.after_load(optimizer_step=0)
-        return folder
+        return folder, ()
 
     def _choose(self, wanted: str) -> Path | None:
         step = parse_resume(wanted)

@@ -36,7 +36,10 @@ def restore(
     position = checkpointer.resume(resume)
     if position.checkpoint is None:
         if isinstance(config, ResolvedFinetune):
-            console.line(f"weights: from {checkpointer.load_weights(Path(config.finetune.base))}")
+            found, drawn = checkpointer.load_weights(Path(config.finetune.base))
+            console.line(f"weights: from {found}")
+            if drawn:
+                console.line(f"weights: {found} has no head; drawn from run.seed: {', '.join(drawn)}")
         else:
             initialize_weights(engine, config.model, config.run.seed, beat=beat)
     elif position.loader is not None:

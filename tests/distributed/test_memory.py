@@ -7,6 +7,7 @@ from launcher.planning.layout import Layout
 from launcher.planning.memory import estimate_memory
 from launcher.planning.zero import local_parameters, zero_bytes
 from tests.distributed.memory import CASES, MODELS, Case, measure, started
+from tests.distributed.memory_families import OTHER_FAMILIES
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -27,6 +28,20 @@ def test_predicted_bytes_are_there(ranks: RankPool, case) -> None:
     zero = zero_bytes(case.model, case.layout, case.precision)
     assert zero.standing + zero.starting == pytest.approx(measured.start, rel=0.01)
     assert predicted.total - predicted.process >= measured.peak, "with its margin, it holds what the run allocates"
+
+
+@pytest.mark.parametrize("case", OTHER_FAMILIES, ids=str)
+def test_the_bytes_of_other_families_are_there(ranks: RankPool, case) -> None:
+    measured = ranks.run(case.layout.world_size, measure, case)[0]
+    predicted = estimate_memory(
+        case.model,
+        case.layout,
+        sequence_length=case.sequence_length,
+        precision=case.precision,
+        hardware=load_hardware("cpu", 1),
+    )
+    print(f"{case.name}: {predicted.tensors:,} ({predicted.peak}) of {measured.peak:,} ({measured.moment})")
+    assert predicted.tensors == pytest.approx(measured.peak, rel=0.1)
 
 
 def test_eight_ranks_build_a_partitioned_model_within_the_plan(ranks: RankPool) -> None:

@@ -1,10 +1,11 @@
 """Weights in Hugging Face's format are read by any layout, and compute what transformers computes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.read import read_tensors
@@ -12,6 +13,8 @@ from megatrain.huggingface.config_json import read_pretrained
 from megatrain.huggingface.export import export
 from megatrain.huggingface.names import from_huggingface
 from megatrain.huggingface.reader import PretrainedReader
+from megatrain.model.architecture import row_of
+from megatrain.model.initialization import initial_weight
 from megatrain.run.directory import RunDir
 from tests.distributed.layouts import Layout, Run, config_of, documents, global_batch, model_section
 from tests.distributed.ranks import RankPool
@@ -51,7 +54,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded_loss(layout: Layout, base: str, folder: str) -> float:
+def loaded_loss(layout: Layout, base: str, folder: str, drawn: tuple[str, ...] = ()) -> float:
     """Start from a model folder; the summed loss of a batch, and a checkpoint of what was loaded."""
     from megatrain.checkpoint.store import CheckpointStore
     from megatrain.train.checkpointing import Checkpointer
@@ -59,7 +62,7 @@ def loaded_loss(layout: Layout, base: str, folder: str) -> float:
     run = Run(layout)
     store = CheckpointStore(RunDir(folder), run.mesh.control_group, layout="", keep_last=1, report=print)
     checkpointer = Checkpointer(config_of(layout), run.engine, store)
-    assert checkpointer.load_weights(Path(base)) == Path(base)
+    assert checkpointer.load_weights(Path(base)) == (Path(base), drawn)
     checkpointer.save(0, {})
     loss = sum(run.engine.evaluate(batch)["loss"] for batch in run.micro_batches(0))
     torch.distributed.all_reduce(loss, group=run.mesh.dp_cp_group)
@@ -92,6 +95,31 @@ def test_any_layout_reads_its_slices(ranks: RankPool, theirs: Path, tmp_path: Pa
     assert losses[0] == pytest.approx(float(wanted), rel=1e-5 if layout.precision == "fp32" else 1e-2)
 
 
+def test_a_head_that_is_not_there_is_drawn_the_same_on_any_layout(
+    ranks: RankPool, theirs: Path, tmp_path: Path
+) -> None:
+    """Of a folder of the bare model, as of LlamaModel."""
+    files: dict[str, torch.Tensor] = {}
+    for file in theirs.glob("*.safetensors"):
+        files |= load_file(file)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(theirs / "config.json", bare)
+    head = "lm_head.weight"
+    save_file(
+        {name.removeprefix("model."): tensor for name, tensor in files.items() if name != head},
+        bare / "model.safetensors",
+    )
+    layout = Layout(1, 2, 2, sequence_parallel=True)
+    ranks.run(layout.world_size, loaded_loss, layout, str(bare), str(tmp_path), (head,))
+    expected = from_huggingface(files, model_section())
+    seed = config_of(layout).run.seed
+    expected["head.weight"] = initial_weight(row_of(model_section(), "head.weight"), seed)
+    got = read_tensors(RunDir(tmp_path).step(0), kind="weight")
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], tensor.float()) for name, tensor in expected.items())
+
+
 def test_what_is_exported_is_read_again(ranks: RankPool, theirs: Path, tmp_path: Path) -> None:
     """From their format into a checkpoint and back: the same bits."""
     from megatrain.config.file import dump_config
@@ -108,10 +136,10 @@ def test_what_is_exported_is_read_again(ranks: RankPool, theirs: Path, tmp_path:
 
 def test_what_does_not_fit_is_named(theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no \*.safetensors. Weights in pickles"):
-        PretrainedReader(tmp_path, model_section())
+        PretrainedReader(tmp_path, model_section(), seed=0)
     wider = model_section().model_copy(update={"intermediate_size": 96, "num_hidden_layers": 4})
     with pytest.raises(CheckpointError) as caught:
-        PretrainedReader(theirs, wider)
+        PretrainedReader(theirs, wider, seed=0)
     said = str(caught.value)
     assert "model.layers.3.mlp.up_proj.weight: is missing" in said
     assert "model.layers.0.mlp.up_proj.weight: has shape (88, 72), the model section says (96, 72)" in said

@@ -1,12 +1,14 @@
 """BERT and RoBERTa of transformers: the same function, the same weights there and back."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
@@ -18,21 +20,27 @@ from transformers import (
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
 from megatrain.huggingface.export_files import Source, described
-from megatrain.huggingface.names import from_huggingface, to_huggingface
+from megatrain.huggingface.names import from_huggingface, to_huggingface, wholes
 from megatrain.huggingface.reader import PretrainedReader
 from megatrain.huggingface.weight_files import weight_files
+from megatrain.model.architecture import FAMILIES
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
+from megatrain.model.families.modernbert.section import ModernBertSection
+from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {
     "num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 64,
     "initializer_range": 0.3, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
+SMALL: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 8}
 THEIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "bert": (BertConfig, BertForMaskedLM, {"max_position_embeddings": 32}),
     "bert-one-type": (BertConfig, BertForMaskedLM, {"max_position_embeddings": 40, "type_vocab_size": 1}),
     "roberta": (RobertaConfig, RobertaForMaskedLM, {"max_position_embeddings": 34, "layer_norm_eps": 1e-5}),
+    "roberta-from-0": (RobertaConfig, RobertaForMaskedLM, {"max_position_embeddings": 32, "pad_token_id": -1}),
+    "roberta-from-1": (RobertaConfig, RobertaForMaskedLM, {"max_position_embeddings": 33, "pad_token_id": 0}),
 }
 
 
@@ -91,6 +99,12 @@ def test_an_exported_configuration_is_the_same_model_to_transformers(name, tmp_p
     assert read_pretrained(tmp_path)[0] == section
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_packed_documents_never_see_each_other(name, tmp_path) -> None:
+    """Positions of each begin anew, behind RoBERTa's padding."""
+    check_packed(their_model(name), tmp_path, some_ids()[:2, :12])
+
+
 def test_what_pretraining_adds_is_read_past(tmp_path) -> None:
     """A pooler, and a head of next-sentence prediction."""
     torch.manual_seed(0)
@@ -125,8 +139,24 @@ def test_norms_under_their_old_names_are_read(tmp_path) -> None:
     assert weight_files(tmp_path, section).keys() == renamed.keys()
     expected = from_huggingface(state, section)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in from_huggingface(renamed, section).items())
-    reader = PretrainedReader(tmp_path, section)
+    reader = PretrainedReader(tmp_path, section, seed=0)
     assert set(reader._stored.values()) == renamed.keys()
+
+
+def test_a_roberta_is_known_by_its_model_type(tmp_path) -> None:
+    """Wherever its positions begin; where position_offset says so, as it has been said of old."""
+    for padding, model_type in ((-1, "roberta"), (0, None), (1, None)):
+        (tmp_path / "config.json").write_text(json.dumps(SIZES | {"model_type": "roberta", "pad_token_id": padding}))
+        section, longest = read_pretrained(tmp_path)
+        assert (section.model_type, section.position_offset, longest) == (model_type, padding + 1, 511 - padding)
+        assert config_json(section, max_position_embeddings=8)["pad_token_id"] == padding
+        assert next(iter(wholes(section))).startswith("roberta.")
+
+
+def test_a_bert_with_an_offset_is_refused() -> None:
+    section = BertSection(**SMALL, model_type="bert", position_offset=2)
+    (issue,) = FAMILIES.get("bert").issues(section)
+    assert issue[:3] == ("position_offset", 2, "positions of model.model_type 'bert' begin at 0")
 
 
 def source(padding: int | None, *, offset: int = 2) -> Source:
@@ -157,6 +187,27 @@ def test_padding_of_an_exported_roberta_is_where_its_positions_begin() -> None:
         described(source(0))
 
 
+def test_an_exported_encoder_names_the_tokens_around_a_text() -> None:
+    """By what the tokenizer's files say, or by their usual names; never those of somebody else's vocabulary."""
+    modernbert = ModernBertSection(**SMALL, intermediate_size=16)
+    for model in (source(None, offset=0).model, modernbert):
+        for vocabulary, said, ids in (
+            ({"[CLS]": 6, "[SEP]": 4}, {}, (6, 4)),
+            ({"<s>": 6, "</s>": 4}, {"cls_token": "<s>", "sep_token": {"content": "</s>"}}, (6, 4)),
+            ({}, {}, (None, None)),
+        ):
+            tokenizer = {
+                "tokenizer.json": json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 5} | vocabulary}}).encode(),
+                "tokenizer_config.json": json.dumps(said).encode(),
+            }
+            files = described(replace(source(None), model=model, tokenizer=tokenizer))
+            config = json.loads(files["config.json"])
+            assert (config["cls_token_id"], config["sep_token_id"]) == ids
+            read = AutoConfig.for_model(**config)
+            assert (read.cls_token_id, read.sep_token_id) == ids
+            assert "cls_token_id" not in json.loads(files["generation_config.json"])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -166,9 +217,12 @@ def test_padding_of_an_exported_roberta_is_where_its_positions_begin() -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings: is False; megatrain has"),
         ({"num_attention_heads": 5}, "num_attention_heads: 5: does not divide model.hidden_size (24)"),
         (
-            {"model_type": "roberta", "pad_token_id": 600},
-            "position_offset: 601: leaves no position of model.max_position_embeddings (512)",
+            {"model_type": "roberta", "pad_token_id": 64},
+            "pad_token_id: is 64; positions of a 'roberta' begin behind it, so that it must be from -1 to 63. Write",
         ),
+        ({"model_type": "roberta", "pad_token_id": 3, "max_position_embeddings": 4}, "pad_token_id: is 3; positions"),
+        ({"model_type": "roberta", "pad_token_id": -2}, "pad_token_id: is -2; positions of a 'roberta' begin"),
+        ({"model_type": "roberta", "pad_token_id": None}, "pad_token_id: is null; positions of a 'roberta' begin"),
     ],
 )
 def test_what_the_architecture_has_not_is_refused(change, said, tmp_path) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 
 import pytest
+import transformers
 
 from megatrain.base.errors import ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
+from megatrain.model.architecture import FAMILIES
 from megatrain.model.rope import Llama3Scaling
 
 SCALING = Llama3Scaling(factor=8.0, high_freq_factor=3.0, original_max_position_embeddings=16)
@@ -91,3 +94,29 @@ def test_a_named_pipe_is_not_waited_for(tmp_path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ConfigError, match="it is a named pipe"):
         read_pretrained(tmp_path)
+
+
+# heads of other tasks, how to run it, and what older files are read with
+NOT_OF_THE_MODEL = (
+    r"classifier_.*|summary_.*|sparse_.*|use_cache|transformers_version|pretraining_tp|initializer_cutoff_factor"
+    r"|deterministic_flash_attn|_sliding_window_pattern"
+)
+WIDER = {"attention_bias": True}, {"qk_norm": True}, {"sliding_window": 8}
+SECTIONS = [(name, {}) for name in ("llama", "gpt", "bert", "modernbert", "gemma3")]
+SECTIONS += [("llama", more) for more in WIDER] + [("bert", {"position_offset": 2})]
+
+
+@pytest.mark.parametrize(("family", "more"), SECTIONS)
+def test_what_transformers_would_write_of_the_model_is_said(family, more, tmp_path) -> None:
+    """What config.json leaves out, transformers fills in from defaults of its own: of dropout, or of special tokens."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "vocab_size": 64}
+    kind = FAMILIES.get(family).section
+    inner = {"intermediate_size": 40} if "intermediate_size" in kind.model_fields else {}
+    content = config_json(kind(**sizes, **inner, **more), max_position_embeddings=32)
+    transformers.AutoConfig.for_model(**content).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert [name for name in saved.keys() - content.keys() if not re.fullmatch(NOT_OF_THE_MODEL, name)] == []
+    assert {name: saved[name] for name in saved.keys() & content.keys()} == {
+        name: content[name] for name in saved.keys() & content.keys()
+    }
+    assert not any(value for name, value in saved.items() if "dropout" in name and not name.startswith("summary"))

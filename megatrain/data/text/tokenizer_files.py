@@ -67,6 +67,18 @@ def pad_token(files: Files) -> str | None:
     return token_text(said)
 
 
+def padding(path: str) -> tuple[str | None, int]:
+    """The token that rows are padded with, and its id: the tokenizer's padding, or else the end of a document.
+
+    Raises:
+        DataError, PreflightError: as `Tokenizer.load`.
+    """
+    from megatrain.data.text.tokenizer import Tokenizer  # the `tokenizers` library takes a while
+
+    loaded = Tokenizer.load(tokenizer_file(path))
+    return loaded.pad_token, loaded.pad_id
+
+
 def token_text(token: object) -> str | None:
     """transformers writes a token as its text, or as an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token

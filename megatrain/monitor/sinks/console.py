@@ -176,12 +176,11 @@ class Console:
         if checkpoint:
             lines.append(f"  checkpoint  {checkpoint}")
         run = copyable(self._run.path)
-        lines += [
-            "next:",
-            f'  megatrain generate {run} "Once upon a time"',
-            f"  megatrain tensorboard {run}",
-        ]
-        return lines
+        if self._config.model.is_causal:
+            tried = f'megatrain generate {run} "Once upon a time"'
+        else:  # an encoder continues no text
+            tried = f"megatrain export {run} {copyable(Path('exported', self._run.path.name))}"
+        return [*lines, "next:", f"  {tried}", f"  megatrain tensorboard {run}"]
 
 
 class _Bar:

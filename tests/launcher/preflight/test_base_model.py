@@ -49,6 +49,18 @@ def test_a_base_that_will_do(llama):
     assert findings() == []
 
 
+def test_a_base_without_a_head_is_told(llama, model):
+    """It is drawn from the seed."""
+    weights = {their_name(name, model): torch.zeros(shape) for name, shape in shapes(model).items()}
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    save_file(bare, llama / "model.safetensors")
+    (found,) = findings()
+    assert (found.level, found.text) == (
+        "note",
+        "finetune.base: llama: has no head; drawn from run.seed: lm_head.weight",
+    )
+
+
 def test_tokens_beyond_the_embedding(llama):
     write_tokenizer(llama, "<s>", "</s>", "<|im_start|>", "<pad>", pad_token="<pad>")
     (found,) = findings()

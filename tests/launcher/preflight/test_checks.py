@@ -1,6 +1,7 @@
 """What can be known before a GPU is held is found, all at once, and with the exit code of its kind."""
 
 import collections
+import hashlib
 import json
 import os
 import shutil
@@ -237,6 +238,49 @@ def test_another_tokenizer_than_the_datas(tiny, here):
     assert "tokenizer.path: gone: cannot be read: No such file" in text
     (text,) = texts(tiny("tokenizer.path=/etc/passwd"))
     assert "tokenizer.path: /etc/passwd: is no tokenizer.json" in text
+
+
+ROBERTA = (
+    "model={family: bert, num_hidden_layers: 2, hidden_size: 64, num_attention_heads: 4, vocab_size: 512, "
+    "position_offset: 2}",
+    "task.name=masked_lm",
+    "tokenizer.path=tok",
+)
+
+
+def test_a_roberta_needs_padding_where_its_positions_begin(tiny, here):
+    """Else it would be refused at the export, after the run."""
+
+    def tokenizer(*tokens, **config):
+        write_tokenizer(here / "tok", *tokens, **config)
+        content = json.loads((here / "tok/tokenizer.json").read_text())
+        for token in content["added_tokens"]:  # as the `tokenizers` library reads it
+            token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+        (here / "tok/tokenizer.json").write_text(json.dumps(content))
+        sha256 = hashlib.sha256((here / "tok/tokenizer.json").read_bytes()).hexdigest()
+        shutil.rmtree(here / "data/train", ignore_errors=True)
+        write_data(here / "data/train", tokenizer_sha256=sha256)
+
+    tokenizer("</s>", "<mask>", first_id=2, pad_token="b")
+    assert findings(tiny(*ROBERTA)) == []
+    tokenizer("</s>", "<mask>", "<pad>", first_id=2)
+    (found,) = findings(tiny(*ROBERTA))
+    assert (found.level, found.code) == ("error", ExitCode.USAGE)
+    assert found.text.startswith("model.position_offset: 2: positions of a RoBERTa begin behind the id of padding")
+    assert "tok pads with '<pad>', id 4" in found.text
+    assert "Set it to 5, or to 0" in found.text
+    assert findings(tiny(*ROBERTA, "model.position_offset=5")) == []
+    assert findings(tiny(*ROBERTA, "model.position_offset=0")) == [], "a BERT has any"
+    assert [one.level for one in findings(tiny(*ROBERTA, "model.position_offset=0", "model.model_type=roberta"))] == [
+        "error"
+    ]
+    config = tiny(*ROBERTA)
+    saved(run_folder(config), 4, config.model.model_dump(mode="json"))
+    (found,) = findings(config)
+    assert found.level == "warning", "a run that has begun cannot change it any more"
+    tokenizer("</s>", "<mask>", first_id=2)
+    (found,) = findings(tiny(*ROBERTA, "run.name=other"))
+    assert "tok pads with '</s>', id 2" in found.text, "no padding of its own"
 
 
 def saved(run, step, model, sources=None):

@@ -7,6 +7,7 @@ import pytest
 
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig, TrainingSection
+from megatrain.model.families.bert.section import BertSection
 from megatrain.monitor.sinks.console import Console
 from megatrain.run.directory import RunDir
 
@@ -136,9 +137,19 @@ def test_the_page_at_the_end(console, run, stream, step_metrics):
         "3.412 training, 3.39 validation",
         "2.50B",
         "runs/llama-125m/checkpoints/step-00004769",
+        'megatrain generate runs/llama-125m "Once upon a time"',
         "megatrain tensorboard runs/llama-125m",
     ):
         assert part in text
+
+
+def test_an_encoder_is_exported_since_it_continues_no_text(config, run, stream):
+    encoder = BertSection(num_hidden_layers=2, hidden_size=64, num_attention_heads=4, vocab_size=512)
+    console = Console(config.model_copy(update={"model": encoder}), run, rank=0, world_size=64, stream=stream)
+    console.end(4769, seconds=3720, checkpoint=run.step(4769))
+    text = stream.getvalue()
+    assert "  megatrain export runs/llama-125m exported/llama-125m\n" in text
+    assert "megatrain generate" not in text
 
 
 def test_a_stopped_run_says_where_it_is_saved(console, run, stream):

@@ -4,7 +4,7 @@ from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.bert.config_json import MODEL_TYPES, huggingface_config, read_config
 from megatrain.model.families.bert.rules import issues, resized
 from megatrain.model.families.bert.section import BertSection
-from megatrain.model.families.bert.table import REGIONS, divisible, rows
+from megatrain.model.families.bert.table import REGIONS, divisible, rows, their_model
 
 FAMILIES.register(
     "bert",
@@ -17,12 +17,14 @@ FAMILIES.register(
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,
+        huggingface_prefix=lambda section: f"{their_model(section)}.",
+        huggingface_head=(r"cls\.predictions\..*", r"lm_head\..*"),
         huggingface_renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
         huggingface_tied=("cls.predictions.decoder.weight", "lm_head.decoder.weight"),
         huggingface_ignored=(
             r"(cls\.predictions|lm_head)\.decoder\.bias",  # the head's bias once more
-            r"(ro)?bert\.embeddings\.position_ids",
-            r"(ro)?bert\.pooler\..*",
+            r"(bert|roberta)\.embeddings\.position_ids",
+            r"(bert|roberta)\.pooler\..*",
             r"cls\.seq_relationship\..*",  # next-sentence prediction
         ),
         model_types=MODEL_TYPES,

@@ -27,7 +27,7 @@ class _ConfigJson(Part):
     type_vocab_size: Width = 2
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
-    pad_token_id: int | None = None
+    pad_token_id: int | None = _ROBERTA_PADDING
 
 
 class _Function(Part):
@@ -53,13 +53,26 @@ def read_config(file: Path, model_type: str) -> tuple[BertSection, int]:
     require(file, read_model(file, _Function, error=ConfigError, limit=CONFIG_LIMIT), wanted, model_type)
     content = read_model(file, _ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
     values = content.model_dump(exclude={"pad_token_id", "vocab_size"})
-    offset = 0
+    values["vocab_size"] = content.vocab_size or _VOCABULARY[model_type]
     if model_type == "roberta":
-        padding = _ROBERTA_PADDING if content.pad_token_id is None else content.pad_token_id
-        offset = padding + 1
-    values |= {"vocab_size": content.vocab_size or _VOCABULARY[model_type], "position_offset": offset}
+        values["position_offset"] = offset = _position_offset(file, content, values["vocab_size"])
+        if not offset:  # else it says enough, as in checkpoints from before model_type was a field
+            values["model_type"] = model_type
     section = parse_model(BertSection, values, file, ConfigError)
     return section, section.longest_sequence
+
+
+def _position_offset(file: Path, content: _ConfigJson, vocabulary: int) -> int:
+    """
+    Raises:
+        ConfigError: transformers finds no positions with this id of padding.
+    """
+    padding, most = content.pad_token_id, min(vocabulary, content.max_position_embeddings - 1) - 1
+    if padding is None or not -1 <= padding <= most:
+        text = f"is {'null' if padding is None else padding}; positions of a 'roberta' begin behind it"
+        fix = "Write the id of the tokenizer's padding; RoBERTa's is 1."
+        raise ConfigError(f"{file}: pad_token_id: {text}, so that it must be from -1 to {most}. {fix}")
+    return padding + 1
 
 
 def huggingface_config(section: BertSection) -> dict[str, Any]:
@@ -78,5 +91,8 @@ def huggingface_config(section: BertSection) -> dict[str, Any]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
     }
-    return found | ({"pad_token_id": section.position_offset - 1} if kind == "roberta" else {})
+    return found | ({"pad_token_id": section.padding_id} if section.is_roberta else {})

@@ -18,6 +18,9 @@ def issues(section: BertSection) -> Iterator[tuple[str, Any, str, str]]:
     if section.longest_sequence < 1:
         rule = f"leaves no position of model.max_position_embeddings ({section.max_position_embeddings})"
         yield "position_offset", section.position_offset, rule, "0 is BERT's, 2 is RoBERTa's."
+    if section.model_type == "bert" and section.position_offset:
+        rule = "positions of model.model_type 'bert' begin at 0"
+        yield "position_offset", section.position_offset, rule, "Leave model_type out, or set it to roberta."
 
 
 def resized(section: BertSection, heads: int) -> BertSection:

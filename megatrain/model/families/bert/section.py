@@ -14,6 +14,7 @@ class BertSection(ModelSection):
     """An encoder as BERT or RoBERTa, with the head of masked language modelling."""
 
     is_causal: ClassVar[bool] = False
+    norm: ClassVar = "layer"
 
     family: Literal["bert"] = "bert"
     num_attention_heads: Count = Field(le=WIDEST)
@@ -25,6 +26,9 @@ class BertSection(ModelSection):
     )
     position_offset: NonNegative = Field(
         0, le=WIDEST, description="of the first position: 0 of BERT, 2 of RoBERTa, whose padding token has id 1"
+    )
+    model_type: Literal["bert", "roberta"] | None = Field(
+        None, description="of transformers, as what it is exported; default: bert where position_offset is 0"
     )
     type_vocab_size: Count = Field(2, le=WIDEST, description="token types, of which all tokens have the first")
     tie_word_embeddings: Literal[True] = True
@@ -42,6 +46,15 @@ class BertSection(ModelSection):
     def longest_sequence(self) -> int:
         """In tokens."""
         return self.max_position_embeddings - self.position_offset
+
+    @property
+    def is_roberta(self) -> bool:
+        return self.model_type == "roberta" or (self.model_type is None and self.position_offset > 0)
+
+    @property
+    def padding_id(self) -> int | None:
+        """Behind which a RoBERTa of `transformers` begins to count positions."""
+        return self.position_offset - 1 if self.is_roberta else None
 
     @property
     def window_counts(self) -> Mapping[Window, int]:

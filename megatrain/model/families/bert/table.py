@@ -62,8 +62,8 @@ def rows(section: BertSection) -> tuple[ParameterRow, ...]:
 
 
 def their_model(section: BertSection) -> Literal["bert", "roberta"]:
-    """The model type of `transformers`: they differ in where positions begin."""
-    return "roberta" if section.position_offset else "bert"
+    """The model type of `transformers`: they differ in the names of their weights, and in where positions begin."""
+    return "roberta" if section.is_roberta else "bert"
 
 
 _HEADS = {

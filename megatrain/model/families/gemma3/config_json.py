@@ -127,6 +127,7 @@ def huggingface_config(section: Gemma3Section) -> dict[str, Any]:
         "rope_parameters": {_GLOBAL: everywhere, _LOCAL: local},
         "hidden_activation": _ACTIVATION,
         "attention_bias": False,
+        "attention_dropout": 0.0,
         "attn_logit_softcapping": None,
         "use_bidirectional_attention": False,
     }

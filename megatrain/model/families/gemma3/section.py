@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ _PATTERN: tuple[LayerType, ...] = (*("sliding_attention",) * 5, "full_attention"
 
 class Gemma3Section(ModelSection):
     """A decoder as Gemma 3. Embedded tokens are multiplied by √hidden_size; norm weights are kept less one."""
+
+    norm: ClassVar = "fp32 rms"
 
     family: Literal["gemma3"] = "gemma3"
     num_attention_heads: Count = Field(le=WIDEST)

@@ -1,6 +1,6 @@
 """`model:` of the GPT family."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from megatrain.model.architecture import ModelSection
 
 class GPTSection(ModelSection):
     """A decoder-only Transformer as GPT-2."""
+
+    norm: ClassVar = "layer"
 
     family: Literal["gpt"] = "gpt"
     num_attention_heads: Count = Field(le=WIDEST)

@@ -18,6 +18,7 @@ FAMILIES.register(
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,
+        huggingface_prefix="model.",
         model_types=MODEL_TYPES,
         read_huggingface_config=read_config,
     ),

@@ -25,6 +25,7 @@ def huggingface_config(section: LlamaSection) -> dict[str, Any]:
         "head_dim": section.head_size,
         "intermediate_size": section.intermediate_size,
         "rms_norm_eps": section.rms_norm_eps,
+        "attention_dropout": 0.0,
         "rope_theta": section.rope_theta,  # this and the next line are for transformers 4; 5 reads the one after
         "rope_scaling": rope if section.rope_scaling is not None else None,
         "rope_parameters": {**rope, "rope_theta": section.rope_theta},

@@ -17,6 +17,8 @@ FAMILIES.register(
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,
+        huggingface_prefix="model.",
+        huggingface_head=(r"head\..*", r"decoder\.bias"),
         huggingface_tied=("decoder.weight",),
         model_types=MODEL_TYPES,
         read_huggingface_config=read_config,

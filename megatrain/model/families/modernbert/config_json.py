@@ -142,4 +142,7 @@ def huggingface_config(section: ModernBertSection) -> dict[str, Any]:
         "mlp_bias": False,
         "classifier_bias": False,
         "decoder_bias": True,
+        "attention_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "mlp_dropout": 0.0,
     }

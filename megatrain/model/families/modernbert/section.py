@@ -17,6 +17,7 @@ class ModernBertSection(ModelSection):
     """An encoder as ModernBERT, with the head of masked language modelling."""
 
     is_causal: ClassVar[bool] = False
+    norm: ClassVar = "layer"
 
     family: Literal["modernbert"] = "modernbert"
     num_attention_heads: Count = Field(le=WIDEST)
