@@ -65,7 +65,7 @@ def buffer_bytes(model: ModelSection, layout: Layout, device: str) -> float:
     in_round = min(owned, max(ROUND_ELEMENTS / copies, largest))
     side = max(min(row.shape) for row in hidden)
     computing = 2 * in_round + 4 * largest + 2 * side**2
-    answering = in_round + 2 * copies * in_round
+    answering = in_round + (2 if layout.world_size > 1 else 1) * copies * in_round
     ahead = 2 * in_round if in_round < owned else 0
     return _number_bytes(device) * (max(computing, answering) + ahead)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatrain.optim.muon.newton_schulz import orthogonalize
 from megatrain.optim.muon.optimizer import Muon
@@ -105,6 +106,25 @@ def test_an_update_that_is_held_back_changes_nothing(bad: float) -> None:
     weight.grad = random(4, 6, seed=2)
     optimizer.step()
     assert not torch.equal(weight.detach(), before)
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what would have the host read a number of its device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_no_number() -> None:
+    matrix, vector = nn.Parameter(random(4, 6)), nn.Parameter(random(4))
+    groups = [{"params": [matrix], "hidden_matrix": True}, {"params": [vector], "hidden_matrix": False}]
+    optimizer = Muon(groups, lr=RATE, weight_decay=DECAY)
+    optimizer.found_inf = torch.zeros(())
+    for _ in range(2):
+        matrix.grad, vector.grad = random(4, 6, seed=1), random(4, seed=2)
+        with Waits():
+            optimizer.step()
 
 
 def test_weights_without_a_gradient_stay() -> None:
