@@ -145,13 +145,9 @@ def _owners(matrices: Iterable[_Matrix], ranks: int) -> list[list[_Matrix]]:
     queues: list[list[_Matrix]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for matrix in by_cost:
-        lightest = min(range(ranks), key=loads.__getitem__)
-        owner = min(
-            (lightest, *matrix.held),
-            key=lambda r: (loads[r] + matrix.cost > share, -matrix.held.get(r, 0), loads[r], r),
-        )
+        owner = min(matrix.held, key=lambda r: (-matrix.held[r], loads[r], r))
         if loads[owner] + matrix.cost > share:
-            owner = lightest
+            owner = min(range(ranks), key=loads.__getitem__)
         queues[owner].append(matrix)
         loads[owner] += matrix.cost
     return queues
