@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
-from megatrain.model.architecture import ModelSection, ParameterRow, parameter_table, rows
+from megatrain.model.architecture import ModelSection, ParameterRow, rows
 from megatrain.optim.registry import OPTIMIZERS, OptimizerSection
 
 ROUND_ELEMENTS = 64 * 1024 * 1024  # as megatrain/parallel/matrix_exchange.py has it; a test compares them
@@ -46,11 +46,12 @@ def checkpoint_bytes(model: ModelSection, optimizer: OptimizerSection) -> int:
 
 @lru_cache(256)
 def _hidden(model: ModelSection) -> tuple[ParameterRow, ...]:
-    return tuple(row for row in parameter_table(model) if row.is_hidden_matrix)
+    """A row for each kind of them, with its count."""
+    return tuple(row for row in rows(model) if row.is_hidden_matrix)
 
 
 def hidden_elements(model: ModelSection, tensor_parallel: int = 1) -> float:
-    return sum(row.local_elements(tensor_parallel) for row in _hidden(model))
+    return sum(row.count * row.local_elements(tensor_parallel) for row in _hidden(model))
 
 
 def buffer_bytes(model: ModelSection, layout: Layout, device: str) -> float:
@@ -80,7 +81,8 @@ def seconds(model: ModelSection, layout: Layout, hardware: Hardware, link: Link)
     if not exchanges(layout) or not hidden:
         return 0.0
     each = [_products(row, layout.optimizer, hardware) for row in hidden]
-    computing = max(sum(each) / layout.world_size, max(each))
+    whole = sum(row.count * one for row, one in zip(hidden, each, strict=True))
+    computing = max(whole / layout.world_size, max(each))
     return computing + _travelling(model, layout, hardware, link)
 
 
