@@ -41,7 +41,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
     other = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.other_to_json().items()}
     seconds = {name: f"{value * 1e3:.1f}" for name, value in chosen.time.to_json().items() if name != "total"}
     assert config.model is not None, "resolved"
-    safety = reliability(config.model, config.cluster, config.cluster.nodes)
+    safety = reliability(config.model, config.optimizer, config.cluster, config.cluster.nodes)
     capacity = report.hardware.memory_bytes / GIB
     lines = [
         headline(config, chosen),

@@ -13,6 +13,7 @@ from launcher.planning.blocks import block_shape
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
 from launcher.planning.legality import FP8_MULTIPLE
+from launcher.planning.matrices import rewritten_bytes, seconds, state_bytes
 from launcher.planning.zero import local_parameters, number_bytes
 from megatrain.config.training import storage_precision
 from megatrain.model.architecture import ModelSection, rows
@@ -67,7 +68,8 @@ def estimate_step(
     tensor = accumulation * _tensor_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     context = accumulation * _context_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
-    optimizer = _optimizer(model, layout, precision, hardware)
+    link = hardware.link if layout.world_size <= ranks_per_node else hardware.network
+    optimizer = _optimizer(model, layout, precision, hardware) + seconds(model, layout, hardware, link)
     tokens = accumulation * layout.micro_batch_size * sequence_length
     busy = compute + tensor + context + data_parallel + optimizer
     return StepTime(
@@ -296,11 +298,11 @@ def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Ha
     owners = layout.replicas if layout.zero_stage >= 1 else 1
     each = (
         gradient_bytes(layout, precision)
-        + (_UPDATE_BYTES + 2 * layout.optimizer_state_bytes + _NORM_AND_CLIP_BYTES) / owners
+        + (_UPDATE_BYTES + 2 * state_bytes(model, layout) + _NORM_AND_CLIP_BYTES) / owners
     )
     host = HOST_SECONDS[layout.zero_stage] * block_shape(model).tensors
-    seconds = _moving(each * local_parameters(model, layout.tensor_parallel), hardware)
-    return seconds + (host if hardware.device == "cpu" else 0.0)
+    moved = each * local_parameters(model, layout.tensor_parallel) + rewritten_bytes(model, layout)
+    return _moving(moved, hardware) + (host if hardware.device == "cpu" else 0.0)
 
 
 def gradient_bytes(layout: Layout, precision: str) -> float:

@@ -1,7 +1,10 @@
 """How a run is laid over its ranks: the numbers that the planner chooses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from megatrain.optim.adamw import AdamWSection
+from megatrain.optim.registry import OptimizerSection
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 
@@ -18,7 +21,7 @@ class Layout:
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: ActivationCheckpointing
-    optimizer_state_bytes: int = 8  # per parameter, besides an fp32 weight; not a choice: the optimizer's
+    optimizer: OptimizerSection = field(default_factory=AdamWSection)  # not a choice: the run's
 
     @property
     def world_size(self) -> int:
@@ -30,7 +33,7 @@ class Layout:
         return self.context_parallel * self.data_parallel
 
     def to_json(self) -> dict[str, Any]:
-        names = (name for name in self.__dataclass_fields__ if name != "optimizer_state_bytes")
+        names = (name for name in self.__dataclass_fields__ if name != "optimizer")
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:

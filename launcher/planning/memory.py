@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from launcher.planning.activations import activation_bytes
 from launcher.planning.hardware import GIB, Hardware
 from launcher.planning.layout import Layout
+from launcher.planning.matrices import buffer_bytes
 from launcher.planning.zero import first_and_embedding, local_parameters, zero_bytes
 from megatrain.config import ModelSection
 
@@ -84,7 +85,7 @@ def estimate_memory(
             zero.gathered + zero.late_in_backward,
         ),
         "reduce": (max(zero.held, zero.made), 0.0, 0.0, zero.gathered + zero.reducing),
-        "step": (0.0, 0.0, 0.0, zero.stepping),
+        "step": (0.0, 0.0, 0.0, zero.stepping + buffer_bytes(model, layout, hardware.device)),
         "start": (0.0, 0.0, 0.0, zero.starting),
     }
     peak = max(moments, key=lambda moment: sum(moments[moment]))

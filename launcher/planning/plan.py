@@ -19,7 +19,6 @@ from megatrain.base.errors import ConfigError
 from megatrain.config import AUTO, Config, PretrainConfig
 from megatrain.config.resolved import ResolvedRun, resolved
 from megatrain.config.training import storage_precision
-from megatrain.optim.registry import OPTIMIZERS
 
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
 SHORTEST_PART = (
@@ -123,7 +122,7 @@ class _Planner:
                                     gradient_accumulation_steps=batch
                                     // (micro["data_parallel"] * micro["micro_batch_size"]),
                                     activation_checkpointing=recompute,
-                                    optimizer_state_bytes=OPTIMIZERS.get(self.config.optimizer.name).state_bytes,
+                                    optimizer=self.config.optimizer,
                                 )
 
     def _legal(self, known: dict[str, Any], field: str, values: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -10,9 +10,10 @@ term is the same) from how often a node fails.
 import math
 from dataclasses import dataclass
 
+from launcher.planning.matrices import checkpoint_bytes
 from megatrain.config import ClusterSection, ModelSection
+from megatrain.optim.registry import OptimizerSection
 
-CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and both Adam moments
 RESTART_SECONDS = 600.0  # noticing, queueing again, starting, loading
 
 
@@ -30,10 +31,10 @@ class Reliability:
         return 1 - self.lost
 
 
-def reliability(model: ModelSection, cluster: ClusterSection, nodes: int) -> Reliability:
+def reliability(model: ModelSection, optimizer: OptimizerSection, cluster: ClusterSection, nodes: int) -> Reliability:
     """Of a job on `nodes` of a cluster, with the best interval between checkpoints."""
     mtbf = cluster.node_mtbf_hours * 3600 / nodes
-    saving = CHECKPOINT_BYTES * model.parameters / (cluster.storage_gbps * 1e9 * nodes)
+    saving = checkpoint_bytes(model, optimizer) / (cluster.storage_gbps * 1e9 * nodes)
     interval = max(math.sqrt(2 * saving * mtbf), saving)
     lost = saving / interval + interval / (2 * mtbf) + RESTART_SECONDS / mtbf
     return Reliability(mtbf_seconds=mtbf, checkpoint_seconds=saving, interval_seconds=interval, lost=min(lost, 0.99))

@@ -101,7 +101,7 @@ def plan_on(config: Config, nodes: int, gpus_per_node: int | None = None) -> Row
         lines = str(error).splitlines()
         reason = next((line for line in lines if line.startswith("nearest miss")), lines[0])
         return Row(nodes=nodes, gpus=gpus, plan=None, reason=reason)
-    found = reliability(model, cluster, nodes)
+    found = reliability(model, config.optimizer, cluster, nodes)
     hours = config.total_steps * plan.step_seconds / found.goodput / 3600
     return Row(nodes=nodes, gpus=gpus, plan=plan, reliability=found, hours=hours)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from launcher.planning.layout import Layout
+from launcher.planning.matrices import state_bytes
 from megatrain.model.architecture import ModelSection, rows
 
 # Elements. DeepSpeed's own size, but a part of a small model: it allocates the buckets whole.
@@ -112,14 +113,14 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     largest = largest_parameter(model, layout.tensor_parallel)
     again = layout.gradient_accumulation_steps > 1
     if layout.zero_stage == 0:
-        return _unpartitioned(psi, layout.optimizer_state_bytes, c, again, largest)
+        return _unpartitioned(psi, state_bytes(model, layout), c, again, largest)
     if layout.zero_stage == 3:
         return _stage_3(model, layout, psi, n, c, bucket)
     if layout.zero_stage == 1 and precision == "bf16":
         return ZeroBytes(
             parameters=2 * psi,
             gradients=4 * psi,  # the fp32 sums, whole on every rank, reduced in place
-            optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
+            optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
             reducing=2 * embedding_parameters(model, layout.tensor_parallel),  # its gradient, the last that is made
         )
     partition = 4 * psi / n
@@ -127,7 +128,7 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
         return ZeroBytes(
             parameters=4 * psi,
             gradients=0,
-            optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
+            optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
             held=4 * psi if again else 0,
             made=4 * psi,
             in_forward=bucket if again else 0,
@@ -140,7 +141,7 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
     return ZeroBytes(
         parameters=c * psi,
         gradients=0,
-        optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
+        optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
         held=partition if again else 0,
         made=partition if again or c == 2 else 0,
         in_backward=bucket,
@@ -159,7 +160,7 @@ def _blocks_of_a_bucket(model: ModelSection, tensor_parallel: int) -> int:
     return min(model.num_hidden_layers, max(0, blocks))
 
 
-def _unpartitioned(psi: float, state: int, c: int, again: bool, largest: float) -> ZeroBytes:
+def _unpartitioned(psi: float, state: float, c: int, again: bool, largest: float) -> ZeroBytes:
     """In bf16 the optimizer copies the gradients to fp32; in fp32 the parameters are their own master copy."""
     return ZeroBytes(
         parameters=c * psi,
@@ -199,7 +200,7 @@ def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bu
     return ZeroBytes(
         parameters=c * psi / n,
         gradients=4 * psi / n,
-        optimizer=(_MASTER + layout.optimizer_state_bytes) * psi / n,
+        optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
         buckets=bucket,
         gathered=c * min(live_parameters(model, layout.tensor_parallel), psi) if n > 1 else 0,
         in_forward=c * prefetch_bucket(model, layout.tensor_parallel) if n > 1 else 0,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planning.hardware import GIB
+from launcher.planning.matrices import checkpoint_bytes
 from launcher.planning.plan import make_plan, resolve
 from launcher.planning.plan_result import Plan, PlanResult
-from launcher.planning.reliability import CHECKPOINT_BYTES, reliability
+from launcher.planning.reliability import reliability
 from launcher.planning.resolve import complete_model, run_folder, tokenizer_path
 from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
@@ -157,7 +158,7 @@ def _disk(config: Config, folder: Path) -> Iterator[Finding]:
         return
     if config.model is None or config.model.vocab_size == AUTO:
         return  # another finding says why it could not be completed
-    each = CHECKPOINT_BYTES * config.model.parameters
+    each = checkpoint_bytes(config.model, config.optimizer)
     wanted = each * (config.checkpoint.keep_last + 1)
     free = shutil.disk_usage(existing).free + leftover_bytes(RunDir(folder))  # those go when the run starts
     if wanted > free:
@@ -249,7 +250,7 @@ def _time(config: Config, plan: Plan) -> Iterator[Finding]:
     slurm = config.slurm
     useful = slurm_seconds(slurm.time) - slurm.signal_before_limit_seconds
     assert config.model is not None, "resolved"
-    saving = reliability(config.model, config.cluster, config.cluster.nodes).checkpoint_seconds
+    saving = reliability(config.model, config.optimizer, config.cluster, config.cluster.nodes).checkpoint_seconds
     if useful <= 0:
         yield Finding(
             "error",

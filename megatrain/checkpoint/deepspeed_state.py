@@ -2,7 +2,7 @@
 
 DeepSpeed keeps fp32 weights and moments in flat partitions whose layout depends on the ZeRO stage; each function that
 reads one of them stands in `_ranges_*` below and nowhere else. `LocalShards` present such a piece to DCP as chunks of
-the whole, unsharded tensor, so that a checkpoint knows nothing of the layout that wrote it.
+the whole, unsharded tensor, so that a checkpoint knows nothing of the layout that wrote it (`local_shards.py`).
 
 Keys: "weight.<parameter>" (fp32), and for every state of the optimizer that has the weight's shape, such as Adam's two
 moments, "<state>.<parameter>".
@@ -21,81 +21,15 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatrain.base.errors import ConfigError
-from megatrain.checkpoint.chunks import Chunk, chunks_of
+from megatrain.checkpoint.local_shards import LocalShards
 from megatrain.checkpoint.state import Parameters
-from megatrain.parallel.tensor_parallel import Shard, shard_of
+from megatrain.parallel.matrix_exchange import Unit
+from megatrain.parallel.matrix_plan import Piece
+from megatrain.parallel.tensor_parallel import shard_of
 
-CHUNK_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of fp32: a reader holds one chunk at a time
 WEIGHT = "weight"
-
-
-class LocalShards(torch.Tensor):
-    """A flat piece of one (possibly tensor-parallel) tensor, seen as chunks of the whole tensor."""
-
-    _flat: Tensor
-    _chunks: dict[torch.Size, tuple[torch.Size, Tensor]]
-
-    @staticmethod
-    def __new__(cls, flat: Tensor, local_shape: torch.Size, start: int, shard: Shard | None) -> "LocalShards":
-        """
-        Args:
-            flat: one-dimensional; shares memory with DeepSpeed's partition, so that loading writes in place.
-            local_shape: of this rank's slice of the parameter.
-            start: where `flat` begins in the slice's row-major order.
-            shard: which slice it is; None where the slice is the whole.
-        """
-        whole, shift = list(local_shape), [0] * len(local_shape)
-        if shard is not None:
-            shift[shard.dim] = shard.index * local_shape[shard.dim]
-            whole[shard.dim] *= shard.count
-        self = torch.Tensor._make_wrapper_subclass(cls, torch.Size(whole), dtype=flat.dtype, device=flat.device)
-        self._flat = flat
-        self._chunks = {
-            torch.Size(o + s for o, s in zip(chunk.offsets, shift, strict=True)): (
-                torch.Size(chunk.sizes),
-                _view(flat, chunk, start),
-            )
-            for chunk in chunks_of(local_shape, start, flat.numel(), limit=CHUNK_ELEMENTS)
-        }
-        return self
-
-    def parts(self) -> Iterator[tuple[torch.Size, Tensor]]:
-        """(where it begins in the whole tensor, a view of DeepSpeed's memory) of each chunk."""
-        return ((offset, view) for offset, (_, view) in self._chunks.items())
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"local shards are only saved and loaded; {func} is not for it")
-
-    def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
-        properties = TensorProperties.create_from_tensor(self._flat)
-        return [
-            WriteItem(
-                index=MetadataIndex(name, offset),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(offset, size),
-                    properties=properties,
-                    size=self.shape,
-                ),
-            )
-            for offset, (size, _view_of_flat) in self._chunks.items()
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(offset, size) for offset, (size, _) in self._chunks.items()]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        assert index.offset is not None
-        return self._chunks[index.offset][1]
-
-
-def _view(flat: Tensor, chunk: Chunk, start: int) -> Tensor:
-    return flat.narrow(0, chunk.flat_start - start, chunk.numel).view(chunk.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +41,8 @@ class _FlatRange:
     shape: torch.Size  # of this rank's tensor-parallel slice
     start: int
     tensors: dict[str, Tensor]  # by kind: the fp32 weight and the optimizer's state, each flat
+    master: Tensor  # what the optimizer updates, which may hold ranges of many parameters
+    offset: int = 0  # of this range in it
     replicated: bool = False  # whether every data-parallel rank holds the same
 
 
@@ -141,12 +77,7 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
     The weights are left at zero.
     """
     optimizer = _torch_optimizer(engine)
-    stage3 = isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3)  # its groups are empty between steps
-    masters = (
-        engine.optimizer.fp32_partitioned_groups_flat
-        if stage3
-        else [p for group in optimizer.param_groups for p in group["params"]]
-    )
+    masters = [master for master, _ in _masters(engine)]
     rates = [group["lr"] for group in optimizer.param_groups]
     kept = [p.grad for p in masters]
     for group in optimizer.param_groups:
@@ -155,7 +86,7 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
     for p in masters:
         p.data.zero_()
         p.grad = torch.zeros_like(p)
-    if stage3:
+    if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         for sub_group in range(len(masters)):
             engine.optimizer._optimizer_step(sub_group)
     else:
@@ -167,30 +98,55 @@ def create_optimizer_state(engine: DeepSpeedEngine) -> None:
     set_optimizer_step(engine, 0)
 
 
-def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str]) -> None:
+def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str], of_matrices: Sequence[str]) -> None:
     """
     Args:
         names: of the state tensors that a checkpoint is to hold, each of its weight's shape.
+        of_matrices: of those of the groups that have `hidden_matrix`.
 
     Raises:
         ConfigError: the optimizer keeps others: they would be lost in a resume.
     """
     optimizer = _torch_optimizer(engine)
-    states: list[tuple[Any, dict[str, Any]]] = list(optimizer.state.items()) or [(None, {})]
-    for weight, state in states:
+    kind = type(optimizer).__name__
+    for weight, group in _masters(engine):
+        state = optimizer.state.get(weight, {})
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and name != "step"}
-        kind = type(optimizer).__name__
         for name, value in tensors.items():
             if value.shape != weight.shape:
                 raise ConfigError(
                     f"optimizer.name: {kind} keeps {name} of shape {tuple(value.shape)} for a weight of "
                     f"{tuple(weight.shape)}: a checkpoint holds state of a weight's shape only. Use another optimizer"
                 )
-        if set(tensors) != set(names):
+        expected = of_matrices if group.get("hidden_matrix") else names
+        if set(tensors) != set(expected):
             raise ConfigError(
                 f"optimizer.name: {kind} keeps {', '.join(sorted(tensors)) or 'nothing'}, but is registered with the "
-                f"state {', '.join(names) or '()'}: name what it keeps in its OptimizerSpec"
+                f"state {', '.join(expected) or '()'}: name what it keeps in its OptimizerSpec"
             )
+
+
+def matrix_units(engine: DeepSpeedEngine) -> list[list[Unit]]:
+    """What this rank owns of the hidden matrices, by the calls of the optimizer that a step makes: one for each group
+    under ZeRO 2 and 3, which update one at a time, else one for all."""
+    pieces: dict[int, list[Piece]] = {}
+    for one in _ranges(engine):
+        if numel := one.tensors[WEIGHT].numel():
+            piece = Piece(one.name, tuple(one.shape), shard_of(one.parameter), one.start, numel, one.offset)
+            pieces.setdefault(id(one.master), []).append(piece)
+    units = [Unit(p, tuple(pieces.get(id(p), ()))) for p, group in _masters(engine) if group["hidden_matrix"]]
+    one_at_a_time = isinstance(engine.optimizer, DeepSpeedZeroOptimizer | DeepSpeedZeroOptimizer_Stage3)
+    return [[unit] for unit in units] if one_at_a_time else [units]
+
+
+def _masters(engine: DeepSpeedEngine) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Every tensor that the optimizer updates, with its parameter group."""
+    groups = _torch_optimizer(engine).param_groups
+    zero = engine.optimizer
+    if isinstance(zero, DeepSpeedZeroOptimizer_Stage3):  # its groups are empty between steps
+        of_groups = (groups[zero.sub_group_to_group_id[index]] for index in range(len(zero.fp16_groups)))
+        return list(zip(zero.fp32_partitioned_groups_flat, of_groups, strict=True))
+    return [(p, group) for group in groups for p in group["params"]]
 
 
 def set_optimizer_step(engine: DeepSpeedEngine, step: int) -> None:
@@ -247,7 +203,7 @@ def _with_state(weight: Tensor, state: dict[str, Any], start: int, numel: int) -
 def _ranges_plain(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
     """fp32 without ZeRO: the parameters are the weights."""
     for name, p in _trained(engine):
-        yield _FlatRange(name, p, p.shape, 0, _with_state(p, engine.optimizer.state[p], 0, p.numel()))
+        yield _FlatRange(name, p, p.shape, 0, _with_state(p, engine.optimizer.state[p], 0, p.numel()), p)
 
 
 def _unfused_pairs(optimizer: FP16_UnfusedOptimizer) -> Iterator[tuple[Tensor, Tensor]]:
@@ -261,7 +217,7 @@ def _ranges_unfused(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
     for name, p in _trained(engine):
         master = masters[id(p)]
         state = engine.optimizer.optimizer.state[master]
-        yield _FlatRange(name, p, p.shape, 0, _with_state(master, state, 0, p.numel()))
+        yield _FlatRange(name, p, p.shape, 0, _with_state(master, state, 0, p.numel()), master)
 
 
 def _ranges_flat(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
@@ -276,7 +232,7 @@ def _ranges_flat(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
         partition = partitions[mapping.param_group_index]
         address = mapping.hp_fragment_address
         tensors = _with_state(partition, optimizer.optimizer.state[partition], address.start, address.numel)
-        yield _FlatRange(name, p, p.shape, mapping.lp_fragment_address.start, tensors)
+        yield _FlatRange(name, p, p.shape, mapping.lp_fragment_address.start, tensors, partition, address.start)
 
 
 def _ranges_stage3(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
@@ -290,7 +246,7 @@ def _ranges_stage3(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
         start = min(rank * ds.ds_tensor.ds_numel, ds.ds_numel)
         numel = min(length, ds.ds_numel - start)
         tensors = _with_state(partition, optimizer.optimizer.state[partition], offset, numel)
-        yield _FlatRange(name, p, ds.ds_shape, start, tensors)
+        yield _FlatRange(name, p, ds.ds_shape, start, tensors, partition, offset)
 
 
 def _ranges_frozen(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
@@ -301,12 +257,12 @@ def _ranges_frozen(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
         if p.requires_grad:
             continue
         if not hasattr(ds, "ds_tensor"):
-            yield _FlatRange(name, p, p.shape, 0, {WEIGHT: p.detach().view(-1)}, replicated=True)
+            yield _FlatRange(name, p, p.shape, 0, {WEIGHT: p.detach().view(-1)}, p, replicated=True)
             continue
         rank, part = torch.distributed.get_rank(engine.optimizer.dp_process_group), ds.ds_tensor
         start = min(rank * part.ds_numel, ds.ds_numel)
         numel = min(part.ds_numel, ds.ds_numel - start)
-        yield _FlatRange(name, p, ds.ds_shape, start, {WEIGHT: part.detach().view(-1).narrow(0, 0, numel)})
+        yield _FlatRange(name, p, ds.ds_shape, start, {WEIGHT: part.detach().view(-1).narrow(0, 0, numel)}, p)
 
 
 def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:

@@ -1,7 +1,7 @@
 """Everything that registers itself with megatrain; importing this module is what makes it known."""
 
 from megatrain.model import families
-from megatrain.optim import adamw, lion
+from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
 from megatrain.tasks import masked_lm, pretrain_lm, sft
 
@@ -15,6 +15,7 @@ __all__ = [
     "linear",
     "lion",
     "masked_lm",
+    "muon",
     "pretrain_lm",
     "sft",
     "wsd",

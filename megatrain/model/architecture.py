@@ -110,6 +110,11 @@ class ParameterRow:
         return prod(self.shape)
 
     @property
+    def is_hidden_matrix(self) -> bool:
+        """A matrix of attention or an MLP inside a layer: what optimizers of matrices, such as Muon, are for."""
+        return len(self.shape) == 2 and self.kind in (Kind.ATTENTION, Kind.MLP) and self.layers is not None
+
+    @property
     def theirs(self) -> HuggingFaceTensor | None:
         """Where it is in `transformers`."""
         return HuggingFaceTensor(self.huggingface) if isinstance(self.huggingface, str) else self.huggingface

@@ -15,27 +15,34 @@ def build_optimizer(
     config: OptimizerSection,
     *,
     decays: Callable[[str], bool],
+    is_hidden_matrix: Callable[[str], bool] = lambda name: False,
     bucket_elements: int | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a run, in groups of two kinds: weights that decay, and those that do not.
+    """The optimizer of a run, in groups of two kinds: weights that decay, and those that do not; of an optimizer that
+    updates hidden matrices as wholes, in groups of their own.
 
     Its rate is zero until the loop sets one before each step: DeepSpeed takes a step of its own to make the state, and
     at any other rate that step would already decay the weights.
 
     Args:
         decays: whether a weight of this name does; of a model, its parameter table knows.
+        is_hidden_matrix: whether a weight of this name is one; see `ParameterRow`.
         bucket_elements: of which a kind makes groups of so many elements each, or of a single parameter that has more;
             the group of a model's first parameters, whose gradients are made last, may be smaller. None: one group.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decay = [p for name, p in trained if decays(name)]
-    rest = [p for name, p in trained if not decays(name)]
-    groups: list[dict[str, Any]] = [
-        {"params": bucket, "weight_decay": weight_decay, "lr_scale": 1.0}
-        for kind, weight_decay in ((decay, config.weight_decay), (rest, 0.0))
-        for bucket in _buckets(kind, bucket_elements)
-    ]
     spec = OPTIMIZERS.get(config.name)
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {
+        (hidden, decay): [] for hidden in (True, False) for decay in (True, False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kinds[spec.matrices is not None and is_hidden_matrix(name), decays(name)].append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": bucket, "weight_decay": config.weight_decay if decay else 0.0, "lr_scale": 1.0}
+        | ({"hidden_matrix": hidden} if spec.matrices else {})
+        for (hidden, decay), parameters in kinds.items()
+        for bucket in _buckets(parameters, bucket_elements)
+    ]
     optimizer: torch.optim.Optimizer = load_object(spec.optimizer)(groups, lr=0.0, **spec.arguments(config))
     return optimizer
 

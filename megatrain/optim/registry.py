@@ -21,6 +21,19 @@ class OptimizerSection(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixUpdate:
+    """How an optimizer updates hidden matrices (`ParameterRow.is_hidden_matrix`) that it needs as wholes.
+
+    Attributes:
+        state: names of its state tensors of them, each fp32 and of the matrix's shape.
+        flops: (section, rows, columns) -> floating-point operations of the update of one whole matrix.
+    """
+
+    state: tuple[str, ...]
+    flops: Callable[[Any, int, int], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
     """An optimizer, as the planner, the trainer and checkpoints know it.
 
@@ -31,17 +44,20 @@ class OptimizerSpec:
         arguments: the section -> its further keyword arguments.
         state: names of its state tensors, each fp32 and of a parameter's shape. Other state tensors are refused where a
             run starts, for no checkpoint could hold them.
+        matrices: where it updates hidden matrices in a way of their own, as wholes. They are in groups with
+            `hidden_matrix` True then, the others in groups with False, and the optimizer is given `exchange`, a
+            `parallel.matrix_exchange.MatrixExchange`, for ranks hold pieces of matrices. None: all weights are alike.
     """
 
     section: type[OptimizerSection]
     optimizer: str
     arguments: Callable[[Any], dict[str, Any]]
     state: tuple[str, ...]
+    matrices: MatrixUpdate | None = None
 
-    @property
-    def state_bytes(self) -> int:
-        """Per parameter, without the fp32 weight."""
-        return 4 * len(self.state)
+    def state_bytes(self, *, hidden_matrix: bool) -> int:
+        """Per parameter of a hidden matrix or of another weight, without the fp32 weight."""
+        return 4 * len(self.matrices.state if hidden_matrix and self.matrices else self.state)
 
 
 OPTIMIZERS: Registry[OptimizerSpec] = Registry("optimizer")

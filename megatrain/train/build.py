@@ -151,6 +151,7 @@ def build_engine(
         model,
         config.optimizer,
         decays=lambda name: row_of(section, name).decay,
+        is_hidden_matrix=lambda name: row_of(section, name).is_hidden_matrix,
         bucket_elements=bucket_elements(ds_config),
     )
     engine = Engine(
@@ -162,7 +163,12 @@ def build_engine(
         leaf_modules=model.block_classes,  # type: ignore[arg-type]
         gradient_clipping=config.optimizer.gradient_clipping,
     )
-    engine.check_optimizer_state(OPTIMIZERS.get(config.optimizer.name).state)
+    spec = OPTIMIZERS.get(config.optimizer.name)
+    if spec.matrices is None:
+        engine.check_optimizer_state(spec.state)
+    else:
+        engine.check_optimizer_state(spec.state, spec.matrices.state)
+        engine.exchange_matrices()
     return engine
 
 

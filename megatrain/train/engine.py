@@ -23,11 +23,12 @@ from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import deepspeed_state
-from megatrain.checkpoint.deepspeed_state import LocalShards
+from megatrain.checkpoint.local_shards import LocalShards
 from megatrain.checkpoint.state import Parameters
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence
+from megatrain.parallel.matrix_exchange import MatrixExchange
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
 from megatrain.tasks.base import LossSums, Objective
@@ -148,15 +149,21 @@ class Engine:
 
         return checked
 
-    def check_optimizer_state(self, names: Sequence[str]) -> None:
+    def check_optimizer_state(self, names: Sequence[str], of_matrices: Sequence[str] = ()) -> None:
         """
         Args:
             names: of the state tensors that the optimizer's spec has.
+            of_matrices: of those of hidden matrices, where the optimizer updates them in a way of their own.
 
         Raises:
             ConfigError: it keeps others, or some that are not of a weight's shape: no checkpoint would hold them.
         """
-        deepspeed_state.check_optimizer_state(self._engine, names)
+        deepspeed_state.check_optimizer_state(self._engine, names, of_matrices)
+
+    def exchange_matrices(self) -> None:
+        """Let the optimizer, which updates hidden matrices as wholes, do so where ranks hold pieces. Collective."""
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        inner.exchange = MatrixExchange(deepspeed_state.matrix_units(self._engine), self.mesh.control_group)
 
     def _hold_back(self, *_: Any) -> None:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatrain.checkpoint.deepspeed_state import LocalShards
+from megatrain.checkpoint.local_shards import LocalShards
 from megatrain.checkpoint.metadata_writer import WrittenChunks
 from megatrain.checkpoint.planner import CompactSavePlanner
 from megatrain.checkpoint.storage import HashingWriter

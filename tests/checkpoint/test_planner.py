@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorP
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatrain.base.errors import CheckpointError
-from megatrain.checkpoint.deepspeed_state import LocalShards
+from megatrain.checkpoint.local_shards import LocalShards
 from megatrain.checkpoint.planner import CompactSavePlanner, TensorPlanner
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.storage import HashingWriter

@@ -39,6 +39,7 @@ class Case:
         return PretrainConfig.model_validate(
             {
                 "run": {"name": "memory"},
+                "optimizer": layout.optimizer.model_dump(),
                 "model": self.model.model_dump(),
                 "data": {"sequence_length": self.sequence_length, "train": [{"path": "none"}]},
                 "training": {

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megatrain.base.errors import NonFiniteError
 from megatrain.base.progress import Progress
+from megatrain.optim.muon import MuonSection
 from megatrain.optim.registry import OPTIMIZERS, OptimizerSection, OptimizerSpec
 from megatrain.run.directory import RunDir
 from megatrain.tasks.base import LossSums
@@ -69,13 +70,16 @@ def one_step(run: Run, step: int, *, added_loss: float = 0.0, targets: float = G
     return norm
 
 
-def a_bad_step(layout: Layout, bad: dict[str, float], momentum: float | None = None) -> tuple[float, bool, bool]:
+def a_bad_step(
+    layout: Layout, bad: dict[str, float], momentum: float | None = None, section: OptimizerSection | None = None
+) -> tuple[float, bool, bool]:
     """Its norm; whether it changed anything; whether a good step after it did.
 
     Args:
         momentum: of SGD, which looks at no `found_inf`, instead of AdamW.
+        section: of another optimizer.
     """
-    run = Run(layout, sgd(momentum) if momentum is not None else None)
+    run = Run(layout, sgd(momentum) if momentum is not None else section)
     for step in range(2):
         one_step(run, step)
     before = state_of(run)
@@ -96,6 +100,12 @@ def test_an_update_that_is_not_finite_changes_nothing(ranks: RankPool, layout: L
 @pytest.mark.parametrize("layout", LAYOUTS[::3], ids=str)
 def test_nor_with_an_optimizer_that_does_not_look(ranks: RankPool, layout: Layout) -> None:
     assert ranks.run(2, a_bad_step, layout, {"added_loss": math.inf}, 0.9) == [(math.inf, False, False)] * 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[::3], ids=str)
+def test_nor_with_muon(ranks: RankPool, layout: Layout) -> None:
+    found = ranks.run(2, a_bad_step, layout, {"added_loss": math.inf}, None, MuonSection())
+    assert found == [(math.inf, False, False)] * 2
 
 
 def what_the_guard_says(layout: Layout, folder: str, case: str) -> str:

@@ -4,8 +4,10 @@ import pytest
 
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
+from launcher.planning.matrices import buffer_bytes
 from launcher.planning.memory import estimate_memory
 from launcher.planning.zero import local_parameters, zero_bytes
+from megatrain.optim.muon import MuonSection
 from tests.distributed.memory import CASES, MODELS, Case, measure, started
 from tests.distributed.memory_families import OTHER_FAMILIES
 from tests.distributed.ranks import RankPool
@@ -42,6 +44,25 @@ def test_the_bytes_of_other_families_are_there(ranks: RankPool, case) -> None:
     )
     print(f"{case.name}: {predicted.tensors:,} ({predicted.peak}) of {measured.peak:,} ({measured.moment})")
     assert predicted.tensors == pytest.approx(measured.peak, rel=0.1)
+
+
+@pytest.mark.parametrize(("stage", "tensor", "precision"), [(0, 1, "bf16"), (1, 1, "bf16"), (3, 2, "fp32")])
+def test_what_muon_exchanges_is_in_the_plan(ranks: RankPool, stage: int, tensor: int, precision: str) -> None:
+    layout = Layout(
+        tensor_parallel=tensor,
+        data_parallel=2 // tensor,
+        zero_stage=stage,
+        sequence_parallel=False,
+        micro_batch_size=1,
+        gradient_accumulation_steps=1,
+        activation_checkpointing="none",
+        optimizer=MuonSection(),
+    )
+    case = Case(name="deep", model=MODELS["deep"], layout=layout, sequence_length=32, precision=precision)
+    measured = max(one.step for one in ranks.run(2, measure, case))
+    zero, buffers = zero_bytes(case.model, layout, precision), buffer_bytes(case.model, layout, "cpu")
+    assert zero.standing + zero.stepping + buffers == pytest.approx(measured, rel=0.02)
+    assert buffers > 0.2 * measured
 
 
 def test_eight_ranks_build_a_partitioned_model_within_the_plan(ranks: RankPool) -> None:

@@ -53,6 +53,7 @@ MODEL: dict[str, list[Any]] = {
     "data.shuffle.streams": [1, 3, 4096],
     "data.train.1.weight": [0, 1, "1e-9"],
     "data.phases": ["[]", "[]", "[{from_sample: 3, weights: [0, 1]}]", "[{from_sample: 0, sequence_length: 1}]"],
+    "optimizer.name": ["adamw", "muon"],
 }
 START: dict[str, list[Any]] = {
     "training.global_batch_size": [1, 2, 4, 6, 12],

@@ -14,11 +14,14 @@ from megatrain.data.loading.batch import Batch
 from megatrain.model.architecture import row_of
 from megatrain.model.families.llama.module import Llama
 from megatrain.model.initialization import initial_weight, materialize
+from megatrain.optim.muon.optimizer import Muon
+from megatrain.optim.registry import OptimizerSection
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
 from tests.distributed import layouts
+from tests.distributed import test_muon as muon
 from tests.distributed.layouts import GLOBAL_BATCH, SEQUENCE, Layout
 from tests.documents import cu_seqlens_of
 
@@ -62,7 +65,7 @@ def test_compiled_blocks_are_the_eager_ones(dtype, tolerance, packed, checkpoint
         assert (got - expected).norm() <= tolerance * expected.norm()
 
 
-def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
+def losses_and_norms(layout: Layout, optimizer: OptimizerSection | None = None) -> list[tuple[float, float]]:
     """Of a run of one rank; in a process of its own, for DeepSpeed keeps its view of the world in globals."""
     from launcher.deepspeed_config import deepspeed_config
     from megatrain.tasks.causal_lm import CausalLM
@@ -72,6 +75,8 @@ def losses_and_norms(layout: Layout) -> list[tuple[float, float]]:
     os.environ["LOCAL_RANK"] = "0"
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=0, world_size=1)
     config = layouts.config_of(layout)
+    if optimizer is not None:
+        config = config.model_copy(update={"optimizer": optimizer})
     mesh = Mesh(Topology(world_size=1))
     engine = build_engine(config, mesh, deepspeed_config(config, world_size=1), CausalLM(), device=DEVICE)
     initialize_weights(engine, config.model, config.run.seed)
@@ -98,3 +103,29 @@ def test_a_rank_trains_as_the_plain_process_on_the_cpu(zero, precision, toleranc
     for step, ((loss, norm), (want_loss, want_norm)) in enumerate(zip(measured, expected, strict=True)):
         assert math.isclose(loss, want_loss, rel_tol=tolerance), f"loss at step {step}"
         assert math.isclose(norm, want_norm, rel_tol=5 * tolerance), f"gradient norm at step {step}"
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_muon_iterates_in_bf16(zero) -> None:
+    """The reference in fp32: a singular value may end a little elsewhere, the loss does not."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        measured = process.submit(losses_and_norms, Layout(zero, 1, 1, "bf16"), muon.SECTION).result()
+    expected = muon.plain_run("bf16", tied=False)[:STEPS]
+    for step, ((loss, _), (want, _)) in enumerate(zip(measured, expected, strict=True)):
+        assert math.isclose(loss, want, rel_tol=1e-2), f"loss at step {step}"
+
+
+def test_a_step_of_muon_waits_for_nothing() -> None:
+    weight = torch.nn.Parameter(torch.randn(64, 96, device=DEVICE))
+    vector = torch.nn.Parameter(torch.randn(96, device=DEVICE))
+    groups = [{"params": [weight], "hidden_matrix": True}, {"params": [vector], "hidden_matrix": False}]
+    optimizer = Muon(groups, lr=1e-2, weight_decay=0.1)
+    optimizer.found_inf = torch.zeros((), device=DEVICE)
+    for _ in range(2):
+        weight.grad, vector.grad = torch.randn_like(weight), torch.randn_like(vector)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -126,6 +126,25 @@ def test_biases_and_norms_of_heads() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("section", "mlp", "outside"),
+    [
+        (a_llama(random.Random(1)), ["mlp.gate", "mlp.up", "mlp.down"], {"embedding", "head"}),
+        (a_gpt(random.Random(1)), ["mlp.up", "mlp.down"], {"embedding", "position_embedding", "head"}),
+        (a_modernbert(random.Random(1)), ["mlp.gate", "mlp.up", "mlp.down"], {"embedding", "transform.dense"}),
+    ],
+    ids=["llama", "gpt", "modernbert"],
+)
+def test_hidden_matrices_are_those_inside_of_layers_one_by_one(section, mlp, outside) -> None:
+    hidden = [row.name for row in parameter_table(section) if row.is_hidden_matrix]
+    attention = [f"attention.{name}" for name in ("query", "key", "value", "output")]
+    assert hidden == [
+        f"blocks.{layer}.{name}.weight" for layer in range(section.num_hidden_layers) for name in attention + mlp
+    ]
+    others = {row.name for row in parameter_table(section) if not row.is_hidden_matrix and len(row.shape) == 2}
+    assert others <= {f"{name}.weight" for name in outside}
+
+
 def test_a_weight_that_the_model_has_not() -> None:
     section = a_llama(random.Random(0))
     for name in ("blocks.9.mlp.up.weight", "blocks.0.mlp.up.bias", "nothing"):

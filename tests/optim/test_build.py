@@ -3,6 +3,7 @@ from torch import nn
 
 from megatrain.optim.adamw import AdamWSection
 from megatrain.optim.build import build_optimizer
+from megatrain.optim.muon import MuonSection
 
 CONFIG = AdamWSection(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6)
 
@@ -46,6 +47,22 @@ def test_a_step_before_the_first_rate_changes_nothing() -> None:
         p.grad = torch.ones_like(p) if p.requires_grad else None
     optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_hidden_matrices_are_groups_of_their_own_for_an_optimizer_of_matrices() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    hidden = {"is_hidden_matrix": lambda name: name == "1.weight", "decays": is_matrix(model)}
+    groups = build_optimizer(model, MuonSection(weight_decay=0.3), **hidden).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    assert [[names[p] for p in group["params"]] for group in groups] == [
+        ["1.weight"],
+        ["0.weight"],
+        ["0.bias", "1.bias"],
+    ]
+    assert [group["hidden_matrix"] for group in groups] == [True, False, False]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
+    together, _ = build_optimizer(model, CONFIG, **hidden).param_groups
+    assert len(together["params"]) == 2, "of AdamW all are alike"
 
 
 def test_buckets_are_neighbours_from_the_last_on_and_hold_all_once() -> None:

@@ -6,11 +6,12 @@ import pytest
 
 from launcher.planning.reliability import RESTART_SECONDS, reliability
 from megatrain.config import ClusterSection
+from megatrain.optim.adamw import AdamWSection
 from tests.launcher.shapes import MODEL
 
 
 def of(nodes=1, hours=1000.0, gbps=1.0):
-    return reliability(MODEL, ClusterSection(node_mtbf_hours=hours, storage_gbps=gbps), nodes)
+    return reliability(MODEL, AdamWSection(), ClusterSection(node_mtbf_hours=hours, storage_gbps=gbps), nodes)
 
 
 def test_youngs_interval():
