@@ -16,14 +16,44 @@ from megatrain.config import ModelSection
 HEAD_CHUNK_TOKENS, COMPILED_HEAD_CHUNK_TOKENS = 1024, 4096  # of the vocabulary projection; kernels/cross_entropy.py
 
 
+@dataclass(frozen=True, slots=True)
+class BlockBytes:
+    """Of one block."""
+
+    kept: float  # from the forward pass to the backward
+    recomputed: float  # made again in the backward pass
+    working: float  # gradients on their way through it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationBytes:
-    kept: float  # by all blocks and the last norm, from the forward pass to the backward
-    recomputed: float  # of one block, made again in the backward pass
-    working: float  # gradients on their way through a block
+    """The first blocks recompute, the others keep everything."""
+
+    recomputing: BlockBytes
+    keeping: BlockBytes
+    recomputing_blocks: int
+    keeping_blocks: int
+    outside: float  # kept around the blocks: by the last norm
     head_gradients: float  # of the vocabulary projection, made in the forward pass: its weight in fp32, its input
     logits: float  # what a chunk of the projection holds besides
     head_backward: float  # scaling those gradients, and casting them
+
+    @property
+    def kept(self) -> float:
+        """From the forward pass to the backward."""
+        return self.kept_after(0)
+
+    def kept_after(self, done: float) -> float:
+        """What is left of it once the backward pass is through so many blocks, the last ones."""
+        blocks = self.recomputing_blocks + self.keeping_blocks
+        kept = self.keeping.kept * max(0.0, self.keeping_blocks - done)
+        kept += self.recomputing.kept * min(self.recomputing_blocks, blocks - done)
+        return kept + self.outside * (1 - done / blocks)
+
+    def in_backward(self, done: float) -> float:
+        """What the backward pass of the next block holds, with all that is still kept."""
+        block = self.keeping if done < self.keeping_blocks else self.recomputing
+        return self.kept_after(done) + block.recomputed + block.working
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +91,50 @@ def activation_bytes(
     )
     shape = block_shape(model)
     width = _widths(model, shape, layout, c, device=device, compiled=compiled)
-    everything = width.everything
-    kept, still_there = {
-        "none": (everything, everything),
-        "selective": _selective(width, layout, compiled),
-        "full": (width.stream, 0.0),
-    }[layout.activation_checkpointing]
-    if layout.activation_checkpointing != "none":
-        still_there += width.stream  # what the first norm keeps is the block's input, which is there
-        if device == "cpu" and c == 2 and not compiled and model.norm == "rms":
-            still_there += (
-                width.norm / 2
-            )  # measured: of the fp32 copies of a CPU's norms, one is there for a moment only
-    # measured: gradients of gate and up, less what they have replaced by then
-    working = {"none": 0.9, "selective": 0.45, "full": 0.9}[layout.activation_checkpointing] * width.mlp_inputs
+    recomputing, keeping = (
+        _block(model, width, layout, mode, T, c, device=device, compiled=compiled)
+        for mode in (layout.activation_checkpointing, "none")
+    )
     vocabulary = model.padded_vocab_size / t
     fused_head = compiled and device != "cpu"
     chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
     weight = vocabulary * h
     per_logit = 2 * c if fused_head else 4 + (c if c == 2 else 0)
     logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
-    flash = 4 * model.attention_heads * model.head_size / t if device != "cpu" else 0  # the fp32 sum of dq
     # around the blocks: what norms keep, and what a matrix of the head takes and gives
     outside = shape.outer_norms * width.norm + 2 * shape.outer_matrices * width.stream
+    blocks = layout.recomputing(model.num_hidden_layers)
     return ActivationBytes(
-        kept=T * (model.num_hidden_layers * kept + outside),
-        recomputed=T * (everything - still_there),
-        working=T * (working + flash),
+        recomputing=recomputing,
+        keeping=keeping,
+        recomputing_blocks=blocks,
+        keeping_blocks=model.num_hidden_layers - blocks,
+        outside=T * outside,
         head_gradients=4 * weight + T * c * h,
         logits=logits + T * (c * h + width.stream),
         head_backward=(c if c == 2 else 0) * weight + T * c * h,
     )
+
+
+def _block(
+    model: ModelSection, width: _Widths, layout: Layout, mode: str, T: float, c: int, *, device: str, compiled: bool
+) -> BlockBytes:
+    everything = width.everything
+    kept, still_there = {
+        "none": (everything, everything),
+        "selective": _selective(width, layout, compiled),
+        "full": (width.stream, 0.0),
+    }[mode]
+    if mode != "none":
+        still_there += width.stream  # what the first norm keeps is the block's input, which is there
+        if device == "cpu" and c == 2 and not compiled and model.norm == "rms":
+            # measured: of the fp32 copies of a CPU's norms, one is there for a moment only
+            still_there += width.norm / 2
+    # measured: gradients of gate and up, less what they have replaced by then
+    working = {"none": 0.9, "selective": 0.45, "full": 0.9}[mode] * width.mlp_inputs
+    if device != "cpu":  # the fp32 sum of dq
+        working += 4 * model.attention_heads * model.head_size / layout.tensor_parallel
+    return BlockBytes(kept=T * kept, recomputed=T * (everything - still_there), working=T * working)
 
 
 def _widths(model: ModelSection, shape: BlockShape, layout: Layout, c: int, *, device: str, compiled: bool) -> _Widths:

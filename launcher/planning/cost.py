@@ -124,8 +124,8 @@ def _micro_batch(
     block = block_time(model, layout, sequence_length, precision, hardware, compiled)
     T = local_tokens(layout, sequence_length)
     head = _head(model, layout, T, storage_precision(precision), hardware, compiled)
-    each = block.forward + block.backward + block.again(layout.activation_checkpointing)
-    return model.num_hidden_layers * each + head
+    again = layout.recomputing(model.num_hidden_layers) * block.again(layout.activation_checkpointing)
+    return model.num_hidden_layers * (block.forward + block.backward) + again + head
 
 
 def _head(model: ModelSection, layout: Layout, T: float, precision: str, hardware: Hardware, compiled: bool) -> float:
@@ -214,8 +214,8 @@ def tensor_parallel_bytes(model: ModelSection, layout: Layout, sequence_length: 
 def _tensor_parallel_collectives(model: ModelSection, layout: Layout) -> int:
     """Gathers and scatters of a whole activation: into and out of attention and MLP, in both passes; out of the
     embedding, and into the head. Recomputing makes them again, up to the last one of a block, which is not needed."""
-    again = 3 if layout.activation_checkpointing == "full" else 0
-    return model.num_hidden_layers * (8 + again) + 4
+    again = 3 * layout.recomputing(model.num_hidden_layers) if layout.activation_checkpointing == "full" else 0
+    return 8 * model.num_hidden_layers + again + 4
 
 
 def _context_parallel(
@@ -228,9 +228,9 @@ def _context_parallel(
     link = hardware.link if t * x <= ranks_per_node else hardware.network
     width = 2 * (model.attention_heads + model.key_value_heads) * model.head_size / t
     payload = local_tokens(layout, sequence_length) * width * number_bytes(precision)
-    passes = 3 if layout.activation_checkpointing == "full" else 2
+    again = layout.recomputing(model.num_hidden_layers) if layout.activation_checkpointing == "full" else 0
     one = payload * (x - 1) / x / (link.bandwidth * 1e9) + 2 * (x - 1) * link.latency * 1e-6
-    return model.num_hidden_layers * passes * one
+    return (2 * model.num_hidden_layers + again) * one
 
 
 def _data_parallel(

@@ -21,6 +21,7 @@ class Layout:
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: ActivationCheckpointing
+    recompute_blocks: int | None = None  # the first so many blocks do; None: all
     optimizer: OptimizerSection = field(default_factory=AdamWSection)  # not a choice: the run's
 
     @property
@@ -32,15 +33,22 @@ class Layout:
         """Ranks that hold the same slices of the weights; ZeRO partitions over them."""
         return self.context_parallel * self.data_parallel
 
+    def recomputing(self, blocks: int) -> int:
+        """How many of a model's blocks recompute."""
+        if self.activation_checkpointing == "none":
+            return 0
+        return blocks if self.recompute_blocks is None else self.recompute_blocks
+
     def to_json(self) -> dict[str, Any]:
         names = (name for name in self.__dataclass_fields__ if name != "optimizer")
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         sequence = " + sequence" if self.sequence_parallel else ""
+        of_blocks = "" if self.recompute_blocks is None else f" of {self.recompute_blocks} blocks"
         context = f"context {self.context_parallel}, " if self.context_parallel > 1 else ""
         return (
             f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, {context}data {self.data_parallel}, "
             f"micro-batch {self.micro_batch_size} × {self.gradient_accumulation_steps}, "
-            f"{self.activation_checkpointing} recompute"
+            f"{self.activation_checkpointing} recompute{of_blocks}"
         )

@@ -69,18 +69,16 @@ def estimate_memory(
         device=hardware.device,
         compiled=compiled,
     )
-    one_block = act.kept / model.num_hidden_layers + act.recomputed + act.working
-    left = act.kept * (1 - zero.late_after / model.num_hidden_layers)  # once the first bucket is full
     earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / local_parameters(model, layout.tensor_parallel)
     # moment: gradients, activations, logits, buffers
     moments = {
         "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
         "head": (zero.held, act.kept, act.head_gradients + act.head_backward, zero.gathered + zero.in_forward),
-        "backward": (zero.held, act.kept + act.recomputed + act.working, 0.0, zero.gathered + zero.in_backward),
-        "bucket": (zero.held, left + act.recomputed + act.working, 0.0, zero.gathered + zero.late_in_backward),
+        "backward": (zero.held, act.in_backward(0), 0.0, zero.gathered + zero.in_backward),
+        "bucket": (zero.held, act.in_backward(zero.late_after), 0.0, zero.gathered + zero.late_in_backward),
         "last block": (
             max(zero.held, zero.made * earlier if layout.zero_stage < 2 else 0),
-            one_block,
+            act.in_backward(model.num_hidden_layers - 1),
             0.0,
             zero.gathered + zero.late_in_backward,
         ),

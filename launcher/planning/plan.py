@@ -4,6 +4,7 @@ Whatever the configuration fixes is a constraint; every `auto` is tried. How lay
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 from launcher.planning.cost import estimate_step, model_flops_utilization
@@ -13,7 +14,7 @@ from launcher.planning.legality import Run, first_violation
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
 from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, nearest_misses
 from launcher.planning.precision import check_hardware_precision
-from launcher.planning.ranking import rank_key
+from launcher.planning.ranking import comfortable, rank_key
 from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError
 from megatrain.config import AUTO, Config, PretrainConfig
@@ -60,6 +61,7 @@ def decided(config: Config, plan: Plan) -> Config:
         "zero_stage": plan.zero_stage,
         "sequence_parallel": plan.sequence_parallel,
         "activation_checkpointing": plan.activation_checkpointing,
+        "recompute_blocks": "all" if plan.layout.recompute_blocks is None else plan.layout.recompute_blocks,
     }
     update = {
         "cluster": cluster,
@@ -90,8 +92,7 @@ class _Planner:
         self._check_cluster()
 
     def report(self) -> PlanResult:
-        plans = [self._evaluate(layout) for layout in self._layouts()]
-        candidates = [plan for plan in plans if plan is not None]
+        candidates = [plan for layout in self._layouts() for plan in self._plans(layout)]
         if not candidates:
             raise NothingFitsError(self._nothing_fits(), self.rejected)
         candidates.sort(key=lambda plan: rank_key(plan, self.hardware))
@@ -99,6 +100,13 @@ class _Planner:
 
     def _check_cluster(self) -> None:
         check_hardware_precision(self.config.training.precision, self.hardware)
+        blocks, there = self.config.parallel.recompute_blocks, self.model.num_hidden_layers
+        if isinstance(blocks, int) and blocks > there:
+            raise ConfigError(f"parallel.recompute_blocks: {blocks}: the model has {there} blocks. Try all.")
+        if isinstance(blocks, int) and self.config.parallel.activation_checkpointing == "none":
+            raise ConfigError(
+                f"parallel.recompute_blocks: {blocks}: parallel.activation_checkpointing is none. Try selective."
+            )
         most = self.hardware.max_ranks_per_node
         if most is not None and self.ranks_per_node > most:
             raise ConfigError(
@@ -122,6 +130,7 @@ class _Planner:
                                     gradient_accumulation_steps=batch
                                     // (micro["data_parallel"] * micro["micro_batch_size"]),
                                     activation_checkpointing=recompute,
+                                    recompute_blocks=self._fixed_blocks(recompute),
                                     optimizer=self.config.optimizer,
                                 )
 
@@ -165,7 +174,14 @@ class _Planner:
 
     def _recompute_choices(self) -> tuple[ActivationCheckpointing, ...]:
         fixed = self.config.parallel.activation_checkpointing
-        return get_args(ActivationCheckpointing) if fixed == AUTO else (fixed,)
+        if fixed != AUTO:
+            return (fixed,)
+        some = isinstance(self.config.parallel.recompute_blocks, int)
+        return tuple(mode for mode in get_args(ActivationCheckpointing) if mode != "none" or not some)
+
+    def _fixed_blocks(self, mode: ActivationCheckpointing) -> int | None:
+        fixed = self.config.parallel.recompute_blocks
+        return fixed if isinstance(fixed, int) and mode != "none" else None
 
     def _micro_batches(self, known: dict[str, Any]) -> list[int]:
         fixed, each = self.config.training.micro_batch_size, self.config.training.global_batch_size
@@ -176,16 +192,46 @@ class _Planner:
             return [1]  # sequences are shared by ranks where one is too much for a rank
         return [size for size in MICRO_BATCHES if each % size == 0]
 
-    def _evaluate(self, layout: Layout) -> Plan | None:
-        precision, length = self.config.training.precision, self.config.sequence_length
-        memory = estimate_memory(
+    def _plans(self, layout: Layout) -> Iterator[Plan]:
+        """Of a layout, if it fits; and of the same with as few blocks recomputing as fit."""
+        plan = self._evaluate(layout)
+        if plan is None:
+            return
+        yield plan
+        fewest = self._fewest_blocks(plan) if self.config.parallel.recompute_blocks == AUTO else None
+        if fewest is not None and (better := self._evaluate(fewest)) is not None:
+            yield better
+
+    def _fewest_blocks(self, plan: Plan) -> Layout | None:
+        """None where no block need, or each must."""
+        if plan.activation_checkpointing == "none":
+            return None
+        most = comfortable(self.hardware)
+        most = most if plan.memory.total <= most else USABLE * self.hardware.memory_bytes
+        first, last = 0, self.model.num_hidden_layers  # the fewest that fit lie in (first, last]
+        if self._memory(replace(plan.layout, activation_checkpointing="none")).total <= most:
+            return None
+        while last - first > 1:
+            middle = (first + last) // 2
+            if self._memory(replace(plan.layout, recompute_blocks=middle)).total <= most:
+                last = middle
+            else:
+                first = middle
+        return replace(plan.layout, recompute_blocks=last) if last < self.model.num_hidden_layers else None
+
+    def _memory(self, layout: Layout) -> MemoryEstimate:
+        return estimate_memory(
             self.model,
             layout,
-            sequence_length=length,
-            precision=storage_precision(precision),
+            sequence_length=self.config.sequence_length,
+            precision=storage_precision(self.config.training.precision),
             hardware=self.hardware,
             compiled=self.config.parallel.compile,
         )
+
+    def _evaluate(self, layout: Layout) -> Plan | None:
+        precision, length = self.config.training.precision, self.config.sequence_length
+        memory = self._memory(layout)
         if not fits(memory, self.hardware):
             over = memory.total - USABLE * self.hardware.memory_bytes
             self._reject(layout.to_json(), self._too_large(memory), over)

@@ -13,6 +13,11 @@ _WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same t
 _TIGHT, _TIGHT_HANDICAP = 0.80, 1.02  # of 454 runs planned below 80% of memory none ran out (arXiv 2411.06465)
 
 
+def comfortable(hardware: Hardware) -> float:
+    """Bytes; plans that need more are ranked lower."""
+    return _TIGHT * hardware.memory_bytes
+
+
 def rank_key(plan: Plan, hardware: Hardware) -> tuple[bool, float]:
     """Better plans come first: by seconds, with the handicaps."""
     seconds = plan.step_seconds * _ZERO_HANDICAP[plan.zero_stage]
@@ -21,6 +26,6 @@ def rank_key(plan: Plan, hardware: Hardware) -> tuple[bool, float]:
         seconds *= _TENSOR_PARALLEL_HANDICAP ** (plan.tensor_parallel.bit_length() - 1)
         seconds *= 1.0 if plan.sequence_parallel else _WHOLE_NORMS_HANDICAP
     seconds *= _CONTEXT_PARALLEL_HANDICAP ** (plan.context_parallel.bit_length() - 1)
-    if plan.memory.total > _TIGHT * hardware.memory_bytes:
+    if plan.memory.total > comfortable(hardware):
         seconds *= _TIGHT_HANDICAP
     return plan.zero_stage == 0, seconds

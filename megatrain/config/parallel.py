@@ -14,4 +14,7 @@ class ParallelSection(Section):
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(no_flag)] = AUTO
     sequence_parallel: bool | Literal["auto"] = Field(AUTO, description="split norms over the tensor-parallel ranks")
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = AUTO
+    recompute_blocks: AutoCount | Literal["all"] = Field(
+        AUTO, description="blocks that recompute, from the first; the others keep everything. auto: as few as fit"
+    )
     compile: bool = Field(True, description="torch.compile each block")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, overload
 
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.section import FIXED, FREE, REPORTED
@@ -17,12 +17,18 @@ from megatrain.config.tokenizer import TokenizerSection
 from megatrain.config.training import Precision, TrainingSection
 
 
+def _all_unless_given(blocks: object) -> object:
+    """A plan decides; without one, as in runs from before there was a choice, all do."""
+    return "all" if blocks == AUTO else blocks
+
+
 class ResolvedParallel(ParallelSection):
     tensor_parallel: Count
     context_parallel: Count
     zero_stage: Literal[0, 1, 2, 3]
     sequence_parallel: bool
     activation_checkpointing: Literal["none", "selective", "full"]
+    recompute_blocks: Annotated[Count | Literal["all"], BeforeValidator(_all_unless_given)] = "all"
 
 
 class ResolvedTraining(TrainingSection):

@@ -1,5 +1,6 @@
 """Trade compute for memory: drop a block's activations in the forward pass and make them again in the backward."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -32,14 +33,18 @@ _KEPT = {
 }
 
 
-def apply_activation_checkpointing(model: nn.Module, mode: Mode) -> None:
-    """Wrap the forward of every block, in place; names of parameters do not change."""
+def apply_activation_checkpointing(model: nn.Module, mode: Mode, blocks: int | None = None) -> None:
+    """Wrap the forward of blocks, in place; names of parameters do not change.
+
+    Args:
+        blocks: so many, from the first: what the last ones keep is released before these recompute. None: all.
+    """
     if mode == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing here is random
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    for block in model.get_submodule("blocks").children():
+    for block in itertools.islice(model.get_submodule("blocks").children(), blocks):
         block.forward = _recomputed(block.forward, options)
 
 

@@ -56,6 +56,7 @@ class Case:
                     "zero_stage": layout.zero_stage,
                     "sequence_parallel": layout.sequence_parallel,
                     "activation_checkpointing": layout.activation_checkpointing,
+                    "recompute_blocks": layout.recompute_blocks or "all",
                     "compile": False,
                 },
             }
@@ -135,6 +136,24 @@ def _cases() -> list[Case]:
     return cases + _shared_sequences()
 
 
+def _some_blocks() -> list[Case]:
+    """The first five of twelve blocks recompute."""
+    cases = []
+    for recompute, tensor, stage, precision in (("selective", 2, 1, "bf16"), ("full", 1, 3, "bf16")):
+        layout = Layout(
+            tensor_parallel=tensor,
+            data_parallel=2 // tensor,
+            zero_stage=stage,
+            sequence_parallel=False,
+            micro_batch_size=8,
+            gradient_accumulation_steps=1,
+            activation_checkpointing=recompute,  # type: ignore[arg-type]
+            recompute_blocks=5,
+        )
+        cases.append(Case(name="deep", model=MODELS["deep"], layout=layout, sequence_length=512, precision=precision))
+    return cases
+
+
 def _shared_sequences() -> list[Case]:
     """Context parallelism, under every ZeRO stage."""
     turns = itertools.cycle(
@@ -163,7 +182,8 @@ def _shared_sequences() -> list[Case]:
     return cases
 
 
-CASES = _cases()
+SOME_BLOCKS = _some_blocks()
+CASES = _cases() + SOME_BLOCKS
 
 
 class LiveTensors(TorchDispatchMode):

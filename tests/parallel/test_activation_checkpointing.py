@@ -37,9 +37,9 @@ def step(model, documents=None) -> tuple[torch.Tensor, dict[str, torch.Tensor], 
 
 @pytest.fixture
 def stepped(make_model):
-    def make(mode, documents=None):
+    def make(mode, documents=None, blocks=None):
         model = make_model()
-        apply_activation_checkpointing(model, mode)
+        apply_activation_checkpointing(model, mode, blocks)
         return step(model, documents)
 
     return make
@@ -65,9 +65,26 @@ def test_what_each_mode_computes_again(stepped) -> None:
     assert none[MATMUL] + 6 * layers <= full[MATMUL] <= none[MATMUL] + 7 * layers
 
 
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_some_blocks_alone_can_recompute(stepped, mode) -> None:
+    loss, gradients, counts = stepped(mode, blocks=1)
+    expected_loss, expected, none = stepped("none")
+    assert torch.equal(loss, expected_loss)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
+    assert counts[SILU] == none[SILU] + 1
+    assert counts[ATTENTION] == none[ATTENTION] + (1 if mode == "full" else 0)
+
+
 def test_selective_does_not_compute_the_attention_of_documents_again(stepped) -> None:
     none, selective, full = (stepped(mode, [0, 5, 16, 21, 32])[2][DOCUMENTS] for mode in MODES)
     assert (none, selective, full) == (2, 2, 4)
+
+
+def test_they_are_the_first(make_model) -> None:
+    """The last blocks have released what they keep by the time that these recompute."""
+    model = make_model()
+    apply_activation_checkpointing(model, "full", 1)
+    assert ["forward" in vars(block) for block in model.blocks] == [True, False]
 
 
 @pytest.mark.parametrize("mode", MODES)

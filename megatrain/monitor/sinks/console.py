@@ -216,8 +216,10 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     as_configured = cluster.nodes > 1 and cluster.nodes * cluster.gpus_per_node == world_size
     here = "1 rank of" if world_size == 1 else f"{world_size} ranks of"
     ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else here
-    recompute = {"none": "", "selective": "selective recompute", "full": "full recompute"}
-    features = ("compile" if parallel.compile else "", recompute.get(parallel.activation_checkpointing, ""))
+    recompute = "" if parallel.activation_checkpointing == "none" else f"{parallel.activation_checkpointing} recompute"
+    if recompute and parallel.recompute_blocks != "all":
+        recompute += f" of {parallel.recompute_blocks} blocks"
+    features = ("compile" if parallel.compile else "", recompute)
     layout = f"ZeRO-{parallel.zero_stage}, {topology}"
     batch = f"micro-batch {training.micro_batch_size} × {accumulation}"
     first = (

@@ -59,6 +59,20 @@ def test_each_way_to_save_memory_saves_memory():
     assert found(tensor_parallel=2).kept < found().kept
 
 
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_some_blocks_recompute_and_the_others_keep_everything(mode):
+    """Four blocks: the first three recompute; the backward pass begins with the last."""
+    none, every, some = (
+        found(activation_checkpointing=m, recompute_blocks=n) for m, n in (("none", None), (mode, None), (mode, 3))
+    )
+    assert some.kept == pytest.approx((none.kept + 3 * every.kept) / 4)
+    assert some.in_backward(0) - some.kept == pytest.approx(none.in_backward(0) - none.kept)
+    assert some.in_backward(3) == pytest.approx(every.in_backward(3))
+    assert every.kept < some.kept < none.kept
+    as_all = found(activation_checkpointing=mode, recompute_blocks=4)
+    assert [as_all.in_backward(done) for done in range(4)] == [every.in_backward(done) for done in range(4)]
+
+
 def test_logits_exist_a_chunk_at_a_time():
     few, many = (found(micro_batch_size=n).logits for n in (2, 4))
     assert many - few == 2 * 1024 * 2 * 2 * h, "only the tokens' hidden states grow"

@@ -3,6 +3,7 @@
 import pytest
 
 from launcher.installation import shipped
+from launcher.planning.hardware import load_hardware
 from launcher.planning.memory import USABLE
 from launcher.planning.plan import make_plan, resolve
 from megatrain.base.errors import ConfigError, DataError, PreflightError
@@ -119,6 +120,45 @@ def test_what_does_not_fit_is_not_a_candidate(tiny):
     report = make_plan(tiny(*LLAMA_8B))
     assert all(plan.memory.total <= USABLE * report.hardware.memory_bytes for plan in report.candidates)
     assert any("GiB per rank" in reason for reason in reasons(report))
+
+
+TIGHT = (
+    *LLAMA_8B,
+    "parallel.zero_stage=1",
+    "parallel.tensor_parallel=2",
+    "parallel.context_parallel=1",
+    "parallel.sequence_parallel=true",
+    "parallel.activation_checkpointing=full",
+    "training.micro_batch_size=2",
+)
+
+
+def test_as_few_blocks_recompute_as_fit(tiny):
+    plans = {plan.layout.recompute_blocks: plan for plan in make_plan(tiny(*TIGHT)).candidates}
+    every = plans.pop(None)
+    ((few, some),) = plans.items()
+    most = 0.8 * load_hardware("h100-sxm", 8).memory_bytes  # as every one that recomputes needs less
+    assert 0 < few < 32
+    assert some.step_seconds < every.step_seconds
+    assert every.memory.total < some.memory.total <= most
+    (given,) = make_plan(tiny(*TIGHT, f"parallel.recompute_blocks={few}")).candidates
+    assert given == some
+    (one_less,) = make_plan(tiny(*TIGHT, f"parallel.recompute_blocks={few - 1}")).candidates
+    assert one_less.memory.total > most
+
+
+def test_all_blocks_recompute_where_it_says_so(tiny):
+    (plan,) = make_plan(tiny(*TIGHT, "parallel.recompute_blocks=all")).candidates
+    assert plan.layout.recompute_blocks is None
+
+
+def test_a_number_of_blocks_that_cannot_be(tiny):
+    with pytest.raises(ConfigError, match=r"recompute_blocks: 99: the model has \d+ blocks\. Try all\."):
+        make_plan(tiny("parallel.recompute_blocks=99"))
+    with pytest.raises(
+        ConfigError, match=r"recompute_blocks: 1: parallel\.activation_checkpointing is none\. Try selective\."
+    ):
+        make_plan(tiny("parallel.recompute_blocks=1", "parallel.activation_checkpointing=none"))
 
 
 def test_when_nothing_fits_the_three_nearest_misses_are_told(tiny):
