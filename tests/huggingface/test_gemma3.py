@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from megatrain.base.errors import ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
 from megatrain.huggingface.names import from_huggingface, to_huggingface
 from megatrain.model.build import build_model
+from megatrain.model.families.gemma3.section import Gemma3Section
 from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {
@@ -63,6 +65,24 @@ def test_the_same_logits_and_the_same_weights_there_and_back(name, tmp_path) -> 
     back = to_huggingface(dict(ours.named_parameters()), section)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("width", [24, 640, 1152, 2560, 3840])
+@torch.no_grad()
+def test_the_embeddings_factor_is_rounded_as_theirs(width) -> None:
+    """√width in the dtype of the embedding: bf16 has 4.90625 for √24. Published models were trained with it."""
+    theirs = Gemma3TextScaledWordEmbedding(64, width, padding_idx=None, embed_scale=width**0.5)
+    sizes = {"num_hidden_layers": 1, "hidden_size": width, "num_attention_heads": 1, "head_dim": 8}
+    ours = build_model(Gemma3Section(**sizes, intermediate_size=8, vocab_size=64))
+    seen: list[torch.Tensor] = []
+    ours.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    for dtype in (torch.float32, torch.bfloat16):
+        theirs.weight.data = torch.randn(64, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+        ours.to(dtype).embedding.weight.data = theirs.weight.data
+        ours(some_ids())
+        assert torch.equal(seen[-1], theirs(some_ids()))
+    unrounded = theirs.weight.data[some_ids()] * width**0.5
+    assert torch.equal(seen[-1], unrounded) == (torch.tensor(width**0.5).bfloat16().item() == width**0.5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

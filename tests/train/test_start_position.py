@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from megatrain.base.progress import Progress
+from megatrain.config.resolved import ResolvedFinetune
 from megatrain.train import start_position
 from megatrain.train.checkpointing import Position
 from megatrain.train.start_position import restore
@@ -17,7 +18,7 @@ from tests.trained import make_config
 def restored(monkeypatch):
     """restored(position, config): what was done, in order."""
 
-    def run(position: Position, config: Any) -> list[Any]:
+    def run(position: Position, config: Any, drawn: tuple[str, ...] = ()) -> list[Any]:
         calls: list[Any] = []
         note = calls.append
         monkeypatch.setattr(start_position, "initialize_weights", lambda *_, beat: note("seed"))
@@ -28,7 +29,9 @@ def restored(monkeypatch):
             config,
             SimpleNamespace(),  # type: ignore[arg-type]
             SimpleNamespace(load_state_dict=lambda state: note(("loader", state)) or ["phase 2 is new"]),  # type: ignore[arg-type]
-            SimpleNamespace(resume=lambda wanted: note(("resume", wanted)) or position, load_weights=lambda base: base),  # type: ignore[arg-type]
+            SimpleNamespace(
+                resume=lambda wanted: note(("resume", wanted)) or position, load_weights=lambda base: (base, drawn)
+            ),  # type: ignore[arg-type]
             SimpleNamespace(line=note, resumed=lambda *_, **told: note(told)),  # type: ignore[arg-type]
             resume="auto",
             layout="ZeRO-1",
@@ -42,6 +45,17 @@ def restored(monkeypatch):
 
 def test_a_new_run_draws_its_weights(restored) -> None:
     assert restored(Position(Progress(), None, None), make_config("tokenizer")) == [("resume", "auto"), "seed"]
+
+
+def test_what_a_base_has_not_is_named(restored) -> None:
+    config = ResolvedFinetune.model_construct(finetune=SimpleNamespace(base="base"))
+    position = Position(Progress(), None, None)
+    assert restored(position, config) == [("resume", "auto"), "weights: from base"]
+    assert restored(position, config, ("cls.predictions.bias", "lm_head.weight")) == [
+        ("resume", "auto"),
+        "weights: from base",
+        "weights: base has no head; drawn from run.seed: cls.predictions.bias, lm_head.weight",
+    ]
 
 
 def test_a_checkpoint_gives_the_place_in_the_data_and_says_whence(restored) -> None:
