@@ -70,7 +70,7 @@ def activation_bytes(
             )  # measured: of the fp32 copies of a CPU's norms, one is there for a moment only
     # measured: gradients of gate and up, less what they have replaced by then
     working = {"none": 1.8, "selective": 0.9, "full": 1.8}[layout.activation_checkpointing] * width.mlp
-    vocabulary = model.padded_vocab_size / t
+    vocabulary = model.head_rows / t
     fused_head = compiled and device != "cpu"
     chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
     weight = vocabulary * h

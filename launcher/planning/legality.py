@@ -58,7 +58,8 @@ def _ranks(run: Run, choice: Choice) -> str | None:
 def _slices(run: Run, choice: Choice) -> str | None:
     tensor = choice["tensor_parallel"]
     vocabulary = Divisible(number=run.model.padded_vocab_size, field="vocab_size")
-    whole = (*FAMILIES.get(run.model.family).divisible(run.model), vocabulary)
+    head = Divisible(number=run.model.head_rows, field="num_labels", words="rows of the class head")
+    whole = (*FAMILIES.get(run.model.family).divisible(run.model), vocabulary, head)
     broken = next((one for one in whole if one.number % tensor), None)
     return f"tensor_parallel={tensor} does not divide {broken}" if broken is not None else None
 

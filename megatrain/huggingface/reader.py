@@ -19,7 +19,7 @@ from torch.futures import Future
 
 from megatrain.base.errors import CheckpointError
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import recognised, shapes, slices_of, their_tensor, wholes
+from megatrain.huggingface.names import recognised, slices_of, their_tensor, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.architecture import row_of
 
@@ -35,9 +35,15 @@ class PretrainedReader(StorageReader):
 
     def __init__(self, folder: Path, model: ModelSection) -> None:
         self._model = model
-        self._shapes = shapes(model)
         self._files = weight_files(folder, model)
-        self._stored, _ = recognised(self._files, wholes(model), model)
+        wanted = wholes_of_base(model)
+        self._stored, _ = recognised(self._files, wanted, model)
+        self._shapes = {row.name: row.shape for name in self._stored for row in wanted[name].rows}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the weights that the folder has, as the model calls them."""
+        return frozenset(self._shapes)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""

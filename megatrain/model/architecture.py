@@ -45,6 +45,7 @@ class Constant:
 
 
 EMBEDDING = "embedding.weight"  # of the tokens, in every family
+LABELS_MULTIPLE = 192  # rows of a class head: 1, 2, 3, 4, 6, 8, 12, 16, … tensor-parallel ranks divide them alike
 ONES, ZEROS = Constant(1.0), Constant(0.0)
 
 
@@ -57,6 +58,7 @@ class HuggingFaceTensor:
         transposed: a matrix is [in, out] there, and its parts are blocks of columns: as `Conv1D` of GPT-2.
         part: which of the parts it is, from 0, along the output dimension.
         parts: how many rows of the table, of one shape, the tensor is made of.
+        rows: the first of our rows, that it has, where ours are padded to more; None: all.
     """
 
     name: str
@@ -64,10 +66,11 @@ class HuggingFaceTensor:
     transposed: bool = False
     part: int = 0
     parts: int = 1
+    rows: int | None = None
 
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor there, from that of our weight."""
-        fused = (shape[0] * self.parts, *shape[1:])
+        fused = ((self.rows or shape[0]) * self.parts, *shape[1:])
         return fused[::-1] if self.transposed else fused
 
 
@@ -163,6 +166,11 @@ class ModelSection(Section):
     vocab_size: VocabularySize = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
     tie_word_embeddings: bool = False
     initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")
+    num_labels: Count | None = Field(
+        None,
+        le=1_000_000,
+        description="of a classifier, by its task; its head stands in the place of the vocabulary's",
+    )
 
     @property
     def attention_heads(self) -> int:
@@ -204,6 +212,21 @@ class ModelSection(Section):
         if self.vocab_size == AUTO:
             raise ValueError("model.vocab_size is not resolved yet")
         return self.vocab_size
+
+    @property
+    def padded_labels(self) -> int:
+        """Rows of a class head; those behind num_labels stand for no label."""
+        return -(-(self.num_labels or 0) // LABELS_MULTIPLE) * LABELS_MULTIPLE
+
+    @property
+    def head_rows(self) -> int:
+        """Of the head, whichever it is. Raises ValueError while the vocabulary is still "auto"."""
+        return self.padded_vocab_size if self.num_labels is None else self.padded_labels
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding; that of classes never is."""
+        return self.tie_word_embeddings and self.num_labels is None
 
     @property
     def matmul_parameters(self) -> int:
@@ -315,5 +338,5 @@ def _sizes(section: ModelSection) -> tuple[int, int]:
 
 
 def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:
-    is_tied = row.name == EMBEDDING and section.tie_word_embeddings
+    is_tied = row.name == EMBEDDING and section.ties_head
     return len(row.shape) >= 2 and (row.kind is not Kind.EMBEDDING or is_tied)

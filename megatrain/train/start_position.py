@@ -36,7 +36,11 @@ def restore(
     position = checkpointer.resume(resume)
     if position.checkpoint is None:
         if isinstance(config, ResolvedFinetune):
-            console.line(f"weights: from {checkpointer.load_weights(Path(config.finetune.base))}")
+            start = checkpointer.load_weights(Path(config.finetune.base))
+            console.line(f"weights: from {start.folder}")
+            if start.drawn:
+                drawn = f"{', '.join(start.drawn)}: drawn from run.seed ({config.run.seed})"
+                console.line(f"weights: {drawn}; the base's own head is not used")
         else:
             initialize_weights(engine, config.model, config.run.seed, beat=beat)
     elif position.loader is not None:

@@ -54,12 +54,12 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded_loss(layout: Layout, base: str, folder: str) -> float:
     """Start from a model folder; the summed loss of a batch, and a checkpoint of what was loaded."""
     from megatrain.checkpoint.store import CheckpointStore
-    from megatrain.train.checkpointing import Checkpointer
+    from megatrain.train.checkpointing import Checkpointer, Start
 
     run = Run(layout)
     store = CheckpointStore(RunDir(folder), run.mesh.control_group, layout="", keep_last=1, report=print)
     checkpointer = Checkpointer(config_of(layout), run.engine, store)
-    assert checkpointer.load_weights(Path(base)) == Path(base)
+    assert checkpointer.load_weights(Path(base)) == Start(Path(base))
     checkpointer.save(0, {})
     loss = sum(run.engine.evaluate(batch)["loss"] for batch in run.micro_batches(0))
     torch.distributed.all_reduce(loss, group=run.mesh.dp_cp_group)

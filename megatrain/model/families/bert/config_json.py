@@ -64,9 +64,9 @@ def read_config(file: Path, model_type: str) -> tuple[BertSection, int]:
 
 def huggingface_config(section: BertSection) -> dict[str, Any]:
     kind = their_model(section)
-    name = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}[kind]
+    name = {"bert": "Bert", "roberta": "Roberta"}[kind]
     found = {
-        "architectures": [name],
+        "architectures": [f"{name}ForMaskedLM" if section.num_labels is None else f"{name}ForSequenceClassification"],
         "model_type": kind,
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,
@@ -78,5 +78,6 @@ def huggingface_config(section: BertSection) -> dict[str, Any]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        **({} if section.num_labels is None else {"classifier_dropout": 0.0}),
     }
     return found | ({"pad_token_id": section.position_offset - 1} if kind == "roberta" else {})

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from megatrain.model.architecture import ZEROS, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.gemma3.section import Gemma3Section
 
 REGIONS = {
@@ -54,6 +55,7 @@ def rows(section: Gemma3Section) -> tuple[ParameterRow, ...]:
         matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN),
         matrix("mlp.down", "mlp.down_proj", width, inner, _ROW),
         *_norms(section),
+        *(() if section.num_labels is None else class_rows(section, "score", bias=False)),
     )
 
 

@@ -62,7 +62,7 @@ def read_config(file: Path, model_type: str) -> tuple[GPTSection, int]:
 
 def huggingface_config(section: GPTSection) -> dict[str, Any]:
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": ["GPT2LMHeadModel" if section.num_labels is None else "GPT2ForSequenceClassification"],
         "model_type": "gpt2",
         "n_layer": section.num_hidden_layers,
         "n_embd": section.hidden_size,

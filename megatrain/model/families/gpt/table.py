@@ -14,6 +14,7 @@ from megatrain.model.architecture import (
     ParameterRow,
     Region,
 )
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.gpt.section import GPTSection
 
 REGIONS = {
@@ -63,6 +64,8 @@ def rows(section: GPTSection) -> tuple[ParameterRow, ...]:
         *_linear(section, "mlp.down", "mlp.c_proj", width, section.mlp_width, _ROW),
         *_norm("norm", "transformer.ln_f", width, None),
     )
+    if section.num_labels is not None:
+        return (*table, *class_rows(section, "score", bias=False))
     if section.tie_word_embeddings:
         return table
     head = ParameterRow(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from megatrain.model.architecture import ONES, ZEROS, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.llama.section import LlamaSection
 
 REGIONS = {
@@ -67,6 +68,8 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
         matrix("mlp.down", "mlp.down_proj", width, inner, _ROW, Kind.MLP),
         norm("norm", "model.norm.weight", None),
     )
+    if section.num_labels is not None:
+        return (*table, *class_rows(section, "score", bias=False))
     if section.tie_word_embeddings:
         return table
     head = ParameterRow(

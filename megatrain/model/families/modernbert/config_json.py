@@ -117,8 +117,10 @@ def _every(types: list[LayerType]) -> int | None:
 def huggingface_config(section: ModernBertSection) -> dict[str, Any]:
     types = [section.layer_types[layer % len(section.layer_types)] for layer in range(section.num_hidden_layers)]
     every = _every(types)
+    is_classifier = section.num_labels is not None
     return {
-        "architectures": ["ModernBertForMaskedLM"],
+        "architectures": ["ModernBertForSequenceClassification" if is_classifier else "ModernBertForMaskedLM"],
+        **({"classifier_pooling": "cls", "classifier_dropout": 0.0} if is_classifier else {}),
         "model_type": "modernbert",
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,
