@@ -202,6 +202,11 @@ class ModelSection(Section):
         return None
 
     @property
+    def token_types(self) -> int:
+        """Of texts of an example that it tells apart; its forward takes `token_types_BS` where that is more than 1."""
+        return 1
+
+    @property
     def window_counts(self) -> Mapping[Window, int]:
         """How many layers attend to which positions; see model/window.py."""
         return {CAUSAL: self.num_hidden_layers}

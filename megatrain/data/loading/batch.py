@@ -53,6 +53,8 @@ class Batch(TensorBatch):
     # [documents + 1] int32: where each document begins in the flattened batch, and B·S; None when attention may cross.
     # Which document a position is in, all ranks of a sequence need to know.
     cu_seqlens: Tensor | None = None
+    # [B, S] int64, which text of its example a token is of, where a model tells them apart; None: all are of the first
+    token_types: Tensor | None = field(default=None, metadata=SPLIT_SEQUENCE)
 
     @property
     def document_ids(self) -> Tensor | None:

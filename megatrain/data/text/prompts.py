@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from megatrain.data.text.framing import frame_of
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer, guarded
 
 SpecialTokens = Literal["parse", "text"]
@@ -38,6 +39,7 @@ class PromptEncoder:
 
     Attributes:
         prefix, suffix: ids that the tokenizer puts in front of a text and behind it: mostly a BOS and nothing.
+        frames: what it puts around one text, and around two.
         special_ids: ids of all special tokens.
     """
 
@@ -50,6 +52,7 @@ class PromptEncoder:
         added = self._library.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.prefix, self.suffix = self._added()
+        self.frames = {texts: frame_of(self._library, texts, tokenizer.name) for texts in (1, 2)}
         # also the part of it that trims offsets, which would move the boundary between prompt and response
         self._library.post_processor = None
 
@@ -80,6 +83,18 @@ class PromptEncoder:
                 continue
             for (prompt, _), encoding in zip(part, encodings, strict=True):
                 yield EncodedPair(np.array(encoding.ids, dtype=np.int32), _boundary(encoding.offsets, len(prompt)))
+
+    def texts(self, texts: Sequence[str]) -> Iterator[list[int] | EncodeError]:
+        """Ids of each text, without what the tokenizer adds; an error in the place of one that cannot be encoded."""
+        for first in range(0, len(texts), _AT_ONCE):
+            part = texts[first : first + _AT_ONCE]
+            try:
+                yield from (encoding.ids for encoding in guarded(self._encode, list(part), self.tokenizer.name))
+            except EncodeError as error:
+                if len(part) == 1:
+                    yield error
+                else:
+                    yield from (encoded for text in part for encoded in self.texts([text]))
 
     def prefix_of(self, ids: Sequence[int]) -> list[int]:
         """The prefix, but for a text that begins with it already: a second BOS is never wanted."""

@@ -84,14 +84,17 @@ class Bert(nn.Module):
         position_ids_BS: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         terms: LossTerms | None = None,
+        token_types_BS: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The summed loss over all labels (fp32 scalar), or without labels the logits [B, S, V]; as
         `families.llama.module.Llama.forward`. A label is of its own position. Positions count from 0; those of a
-        sequence are below `longest_sequence`."""
+        sequence are below `longest_sequence`. Token types are int64, all of the first by default."""
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
         positions_BSD = self.position_embedding(position_ids_BS + self.config.position_offset)
-        types_BSD = self.token_type_embedding(torch.zeros_like(position_ids_BS))
+        types_BSD = self.token_type_embedding(
+            torch.zeros_like(position_ids_BS) if token_types_BS is None else token_types_BS
+        )
         x_BSD = self.embedding_norm(self.embedding(input_ids_BS) + types_BSD + positions_BSD)
         for block in self.blocks:
             x_BSD = block(x_BSD, cu_seqlens)

@@ -26,7 +26,9 @@ class BertSection(ModelSection):
     position_offset: NonNegative = Field(
         0, le=WIDEST, description="of the first position: 0 of BERT, 2 of RoBERTa, whose padding token has id 1"
     )
-    type_vocab_size: Count = Field(2, le=WIDEST, description="token types, of which all tokens have the first")
+    type_vocab_size: Count = Field(
+        2, le=WIDEST, description="token types: all tokens have the first, but those of an example's second text"
+    )
     tie_word_embeddings: Literal[True] = True
     layer_norm_eps: Positive = Field(1e-12, le=1)
 
@@ -42,6 +44,10 @@ class BertSection(ModelSection):
     def longest_sequence(self) -> int:
         """In tokens."""
         return self.max_position_embeddings - self.position_offset
+
+    @property
+    def token_types(self) -> int:
+        return self.type_vocab_size
 
     @property
     def window_counts(self) -> Mapping[Window, int]:

@@ -29,7 +29,6 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
     layers = range(section.num_hidden_layers)
     inside = Normal(section.initializer_range)
     into_stream = Normal(section.initializer_range / math.sqrt(2 * section.num_hidden_layers))
-    vocabulary = (section.padded_vocab_size, width)
 
     def matrix(name: str, theirs: str, out: int, into: int, split: _Dim, kind: Kind) -> ParameterRow:
         return ParameterRow(
@@ -47,10 +46,10 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
             name=f"{name}.weight", shape=(width,), kind=Kind.NORM, init=ONES, decay=False, huggingface=theirs, layers=of
         )
 
-    table = (
+    return (
         ParameterRow(
             name="embedding.weight",
-            shape=vocabulary,
+            shape=(section.padded_vocab_size, width),
             kind=Kind.EMBEDDING,
             init=inside,
             split=_VOCABULARY,
@@ -67,20 +66,22 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
         matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN, Kind.MLP),
         matrix("mlp.down", "mlp.down_proj", width, inner, _ROW, Kind.MLP),
         norm("norm", "model.norm.weight", None),
+        *_head(section),
     )
+
+
+def _head(section: LlamaSection) -> Iterator[ParameterRow]:
     if section.num_labels is not None:
-        return (*table, *class_rows(section, "score", bias=False))
-    if section.tie_word_embeddings:
-        return table
-    head = ParameterRow(
-        name="head.weight",
-        shape=vocabulary,
-        kind=Kind.HEAD,
-        init=inside,
-        split=_VOCABULARY,
-        huggingface="lm_head.weight",
-    )
-    return (*table, head)
+        yield from class_rows(section, "score", bias=False)
+    elif not section.tie_word_embeddings:
+        yield ParameterRow(
+            name="head.weight",
+            shape=(section.padded_vocab_size, section.hidden_size),
+            kind=Kind.HEAD,
+            init=Normal(section.initializer_range),
+            split=_VOCABULARY,
+            huggingface="lm_head.weight",
+        )
 
 
 def _optional(section: LlamaSection) -> Iterator[ParameterRow]:
