@@ -47,6 +47,7 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
     if not is_pretrained(folder):
         if not base.steps():
             yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
+        yield from _is_language_model(config)
         return
     try:
         if config.model is not None:
@@ -54,6 +55,18 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
         read_base(config.finetune.base)
     except MegatrainError as error:
         yield Finding("error", f"finetune.base: {error}", error.exit_code)
+
+
+def _is_language_model(config: FinetuneConfig) -> Iterator[Finding]:
+    """A classifier has no head that a language model could go on with."""
+    try:
+        task = load_run(base_run(config.finetune.base)).task
+    except MegatrainError:
+        return  # reported elsewhere
+    if task.classes and not config.task.classes:
+        text = f"is a classifier (task.name: {task.name}), and task.name: {config.task.name} needs a language model"
+        fix = "Name the run that it was fine-tuned from, or a task that trains a classifier."
+        yield Finding("error", f"finetune.base: {config.finetune.base}: {text}. {fix}", ExitCode.USAGE)
 
 
 def _beyond(config: FinetuneConfig, vocabulary: Vocabulary, path: str, pad: str | None) -> Iterator[Finding]:

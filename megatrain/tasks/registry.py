@@ -15,9 +15,14 @@ class TaskSection(Section):
     name: str
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what a classifier tells apart, in the order of its logits, once they are known; of a language model,
+        and before, none."""
+        return ()
+
+    @property
     def num_labels(self) -> int | None:
-        """Of a task that trains a classifier, once they are known; None: of a language model."""
-        return None
+        return len(self.classes) or None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

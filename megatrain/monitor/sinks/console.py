@@ -176,9 +176,11 @@ class Console:
         if checkpoint:
             lines.append(f"  checkpoint  {checkpoint}")
         run = copyable(self._run.path)
+        model = self._config.model
+        writes = model.is_causal and model.num_labels is None
         lines += [
             "next:",
-            f'  megatrain generate {run} "Once upon a time"',
+            f'  megatrain generate {run} "Once upon a time"' if writes else f"  megatrain export {run} exported",
             f"  megatrain tensorboard {run}",
         ]
         return lines

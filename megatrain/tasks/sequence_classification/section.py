@@ -40,5 +40,5 @@ class SequenceClassificationSection(TaskSection):
     )
 
     @property
-    def num_labels(self) -> int | None:
-        return None if self.labels is None else len(self.labels)
+    def classes(self) -> tuple[str, ...]:
+        return self.labels or ()
