@@ -87,8 +87,8 @@ def test_losses_and_metrics_of_one_process(ranks: RankPool, here: Path, family, 
 
 
 def theirs_trained(base: str, config: ResolvedFinetune) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step of a classifier of transformers, trained by torch alone. An example at a time,
-    nothing is packed; what the base lacks is what megatrain draws."""
+    """Loss and gradient norm of each step of a classifier of transformers, trained by torch alone, an example at a time
+    and without padding. What the base lacks is what megatrain draws."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(LABELS), dtype=torch.float32)
