@@ -13,6 +13,7 @@ from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.loading.batch import Batch
 from megatrain.huggingface.export import export
 from megatrain.huggingface.names import wholes
+from megatrain.model.architecture import row_of
 from megatrain.model.initialization import initial_weight
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import load_run
@@ -181,3 +182,27 @@ def test_a_resumed_run_is_the_same_to_the_bit(ranks: RankPool, here: Path, plain
     first, second = (read_tensors(RunDir(here / "runs" / name).step(6)) for name in ("plain-llama", "resumed-llama"))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+PRETRAIN = """
+run: {name: classifier-base}
+model: {num_hidden_layers: 2, hidden_size: 24, num_attention_heads: 2, intermediate_size: 32, tie_word_embeddings: true}
+tokenizer: {path: tokenizer}
+data: {sequence_length: 48, train: [{path: a}]}
+training: {steps: 1, global_batch_size: 2, precision: fp32}
+parallel: {compile: false}
+monitor: {log_interval_steps: 1, sinks: [], health_check: false}
+cluster: {hardware: cpu, nodes: 1, gpus_per_node: 1}
+"""
+
+
+def test_a_run_gives_all_weights_but_the_heads_which_is_drawn(ranks: RankPool, here: Path) -> None:
+    base = start(ranks, PRETRAIN)
+    still = ("training.steps=1", "optimizer.learning_rate=1e-30")
+    run = start(ranks, config_of("of-a-run", str(base)), *still, "cluster.gpus_per_node=2", "parallel.zero_stage=2")
+    before, after = read_tensors(base.step(1), kind="weight"), read_tensors(run.step(1), kind="weight")
+    assert after.keys() - before.keys() == {"head.weight"}
+    assert before.keys() < after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    config = load_run(run)
+    assert torch.equal(after["head.weight"], initial_weight(row_of(config.model, "head.weight"), config.run.seed))
