@@ -119,7 +119,7 @@ def export(
         averaged=len(checkpoints),
         auto_class=auto_class(source.model),
         files=files,
-        parameters=source.model.parameters,
+        parameters=sum(math.prod(whole.shape) for whole in wholes(source.model).values()),
         bytes=size,
     )
 

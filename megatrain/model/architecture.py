@@ -168,7 +168,7 @@ class ModelSection(Section):
     initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")
     num_labels: Count | None = Field(
         None,
-        le=1_000_000,
+        le=10_000,
         description="of a classifier, by its task; its head stands in the place of the vocabulary's",
     )
 

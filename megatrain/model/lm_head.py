@@ -64,8 +64,8 @@ class ClassHead(Head):
         super().__init__(config.padded_labels, config.hidden_size, bias=bias, classes=config.num_labels)
 
     def logits(self, projection: Projection, hidden_BSD: Tensor) -> Tensor:
-        """[B, S, labels], also where the weight is a slice: they are few. Without a gradient there."""
-        logits_BSC = projection.logits(hidden_BSD)
+        """Fp32 [B, S, labels], also where the weight is a slice: they are few. Without a gradient there."""
+        logits_BSC = projection.logits(hidden_BSD).float()
         if self.vocab is not None:
             whole_BSC = logits_BSC.new_full((*logits_BSC.shape[:-1], self.vocab.size), -torch.inf)
             whole_BSC[..., self.vocab.start : self.vocab.start + logits_BSC.shape[-1]] = logits_BSC.detach()

@@ -115,7 +115,7 @@ class TextEncoder:
         assert section.labels is not None, "the launcher finds them"
         self._encoder = PromptEncoder(tokenizer)
         texts = 1 if section.text_pair_field is None else 2
-        self._frame = self._encoder.frames[texts]
+        self._frame = self._encoder.frame(texts)
         self._tail = [tokenizer.eos_id] if section.end_token else []
         self._truncation = section.truncation
         self._numbers = {label: number for number, label in enumerate(section.labels)}

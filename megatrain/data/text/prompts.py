@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from megatrain.data.text.framing import frame_of
+from megatrain.data.text.framing import Frame, frame_of
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer, guarded
 
 SpecialTokens = Literal["parse", "text"]
@@ -39,7 +39,6 @@ class PromptEncoder:
 
     Attributes:
         prefix, suffix: ids that the tokenizer puts in front of a text and behind it: mostly a BOS and nothing.
-        frames: what it puts around one text, and around two.
         special_ids: ids of all special tokens.
     """
 
@@ -52,7 +51,6 @@ class PromptEncoder:
         added = self._library.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         self.prefix, self.suffix = self._added()
-        self.frames = {texts: frame_of(self._library, texts, tokenizer.name) for texts in (1, 2)}
         # also the part of it that trims offsets, which would move the boundary between prompt and response
         self._library.post_processor = None
 
@@ -83,6 +81,13 @@ class PromptEncoder:
                 continue
             for (prompt, _), encoding in zip(part, encodings, strict=True):
                 yield EncodedPair(np.array(encoding.ids, dtype=np.int32), _boundary(encoding.offsets, len(prompt)))
+
+    def frame(self, texts: int) -> Frame:
+        """What the tokenizer puts around one text, or around two."""
+        library = tokenizers.Tokenizer.from_str(self.tokenizer.content.decode("utf-8"))
+        library.no_padding()
+        library.no_truncation()
+        return frame_of(library, texts, self.tokenizer.name)
 
     def texts(self, texts: Sequence[str]) -> Iterator[list[int] | EncodeError]:
         """Ids of each text, without what the tokenizer adds; an error in the place of one that cannot be encoded."""

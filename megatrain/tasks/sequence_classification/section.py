@@ -24,7 +24,7 @@ class SequenceClassificationSection(TaskSection):
     text_field: Path = Field("text", description="dots name a field within a field: data.review")
     text_pair_field: Path | None = Field(None, description="of a second text, such as a hypothesis")
     label_field: Path = Field("label", description="text, or a whole number")
-    labels: Annotated[tuple[Label, ...], Field(strict=False, min_length=2, max_length=100_000)] | None = Field(
+    labels: Annotated[tuple[Label, ...], Field(strict=False, min_length=2, max_length=10_000)] | None = Field(
         None, description="in the order of the logits; default: those of finetune.train, sorted"
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1), REPORTED] = Field(
