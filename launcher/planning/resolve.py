@@ -170,7 +170,10 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
         )
     finetune = config.finetune.model_copy(update={"sequence_length": length})
     task = _complete_task(config)
-    found |= {"task": task, "model": found["model"].model_copy(update={"num_labels": task.num_labels})}
+    found |= {
+        "task": task,
+        "model": found["model"].model_copy(update={"num_labels": task.num_labels, "classifies": task.classifies}),
+    }
     if found["model"].vocab_size == AUTO:
         found["model"] = _with_vocabulary(
             found["model"], tokenizer_vocabulary(tokenizer_path(config) or found["tokenizer"].path)

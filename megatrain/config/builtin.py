@@ -3,7 +3,7 @@
 from megatrain.model import families
 from megatrain.optim import adamw, lion
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
-from megatrain.tasks import masked_lm, pretrain_lm, sequence_classification, sft
+from megatrain.tasks import masked_lm, pretrain_lm, sequence_classification, sft, token_classification
 
 __all__ = [
     "adamw",
@@ -18,5 +18,6 @@ __all__ = [
     "pretrain_lm",
     "sequence_classification",
     "sft",
+    "token_classification",
     "wsd",
 ]

@@ -96,8 +96,9 @@ def config_json(
         classes = {
             "id2label": {str(number): name for number, name in enumerate(names)},
             "label2id": {name: number for number, name in enumerate(names)},
-            "problem_type": "single_label_classification",
         }
+        if config.classifies == "sequence":
+            classes["problem_type"] = "single_label_classification"
     return {
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": config.tie_word_embeddings,

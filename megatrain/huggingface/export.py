@@ -32,6 +32,7 @@ from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import Whole, joined, wholes
 from megatrain.model.architecture import ParameterRow
+from megatrain.model.class_table import purpose
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run, own_base, own_positions, read_inputs
 from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
@@ -58,9 +59,9 @@ class Exported:
 
 def auto_class(model: ModelSection) -> str:
     """What loads an exported model: "AutoModelForCausalLM", of an encoder "AutoModelForMaskedLM", or of a classifier
-    "AutoModelForSequenceClassification"."""
+    "AutoModelForSequenceClassification" or "AutoModelForTokenClassification"."""
     if model.num_labels is not None:
-        return "AutoModelForSequenceClassification"
+        return f"AutoModel{purpose(model, '')}"
     return "AutoModelForCausalLM" if model.is_causal else "AutoModelForMaskedLM"
 
 

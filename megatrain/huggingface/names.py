@@ -146,9 +146,11 @@ def recognised(
     prefix = family.huggingface_prefix
     is_bare = bool(prefix) and not any(name.startswith(prefix) for name in found)
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (_COMPUTED, *family.huggingface_ignored)))
-    copies: Collection[str] = family.huggingface_tied if config.tie_word_embeddings else ()
+    copies = set(family.huggingface_tied if config.tie_word_embeddings else ())
     if config.num_labels is not None:
-        copies = {*copies, *(wholes(config).keys() | wholes(_language_model(config)).keys())}
+        copies = copies | wholes(_language_model(config)).keys()
+        for kind in ("sequence", "token"):
+            copies |= wholes(config.model_copy(update={"classifies": kind})).keys()
     stored, unknown = {}, []
     for name in found:
         candidates = [_renewed(name, family.huggingface_renamed)]

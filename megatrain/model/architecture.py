@@ -171,6 +171,7 @@ class ModelSection(Section):
         le=10_000,
         description="of a classifier, by its task; its head stands in the place of the vocabulary's",
     )
+    classifies: Literal["sequence", "token"] = Field("sequence", description="of a classifier, by its task")
 
     @property
     def attention_heads(self) -> int:

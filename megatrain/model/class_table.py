@@ -33,6 +33,13 @@ def class_rows(section: ModelSection, theirs: str, *, bias: bool) -> Iterator[Pa
         )
 
 
+def purpose(section: ModelSection, language_model: str) -> str:
+    """What the name of the class in `transformers` ends with."""
+    if section.num_labels is None:
+        return language_model
+    return "ForSequenceClassification" if section.classifies == "sequence" else "ForTokenClassification"
+
+
 def is_class_head(section: ModelSection, name: str) -> bool:
     """Whether a weight is the head of a classifier."""
     return section.num_labels is not None and name in CLASS_HEAD

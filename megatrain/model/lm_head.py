@@ -57,11 +57,13 @@ class LMHead(Head):
 
 
 class ClassHead(Head):
-    """Projection to the labels of a classifier. Its rows are padded; logits without labels are whole everywhere."""
+    """Projection to the labels of a classifier. Its rows are padded. Without labels given, logits are of all of them
+    on every rank, and of a classifier of tokens, of whole sequences: an entity has several tokens."""
 
     def __init__(self, config: ModelSection, *, bias: bool) -> None:
         assert config.num_labels is not None, "else it is a language model"
         super().__init__(config.padded_labels, config.hidden_size, bias=bias, classes=config.num_labels)
+        self.of_tokens = config.classifies == "token"
 
     def logits(self, projection: Projection, hidden_BSD: Tensor) -> Tensor:
         """Fp32 [B, S, labels], also where the weight is a slice: they are few. Without a gradient there."""

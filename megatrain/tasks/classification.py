@@ -52,14 +52,14 @@ class Classification:
     def loss(self, model: Model, batch: Batch) -> LossSums:
         """Nats, over the labels other than IGNORE_INDEX."""
         if not self._terms:
-            return LossSums(_forward(model, batch, batch.labels))
-        loss, cross_entropy = _forward(model, batch, batch.labels, terms=self._terms)
+            return LossSums(forward(model, batch, batch.labels))
+        loss, cross_entropy = forward(model, batch, batch.labels, terms=self._terms)
         return LossSums(loss, {"cross_entropy": cross_entropy})
 
     def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The loss, and of each label how often it is right, said, and there."""
         counted = batch.labels != IGNORE_INDEX
-        logits_NC, labels_N = _forward(model, batch, None)[counted].float(), batch.labels[counted]
+        logits_NC, labels_N = forward(model, batch, None)[counted].float(), batch.labels[counted]
         said_N = logits_NC.argmax(-1)
         right = torch.bincount(labels_N[said_N == labels_N], minlength=self._labels)
         said, there = (torch.bincount(of, minlength=self._labels) for of in (said_N, labels_N))
@@ -86,7 +86,8 @@ def macro_f1(counts: list[list[float]]) -> float:
     return sum(scores) / max(len(scores), 1)
 
 
-def _forward(model: Model, batch: Batch, labels: Tensor | None, **options: Any) -> Any:
+def forward(model: Model, batch: Batch, labels: Tensor | None, **options: Any) -> Any:
+    """The model's answer: its loss, or without labels its logits [B, S, labels]."""
     places = {"position_ids_BS": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
     if batch.token_types is not None:
         options["token_types_BS"] = batch.token_types

@@ -21,6 +21,11 @@ class TaskSection(Section):
         return ()
 
     @property
+    def classifies(self) -> Literal["sequence", "token"]:
+        """Of a classifier: whole examples, or each of their tokens."""
+        return "sequence"
+
+    @property
     def num_labels(self) -> int | None:
         return len(self.classes) or None
 

@@ -150,7 +150,7 @@ class Checkpointer:
         else:
             folder = self._verified(checkpoint)
         then, now = read_state(folder).model, self._config.model
-        self._check_model(folder, then, but=() if now.num_labels is None else ("num_labels",))
+        self._check_model(folder, then, but=() if now.num_labels is None else ("num_labels", "classifies"))
         has = {(row.name, row.shape) for row in parameter_table(then)}
         wanted = (row for row in parameter_table(now) if not is_class_head(now, row.name))
         return Start(folder, self._load_weights(folder, {row.name for row in wanted if (row.name, row.shape) in has}))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import tokenizers
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.examples.chat_template import ChatTemplate
@@ -154,12 +155,13 @@ class TextEncoder:
                     yield example
 
     def _example(
-        self, row: LabelledText, encoded: Sequence[list[int] | DataError], report: ClassifiedReport
+        self, row: LabelledText, encoded: Sequence[tokenizers.Encoding | DataError], report: ClassifiedReport
     ) -> Example | None:
         texts = []
-        for ids in encoded:
-            if isinstance(ids, DataError):
-                raise DataError(f"{row.where}: {ids}")
+        for encoding in encoded:
+            if isinstance(encoding, DataError):
+                raise DataError(f"{row.where}: {encoding}")
+            ids = list(encoding.ids)
             if not ids:
                 raise DataError(f"{row.where}: a text has no token of this tokenizer: nothing to learn from")
             if max(ids) >= self._model.padded_vocab_size:

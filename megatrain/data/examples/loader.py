@@ -101,6 +101,8 @@ def batch_of(rows: Sequence[PackedRow]) -> Batch:
             batch.labels[number].numpy()[~row.is_target[1:]] = IGNORE_INDEX
         else:
             batch.labels[number].numpy()[:] = row.labels
+    if rows[0].labels is not None:
+        batch = replace(batch, whole_labels=batch.labels.clone())
     types = [row.token_types for row in rows]
     if all(one is None for one in types):
         return batch

@@ -89,12 +89,12 @@ class PromptEncoder:
         library.no_truncation()
         return frame_of(library, texts, self.tokenizer.name)
 
-    def texts(self, texts: Sequence[str]) -> Iterator[list[int] | EncodeError]:
-        """Ids of each text, without what the tokenizer adds; an error in the place of one that cannot be encoded."""
+    def texts(self, texts: Sequence[str]) -> Iterator[tokenizers.Encoding | EncodeError]:
+        """Each text, without what the tokenizer adds; an error in the place of one that cannot be encoded."""
         for first in range(0, len(texts), _AT_ONCE):
             part = texts[first : first + _AT_ONCE]
             try:
-                yield from (encoding.ids for encoding in guarded(self._encode, list(part), self.tokenizer.name))
+                yield from guarded(self._encode, list(part), self.tokenizer.name)
             except EncodeError as error:
                 if len(part) == 1:
                     yield error

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.class_table import purpose
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.bert.table import their_model
 from megatrain.model.huggingface_config import CONFIG_LIMIT, Layers, Part, Positions, Width, require
@@ -66,7 +67,7 @@ def huggingface_config(section: BertSection) -> dict[str, Any]:
     kind = their_model(section)
     name = {"bert": "Bert", "roberta": "Roberta"}[kind]
     found = {
-        "architectures": [f"{name}ForMaskedLM" if section.num_labels is None else f"{name}ForSequenceClassification"],
+        "architectures": [name + purpose(section, "ForMaskedLM")],
         "model_type": kind,
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,

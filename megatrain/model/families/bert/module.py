@@ -73,7 +73,7 @@ class Bert(nn.Module):
             self.head: LMHead | ClassHead = LMHead(config, bias=True)
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
         else:
-            self.pooler = Pooler(config)
+            self.pooler = Pooler(config) if config.classifies == "sequence" else nn.Identity()
             self.head = ClassHead(config, bias=True)
 
     def forward(

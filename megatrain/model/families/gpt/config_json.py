@@ -7,6 +7,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.class_table import purpose
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.huggingface_config import CONFIG_LIMIT, Layers, Part, Positions, Width, require
 
@@ -62,7 +63,7 @@ def read_config(file: Path, model_type: str) -> tuple[GPTSection, int]:
 
 def huggingface_config(section: GPTSection) -> dict[str, Any]:
     return {
-        "architectures": ["GPT2LMHeadModel" if section.num_labels is None else "GPT2ForSequenceClassification"],
+        "architectures": ["GPT2" + purpose(section, "LMHeadModel")],
         "model_type": "gpt2",
         "n_layer": section.num_hidden_layers,
         "n_embd": section.hidden_size,
@@ -75,4 +76,5 @@ def huggingface_config(section: GPTSection) -> dict[str, Any]:
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
+        **({} if section.num_labels is None else {"classifier_dropout": 0.0}),
     }

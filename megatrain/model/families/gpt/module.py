@@ -41,7 +41,9 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.head = LMHead(config) if config.num_labels is None else ClassHead(config, bias=False)
+        self.head = (
+            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies == "token")
+        )
         if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
 

@@ -65,7 +65,8 @@ def rows(section: GPTSection) -> tuple[ParameterRow, ...]:
         *_norm("norm", "transformer.ln_f", width, None),
     )
     if section.num_labels is not None:
-        return (*table, *class_rows(section, "score", bias=False))
+        of_tokens = section.classifies == "token"
+        return (*table, *class_rows(section, "classifier" if of_tokens else "score", bias=of_tokens))
     if section.tie_word_embeddings:
         return table
     head = ParameterRow(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from megatrain.base.errors import ConfigError
+from megatrain.model.class_table import purpose
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.window import CAUSAL
 
@@ -17,10 +18,10 @@ def huggingface_config(section: LlamaSection) -> dict[str, Any]:
     if section.rope_scaling is not None:
         rope = section.rope_scaling.model_dump(exclude_none=True)
     found = _model_type(section)
-    purpose = "CausalLM" if section.num_labels is None else "SequenceClassification"
     return {
         **found,
-        "architectures": [f"{found['architectures']}For{purpose}"],
+        "architectures": [found["architectures"] + purpose(section, "ForCausalLM")],
+        **({} if section.num_labels is None else {"classifier_dropout": 0.0}),
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,
         "num_attention_heads": section.num_attention_heads,

@@ -48,7 +48,9 @@ class Llama(nn.Module):
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = LMHead(config) if config.num_labels is None else ClassHead(config, bias=False)
+        self.head = (
+            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies == "token")
+        )
         if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
 

@@ -72,7 +72,7 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
 
 def _head(section: LlamaSection) -> Iterator[ParameterRow]:
     if section.num_labels is not None:
-        yield from class_rows(section, "score", bias=False)
+        yield from class_rows(section, "score", bias=section.classifies == "token")
     elif not section.tie_word_embeddings:
         yield ParameterRow(
             name="head.weight",

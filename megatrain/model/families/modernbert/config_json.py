@@ -9,6 +9,7 @@ from pydantic import Field
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.class_table import purpose
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.model.huggingface_config import (
     CONFIG_LIMIT,
@@ -119,7 +120,7 @@ def huggingface_config(section: ModernBertSection) -> dict[str, Any]:
     every = _every(types)
     is_classifier = section.num_labels is not None
     return {
-        "architectures": ["ModernBertForSequenceClassification" if is_classifier else "ModernBertForMaskedLM"],
+        "architectures": ["ModernBert" + purpose(section, "ForMaskedLM")],
         **({"classifier_pooling": "cls", "classifier_dropout": 0.0} if is_classifier else {}),
         "model_type": "modernbert",
         "num_hidden_layers": section.num_hidden_layers,
