@@ -71,3 +71,18 @@ cluster: {hardware: cpu, nodes: 1, gpus_per_node: 1}
 
 def config_of(name: str, base: str) -> str:
     return CONFIG.replace("NAME", name).replace("BASE", base)
+
+
+def write_tagged(file: Path, count: int, *, seed: int) -> Path:
+    """Sentences in some of which a place of two or three words stands, or a name of one."""
+    chance = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        pairs = [(word, "O") for word in chance.choices(_WORDS, k=chance.randint(2, 7))]
+        place = ["great", "fatal", "lake"][: chance.randint(2, 3)]
+        found = [(word, f"{'I' if number else 'B'}-LOC") for number, word in enumerate(place)]
+        at = chance.randint(0, len(pairs))
+        pairs[at:at] = chance.choice([found, [("fine", "B-PER")], []])
+        rows.append({"tokens": [word for word, _ in pairs], "tags": [tag for _, tag in pairs]})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
