@@ -41,7 +41,7 @@ def generate(
     Raises:
         CheckpointError: there is no whole checkpoint.
         ConfigError: the prompt is no Unicode text, or becomes tokens that the model does not have; the model is an
-            encoder.
+            encoder or a classifier.
         DataError: the run's tokenizer cannot be read.
     """
     folder = find_checkpoint(path)
@@ -50,6 +50,8 @@ def generate(
     if config.tokenizer is None:
         raise CheckpointError(f"{run}: has no tokenizer; put its files into {run.tokenizer}")
     section = read_state(folder).model
+    if section.num_labels is not None:
+        raise ConfigError(f"{run}: task.name: {config.task.name}: is a classifier, and continues no text")
     if not section.is_causal:
         raise ConfigError(f"{run}: model.family: {section.family}: is an encoder, and continues no text")
     tokenizer = Tokenizer.load(config.tokenizer.path)

@@ -95,7 +95,7 @@ def activation_bytes(
         _block(model, width, layout, mode, T, c, device=device, compiled=compiled)
         for mode in (layout.activation_checkpointing, "none")
     )
-    vocabulary = model.padded_vocab_size / t
+    vocabulary = model.head_rows / t
     fused_head = compiled and device != "cpu"
     chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
     weight = vocabulary * h

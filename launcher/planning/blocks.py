@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from megatrain.model.architecture import Kind, ModelSection, rows
+from megatrain.model.architecture import ModelSection, rows
+from megatrain.model.parameter_row import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

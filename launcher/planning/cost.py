@@ -130,7 +130,7 @@ def _micro_batch(
 
 def _head(model: ModelSection, layout: Layout, T: float, precision: str, hardware: Hardware, compiled: bool) -> float:
     """The vocabulary projection and its loss, forward and backward at once (kernels/cross_entropy.py)."""
-    vocabulary, c = model.padded_vocab_size / layout.tensor_parallel, number_bytes(precision)
+    vocabulary, c = model.head_rows / layout.tensor_parallel, number_bytes(precision)
     fused = compiled and hardware.device != "cpu"
     chunk = COMPILED_HEAD_CHUNK_TOKENS if fused else HEAD_CHUNK_TOKENS
     logit = 4 * c if fused else 44  # read for the maximum, for the sum and for the gradient, which is written; or by op

@@ -41,7 +41,6 @@ def example_set(
     paths: Sequence[str] = getattr(config.finetune, part)
     tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
     read_examples = load_object(TASKS.get(config.task.name).read_examples)
-    vocabulary = config.model.padded_vocab_size
     prefix = f"finetune.{part}: "
     try:
         ids = tokenizer.sha256, tokenizer.eos_id, tokenizer.pad_id, template.source if template else None
@@ -49,7 +48,7 @@ def example_set(
             repr(config.task),
             config.sequence_length,
             ids,
-            vocabulary,
+            config.model.model_dump_json(),
             part,
             *map(_stamp, find_inputs(paths).inputs),
         )
@@ -65,7 +64,7 @@ def example_set(
                 config.task,
                 template=template,
                 sequence_length=config.sequence_length,
-                vocab_size=vocabulary,
+                model=config.model,
             )
         except DataError as error:
             _cache[key] = _prefixed(error, prefix)

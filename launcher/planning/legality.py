@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatrain.model.architecture import FAMILIES, Divisible, ModelSection, ParameterRow, rows
+from megatrain.model.architecture import FAMILIES, Divisible, ModelSection, rows
+from megatrain.model.parameter_row import ParameterRow
 
 FP8_MULTIPLE = 16  # megatrain/parallel/float8.py, which needs torch, has the same
 
@@ -61,7 +62,8 @@ def _ranks(run: Run, choice: Choice) -> str | None:
 def _slices(run: Run, choice: Choice) -> str | None:
     tensor = choice["tensor_parallel"]
     vocabulary = Divisible(number=run.model.padded_vocab_size, field="vocab_size")
-    whole = (*FAMILIES.get(run.model.family).divisible(run.model), vocabulary)
+    head = Divisible(number=run.model.head_rows, field="num_labels", words="rows of the class head")
+    whole = (*FAMILIES.get(run.model.family).divisible(run.model), vocabulary, head)
     broken = next((one for one in whole if one.number % tensor), None)
     return f"tensor_parallel={tensor} does not divide {broken}" if broken is not None else None
 

@@ -10,7 +10,8 @@ from functools import lru_cache
 
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
-from megatrain.model.architecture import ModelSection, ParameterRow, rows
+from megatrain.model.architecture import ModelSection, rows
+from megatrain.model.parameter_row import ParameterRow
 from megatrain.optim.registry import OPTIMIZERS, OptimizerSection
 
 ROUND_ELEMENTS = 64 * 1024 * 1024  # as megatrain/parallel/matrix_exchange.py has it; a test compares them

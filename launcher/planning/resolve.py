@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from launcher.planning.examples import example_set
 from launcher.planning.precision import with_precision
 from megatrain.base.errors import ConfigError, DataError, MegatrainError
+from megatrain.base.registry import load_object
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.config.file import load_own_config
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
@@ -15,6 +16,7 @@ from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.huggingface.config_json import is_pretrained, read_pretrained
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import base_run, load_run, own_tokenizer
+from megatrain.tasks.registry import TASKS, TaskSection
 
 LONGEST_BY_DEFAULT = 4096  # tokens, where a pretrained model could take more
 SHORTEST_EXAMPLE = 2  # tokens
@@ -120,15 +122,30 @@ def _base(given: str) -> _Base:
     )
 
 
+def _own(config: FinetuneConfig) -> FinetuneConfig | None:
+    """What the run itself says, once it has checkpoints."""
+    run = run_folder(config)
+    own = load_own_config(run.config) if run.steps() and run.config.is_file() else None
+    return own if isinstance(own, FinetuneConfig) else None
+
+
 def _begun(config: FinetuneConfig) -> _Base | None:
     """What the run itself is made of, once it has checkpoints: it needs its base no more."""
-    run = run_folder(config)
-    if not (run.steps() and run.config.is_file()):
-        return None
-    own = load_own_config(run.config)
-    if not isinstance(own, FinetuneConfig) or own.model is None or own.finetune.sequence_length is None:
+    own = _own(config)
+    if own is None or own.model is None or own.finetune.sequence_length is None:
         return None
     return _Base(own.model, own.tokenizer, own.sequence_length)
+
+
+def _complete_task(config: FinetuneConfig) -> TaskSection:
+    """With what it takes from the training examples; a run that has begun keeps what it took."""
+    complete = TASKS.get(config.task.name).complete
+    if not complete:
+        return config.task
+    own = _own(config)
+    before = own.task if own is not None and own.task.name == config.task.name else None
+    section: TaskSection = load_object(complete)(config.task, config.finetune.train, before)
+    return section
 
 
 def _given(config: FinetuneConfig) -> _Base | None:
@@ -152,6 +169,11 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
             f"finetune.sequence_length: {length}: must be at least {SHORTEST_EXAMPLE}, a token and what follows it."
         )
     finetune = config.finetune.model_copy(update={"sequence_length": length})
+    task = _complete_task(config)
+    found |= {
+        "task": task,
+        "model": found["model"].model_copy(update={"num_labels": task.num_labels, "classifies": task.classifies}),
+    }
     if found["model"].vocab_size == AUTO:
         found["model"] = _with_vocabulary(
             found["model"], tokenizer_vocabulary(tokenizer_path(config) or found["tokenizer"].path)

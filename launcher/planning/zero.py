@@ -80,7 +80,8 @@ def embedding_parameters(model: ModelSection, tensor_parallel: int) -> float:
 def block_parameters(model: ModelSection, tensor_parallel: int) -> float:
     """Elements of one block on a rank."""
     embedding = embedding_parameters(model, tensor_parallel)
-    blocks = local_parameters(model, tensor_parallel) - embedding * (1 if model.tie_word_embeddings else 2)
+    head = 0.0 if model.ties_head else model.head_rows * model.hidden_size / tensor_parallel
+    blocks = local_parameters(model, tensor_parallel) - embedding - head
     return blocks / model.num_hidden_layers
 
 

@@ -13,7 +13,7 @@ from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, token
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import is_pretrained
-from megatrain.huggingface.names import drawn, wholes
+from megatrain.huggingface.names import drawn, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.run.inputs import base_run, load_run
 
@@ -48,16 +48,29 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
     if not is_pretrained(folder):
         if not base.steps():
             yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
+        yield from _is_language_model(config)
         return
     try:
         if config.model is not None:
             files = weight_files(folder, config.model)
-            if absent := drawn(files, wholes(config.model), config.model):
+            if absent := drawn(files, wholes_of_base(config.model), config.model):
                 text = f"{folder}: has no head; drawn from run.seed: {', '.join(absent)}"
                 yield Finding("note", f"finetune.base: {text}")
         read_base(config.finetune.base)
     except MegatrainError as error:
         yield Finding("error", f"finetune.base: {error}", error.exit_code)
+
+
+def _is_language_model(config: FinetuneConfig) -> Iterator[Finding]:
+    """A classifier has no head that a language model could go on with."""
+    try:
+        task = load_run(base_run(config.finetune.base)).task
+    except MegatrainError:
+        return  # reported elsewhere
+    if task.classes and not config.task.classes:
+        text = f"is a classifier (task.name: {task.name}), and task.name: {config.task.name} needs a language model"
+        fix = "Name the run that it was fine-tuned from, or a task that trains a classifier."
+        yield Finding("error", f"finetune.base: {config.finetune.base}: {text}. {fix}", ExitCode.USAGE)
 
 
 def _beyond(config: FinetuneConfig, vocabulary: Vocabulary, path: str, pad: str | None) -> Iterator[Finding]:

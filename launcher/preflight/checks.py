@@ -98,7 +98,7 @@ def examine(config: Config, *, world_size: int | None = None, resume: str = "aut
     try:
         result = make_plan(config, world_size=world_size)
     except MegatrainError as error:
-        findings.append(_from(error))
+        findings += _each(error)
     findings += check(config, result.chosen if result else None, resume=resume, as_job=as_job)
     unique = list({finding.text: finding for finding in findings}.values())
     return Preflight(config=config, result=result, findings=unique)
@@ -116,7 +116,7 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
     try:
         resolved = resolve(config, plan) if plan else complete_model(config)
     except MegatrainError as error:
-        findings.append(_from(error))
+        findings += _each(error)
     if plan:
         findings += _caught(lambda: check_same_run(run, resolved))
         findings += _caught(lambda: check_branch(run, resolved, resume))
@@ -298,6 +298,12 @@ def slurm_seconds(text: str) -> int:
     else:
         hours, (minutes, seconds) = 0, parts + [0] * (2 - len(parts))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _each(error: MegatrainError) -> list[Finding]:
+    """Of data, each line is a mistake of its own."""
+    lines = str(error).splitlines() if isinstance(error, DataError) else [str(error)]
+    return [Finding("error", line, error.exit_code) for line in lines]
 
 
 def _from(error: MegatrainError, prefix: str = "") -> Finding:

@@ -52,7 +52,7 @@ def read_model(folder: Path) -> nn.Module:
     """
     config = read_state(folder).model
     weights = read_tensors(folder, kind="weight")
-    if config.tie_word_embeddings and "embedding.weight" in weights:
+    if config.ties_head and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     if config.num_hidden_layers > len(weights):  # or building it would take for ever
         raise _other_model(folder, f"{len(weights)} weights are too few for {config.num_hidden_layers:,} layers")

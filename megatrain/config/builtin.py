@@ -3,7 +3,7 @@
 from megatrain.model import families
 from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
-from megatrain.tasks import masked_lm, pretrain_lm, sft
+from megatrain.tasks import masked_lm, pretrain_lm, sequence_classification, sft, token_classification
 
 __all__ = [
     "adamw",
@@ -17,6 +17,8 @@ __all__ = [
     "masked_lm",
     "muon",
     "pretrain_lm",
+    "sequence_classification",
     "sft",
+    "token_classification",
     "wsd",
 ]

@@ -52,11 +52,16 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
 def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
     """What a task, and a model, say of the rest of a run."""
     spec = TASKS.get(config.task.name)
-    if model.is_causal != (spec.attention == "causal"):
+    if spec.attention != "any" and model.is_causal != (spec.attention == "causal"):
         fitting = [name for name, family in FAMILIES if family.section.is_causal == (spec.attention == "causal")]
         kind = "causal" if model.is_causal else "bidirectional"
         rule = f"trains {spec.attention} models, and model.family {model.family} is {kind}"
         yield ConfigIssue("task.name", config.task.name, rule, f"Families for it: {', '.join(fitting) or 'none'}.")
+    if model.num_labels is not None and model.num_labels != config.task.num_labels:
+        rule = f"is what a task that trains a classifier says, and task.name is {config.task.name}"
+        if config.task.num_labels is not None:
+            rule = f"is not the number of task.labels ({config.task.num_labels})"
+        yield ConfigIssue("model.num_labels", model.num_labels, rule, "Leave it out.")
     for field, value, rule, fix in spec.issues(config):
         yield ConfigIssue(field, value, rule, fix)
     longest = model.longest_sequence
@@ -106,6 +111,10 @@ def validate_model(model: ModelSection, parallel: ParallelSection) -> Iterator[C
         if isinstance(model.vocab_size, int) and model.vocab_size % tensor:
             rule = f"does not divide model.vocab_size ({model.vocab_size})"
             yield ConfigIssue("parallel.tensor_parallel", tensor, rule)
+        if model.padded_labels % tensor:
+            rule = f"does not divide the {model.padded_labels} rows of the class head"
+            fix = f"Try {nearest_divisor(model.padded_labels, tensor)}."
+            yield ConfigIssue("parallel.tensor_parallel", tensor, rule, fix)
     if isinstance(context, int) and heads % context:
         rule = f"does not divide {heads} key-value heads (model.num_key_value_heads)"
         yield ConfigIssue("parallel.context_parallel", context, rule, f"Try {nearest_divisor(heads, context)}.")

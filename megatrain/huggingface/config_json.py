@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,14 @@ def config_json(
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of config.json.
 
     Args:
         max_position_embeddings: the sequence length of training, in tokens.
         dtype: of the tensors beside it, such as "bfloat16".
+        labels: of a classifier, in the order of its logits.
 
     Raises:
         ConfigError: the family has no counterpart in `transformers`.
@@ -87,6 +90,15 @@ def config_json(
     family = FAMILIES.get(config.family)
     if family.huggingface_config is None:
         raise ConfigError(f"model.family: {config.family}: has no counterpart in transformers, and is not exported")
+    classes: dict[str, Any] = {}
+    if config.num_labels is not None:
+        names = list(labels) or [f"LABEL_{number}" for number in range(config.num_labels)]
+        classes = {
+            "id2label": {str(number): name for number, name in enumerate(names)},
+            "label2id": {name: number for number, name in enumerate(names)},
+        }
+        if config.classifies == "sequence":
+            classes["problem_type"] = "single_label_classification"
     return {
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": config.tie_word_embeddings,
@@ -99,5 +111,6 @@ def config_json(
         "pad_token_id": pad_token_id,
         # of encoders; null, where transformers would take a vocabulary's of its own for them
         **({} if config.is_causal else {"cls_token_id": None, "sep_token_id": None}),
+        **classes,
         **family.huggingface_config(config),  # where positions are learned, it says how many
     }

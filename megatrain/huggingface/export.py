@@ -31,9 +31,11 @@ from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import Whole, joined, wholes
-from megatrain.model.architecture import ParameterRow
+from megatrain.model.class_table import purpose
+from megatrain.model.parameter_row import ParameterRow
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run, own_base, own_positions, read_inputs
+from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
 from megatrain.version import __version__
 
 if TYPE_CHECKING:
@@ -56,7 +58,10 @@ class Exported:
 
 
 def auto_class(model: ModelSection) -> str:
-    """What loads an exported model: "AutoModelForCausalLM", or of an encoder "AutoModelForMaskedLM"."""
+    """What loads an exported model: "AutoModelForCausalLM", of an encoder "AutoModelForMaskedLM", or of a classifier
+    "AutoModelForSequenceClassification" or "AutoModelForTokenClassification"."""
+    if model.num_labels is not None:
+        return f"AutoModel{purpose(model, '')}"
     return "AutoModelForCausalLM" if model.is_causal else "AutoModelForMaskedLM"
 
 
@@ -115,7 +120,7 @@ def export(
         averaged=len(checkpoints),
         auto_class=auto_class(source.model),
         files=files,
-        parameters=source.model.parameters,
+        parameters=sum(math.prod(whole.shape) for whole in wholes(source.model).values()),
         bytes=size,
     )
 
@@ -156,6 +161,9 @@ def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str]
         end_id=tokenizer.eos_id if tokenizer else None,
         end_token=tokenizer.eos_token if tokenizer else None,
         pad_token=tokenizer.pad_token if tokenizer else None,
+        pad_id=tokenizer.pad_id if tokenizer else None,
+        labels=config.task.classes if model.num_labels is not None else (),
+        ends_labelled=isinstance(config.task, SequenceClassificationSection) and config.task.end_token,
     )
 
 

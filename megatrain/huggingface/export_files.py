@@ -35,6 +35,9 @@ class Source:
     end_id: int | None  # the token that its texts or responses ended with in training
     end_token: str | None
     pad_token: str | None
+    pad_id: int | None = None
+    labels: tuple[str, ...] = ()  # of a classifier
+    ends_labelled: bool = False  # a causal classifier's label was learnt at an end of text behind each example
 
 
 def described(source: Source) -> dict[str, bytes]:
@@ -51,15 +54,29 @@ def _config(source: Source) -> dict[str, Any]:
     said = _parsed(source.base, CONFIG)
     longest = said.get("max_position_embeddings")
     positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
-    ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype)
+    ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype, labels=source.labels)
     if not source.base:
-        return ours | _ids_of(source)
+        return ours | _ids_of(source) | _padding(source)
     kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}
     names = _id_names(source.model)
     ids = {name: said[name] for name in names if name in said}
     # dropout is no fact of the weights: what they said of it, or transformers says for them, stays
     facts = {name: value for name, value in ours.items() if name not in names and "drop" not in name}
-    return kept | facts | ids | {"eos_token_id": _with_end(said.get("eos_token_id"), source.end_id)}
+    ends = {} if source.labels else {"eos_token_id": _with_end(said.get("eos_token_id"), source.end_id)}
+    return kept | facts | ids | ends | _padding(source)
+
+
+def _padding(source: Source) -> dict[str, int | None]:
+    """Of a causal classifier: `transformers` looks for the label at the last token that is no padding.
+
+    Where it was learnt at an end of text, and padding is done with the same token, nothing finds it: without an id of
+    padding, `transformers` takes the last token of a text at a time, and refuses several.
+    """
+    if not source.labels or not source.model.is_causal:
+        return {}
+    is_hidden = source.ends_labelled and source.pad_id == source.end_id
+    is_known = source.pad_id is not None and source.pad_id < source.model.padded_vocab_size
+    return {"pad_token_id": source.pad_id if is_known and not is_hidden else None}
 
 
 def _ids_of(source: Source) -> dict[str, int | None]:
@@ -79,6 +96,8 @@ def _ids_of(source: Source) -> dict[str, int | None]:
 
 
 def _generation(source: Source, config: Mapping[str, Any]) -> dict[str, bytes]:
+    if source.labels:
+        return {}  # it continues no text
     if not source.base:
         ids = {name: config[name] for name in _IDS if config[name] is not None}
         return {GENERATION_CONFIG: _json(ids)} if ids else {}
@@ -106,7 +125,9 @@ def _tokenizer_config(source: Source, positions: int) -> dict[str, Any]:
     longest = said.get("model_max_length")
     if not source.base:
         config |= {"pad_token": said.get("pad_token") or source.pad_token, "model_max_length": positions}
-    elif not isinstance(longest, int | float) or longest < positions:
+    elif source.labels and source.model.is_causal:
+        config["pad_token"] = said.get("pad_token") or source.pad_token
+    if source.base and (not isinstance(longest, int | float) or longest < positions):
         config["model_max_length"] = positions
     return config
 

@@ -12,15 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from megatrain.base.errors import CheckpointError, ConfigError
-from megatrain.model.architecture import (
-    FAMILIES,
-    HuggingFaceTensor,
-    ModelSection,
-    ParameterRow,
-    parameter_table,
-    row_of,
-    rows,
-)
+from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of, rows
+from megatrain.model.class_table import is_class_head
+from megatrain.model.parameter_row import HuggingFaceTensor, ParameterRow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +38,7 @@ def to_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[st
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape than the configuration's.
     """
-    if config.tie_word_embeddings:
+    if config.ties_head:
         state = {name: tensor for name, tensor in state.items() if name != "head.weight"}
     wanted = wholes(config)
     ours = {row.name: row.shape for whole in wanted.values() for row in whole.rows}
@@ -94,6 +88,20 @@ def wholes(config: ModelSection) -> dict[str, Whole]:
     return found
 
 
+def wholes_of_base(config: ModelSection) -> dict[str, Whole]:
+    """The tensors of theirs that training may start from: of a classifier, all but its head, which is its own."""
+    return {name: whole for name, whole in wholes(config).items() if not is_class_head(config, whole.rows[0].name)}
+
+
+def may_lack(config: ModelSection) -> set[str]:
+    """Tensors of a classifier that a language model has not, so that a base may lack them: such as a pooler."""
+    return set() if config.num_labels is None else wholes(config).keys() - wholes(_language_model(config)).keys()
+
+
+def _language_model(config: ModelSection) -> ModelSection:
+    return config.model_copy(update={"num_labels": None})
+
+
 def count(config: ModelSection) -> int:
     """How many tensors of theirs that are, without a list of them."""
     return sum(row.count for row in rows(config) if their_tensor(row).part == 0)
@@ -125,12 +133,16 @@ def recognised(
     """The names that files give to what is wanted, by its full name; and those that nothing is known of.
 
     A file may lack the family's prefix throughout, and have old names. Buffers, and copies of tied word embeddings, are
-    read past.
+    read past; for a classifier so are heads, of the vocabulary or of other classes.
     """
     family = FAMILIES.get(config.family)
     prefix, is_bare = _prefix(config), _is_bare(found, config)
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (_COMPUTED, *family.huggingface_ignored)))
-    copies = family.huggingface_tied if config.tie_word_embeddings else ()
+    copies = set(family.huggingface_tied if config.tie_word_embeddings else ())
+    if config.num_labels is not None:
+        copies = copies | wholes(_language_model(config)).keys()
+        for kind in ("sequence", "token"):
+            copies |= wholes(config.model_copy(update={"classifies": kind})).keys()
     stored, unknown = {}, []
     for name in found:
         candidates = [_renewed(name, family.huggingface_renamed)]
@@ -173,7 +185,7 @@ def joined(whole: Whole, state: Mapping[str, Tensor]) -> Tensor:
     first = state[whole.rows[0].name]
     theirs = their_tensor(whole.rows[0])
     if theirs.parts == 1 and not theirs.transposed:
-        return first
+        return first if theirs.rows is None else first[: theirs.rows].contiguous()
     tensor = first.new_empty(whole.shape)
     for row in whole.rows:
         _block(tensor, row).copy_(state[row.name].detach())
@@ -190,8 +202,12 @@ def slices_of(row: ParameterRow, offsets: Iterable[int], lengths: Iterable[int])
 
 
 def _block(tensor: Tensor, row: ParameterRow) -> Tensor:
-    """Our weight, as a view of their whole tensor."""
+    """Our weight, as a view of their whole tensor; where ours is padded, a copy."""
     theirs = their_tensor(row)
+    if theirs.rows is not None:
+        padded = tensor.new_zeros(row.shape)
+        padded[: theirs.rows] = tensor
+        return padded
     if theirs.parts > 1:
         tensor = tensor[slices_of(row, [0] * len(row.shape), row.shape)]
     return tensor.t() if theirs.transposed else tensor

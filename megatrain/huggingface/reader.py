@@ -19,10 +19,9 @@ from torch.futures import Future
 
 from megatrain.base.errors import CheckpointError
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import drawn, recognised, shapes, slices_of, their_tensor, wholes
+from megatrain.huggingface.names import recognised, slices_of, their_tensor, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.architecture import row_of
-from megatrain.model.initialization import write_initial_weight
 
 _KIND = "weight."  # what names of weights begin with in our checkpoints
 
@@ -30,24 +29,21 @@ _KIND = "weight."  # what names of weights begin with in our checkpoints
 class PretrainedReader(StorageReader):
     """Reads the weights of a model folder under the names of our checkpoints.
 
-    Args:
-        seed: of a head that the folder lacks; see `names.drawn`.
-
-    Attributes:
-        drawn: names of such a head's tensors, as transformers has them.
-
     Raises:
         CheckpointError: as `weight_files.weight_files`; or a file has changed since.
     """
 
-    def __init__(self, folder: Path, model: ModelSection, seed: int) -> None:
+    def __init__(self, folder: Path, model: ModelSection) -> None:
         self._model = model
-        self._seed = seed
-        self._shapes = shapes(model)
         self._files = weight_files(folder, model)
-        wanted = wholes(model)
+        wanted = wholes_of_base(model)
         self._stored, _ = recognised(self._files, wanted, model)
-        self.drawn = tuple(drawn(self._files, wanted, model))
+        self._shapes = {row.name: row.shape for name in self._stored for row in wanted[name].rows}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the weights that the folder has, as the model calls them."""
+        return frozenset(self._shapes)
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""
@@ -77,17 +73,13 @@ class PretrainedReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Of each tensor the chunks that this rank needs, cast to what it holds; of a missing head, drawn."""
+        """Of each tensor the chunks that this rank needs, cast to what it holds."""
         with ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for item in plan.items:
                 row = row_of(self._model, item.storage_index.fqn.removeprefix(_KIND))
                 theirs = their_tensor(row)
                 target = planner.resolve_tensor(item).detach()
-                if theirs.name in self.drawn:
-                    write_initial_weight(row, [(item.storage_offsets, target)], self._seed)
-                    planner.commit_tensor(item, target)
-                    continue
                 name = self._stored[theirs.name]
                 file = self._files[name]
                 try:

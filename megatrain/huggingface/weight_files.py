@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import VALUES_LIMIT, open_regular, parse_json, parse_model, read_model, reason, recognise
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import count, drawn, recognised, wholes
+from megatrain.huggingface.names import count, drawn, may_lack, recognised, wholes_of_base
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -55,7 +55,8 @@ class _Place(NamedTuple):
 
 
 def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
-    """The safetensors file of each tensor of the model, by the name that it has in there. Reads headers only.
+    """The safetensors file of each tensor of the model, by the name that it has in there. Reads headers only. A
+    classifier has a head of its own, and layers below it that a base may lack.
 
     Of the bare model's files those of the head are left out: see `names.drawn`.
 
@@ -70,10 +71,10 @@ def weight_files(path: Path, config: ModelSection) -> dict[str, Path]:
             f"{path}: its weights are {len(found):,} tensors; the model section says "
             f"{expected:,} ({config.num_hidden_layers:,} layers)"
         )
-    wanted = wholes(config)
+    wanted = wholes_of_base(config)
     stored, unknown = recognised(found, wanted, config)
-    missing = wanted.keys() - stored.keys() - set(drawn(found, wanted, config))
-    wrong = [f"{path}: {name}: is missing" for name in missing]
+    absent = may_lack(config) | set(drawn(found, wanted, config))
+    wrong = [f"{path}: {name}: is missing" for name in wanted.keys() - stored.keys() - absent]
     for full, name in stored.items():
         shape, place = wanted[full].shape, found[name]
         if place.shape != shape:

@@ -11,6 +11,8 @@ With t the label, ε the smoothing, z the factor of the z-loss, and V the size o
 
 of logits = hidden · weightᵀ + bias, with a soft cap c: c·tanh(logits / c), where the gradient has a factor of
 1 − (logit / c)² (Gemma 2, arXiv 2408.00118, section 2).
+
+Classes are a small vocabulary, padded with rows that stand for none: their logits are −∞, and V counts the others.
 """
 
 from collections.abc import Callable
@@ -69,11 +71,24 @@ class Projection:
         weight: all rows, or this rank's slice of the vocabulary. Its gradient is summed in fp32.
         bias: of the same rows; None: there is none.
         softcap: c of c·tanh(logits / c); None: there is none.
+        classes: rows of the whole vocabulary that stand for something, the first ones; None: all.
     """
 
     weight: Tensor  # [V, D]
     bias: Tensor | None = None  # [V]
     softcap: float | None = None
+    classes: int | None = None
+
+    def counted(self, vocab: "VocabSlice | None") -> Tensor | None:
+        """bool [V]: whether a row stands for something; None: all do."""
+        if self.classes is None:
+            return None
+        rows = torch.arange(self.weight.shape[0], device=self.weight.device)
+        return rows + (vocab.start if vocab else 0) < self.classes
+
+    def size(self, vocab: "VocabSlice | None") -> int:
+        """Rows that stand for something, of the whole vocabulary."""
+        return self.classes or (vocab.size if vocab else self.weight.shape[0])
 
     def logits(self, hidden_nD: Tensor) -> Tensor:
         """[n, V] in the dtype of the hidden states, not yet capped."""
@@ -126,7 +141,7 @@ def linear_loss(
     wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
     chunk = chunk or (COMPILED_CHUNK_TOKENS if compiled else CHUNK_TOKENS)
     part = _compiled_loss_and_grad() if compiled else _loss_and_grad
-    options = (projection.softcap, labels_N, vocab, terms, chunk, part, wanted)
+    options = (projection.softcap, projection.classes, labels_N, vocab, terms, chunk, part, wanted)
     losses: tuple[Tensor, Tensor] = _LinearLoss.apply(hidden_ND, projection.weight, projection.bias, *options)
     return losses
 
@@ -156,6 +171,7 @@ class _LinearLoss(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         softcap: float | None,
+        classes: int | None,
         labels_N: Tensor,
         vocab: VocabSlice | None,
         terms: LossTerms,
@@ -164,7 +180,7 @@ class _LinearLoss(torch.autograd.Function):
         gradients_wanted: bool,
     ) -> tuple[Tensor, Tensor]:
         losses = torch.zeros(2, dtype=torch.float32, device=hidden_ND.device)
-        projection = Projection(weight_VD, bias_V, softcap)
+        projection = Projection(weight_VD, bias_V, softcap, classes)
         needs_hidden, needs_weight, needs_bias = (gradients_wanted and needed for needed in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
@@ -195,7 +211,7 @@ class _LinearLoss(torch.autograd.Function):
         scaled = (  # in place: a copy of the weight's is 4 GiB at 128k × 8k
             None if grad is None else grad.mul_(scale).to(ctx.weight_dtype) for grad in grad_parameters
         )
-        return grad_hidden, *scaled, *[None] * 7
+        return grad_hidden, *scaled, *[None] * 8
 
 
 def _loss_and_grad(
@@ -204,6 +220,9 @@ def _loss_and_grad(
     """Of one chunk: [loss, cross-entropy], and d loss / d logits [n, V] in the dtype of `hidden_nD`."""
     logits_nV = projection.capped(projection.logits(hidden_nD).float())
     slope_nV = None if projection.softcap is None else 1.0 - (logits_nV / projection.softcap).square()
+    real_V = projection.counted(vocab)
+    if real_V is not None:
+        logits_nV.masked_fill_(~real_V, -torch.inf)
     counted_n = labels_n != IGNORE_INDEX
     local_n = labels_n - (vocab.start if vocab else 0)
     here_n = counted_n & (local_n >= 0) & (local_n < logits_nV.shape[1])
@@ -213,18 +232,18 @@ def _loss_and_grad(
     if vocab:
         maximum_n = vocab.reduce(maximum_n, "max")
     logits_nV -= maximum_n[:, None]
-    target_n = logits_nV.gather(1, local_n[:, None])[:, 0] * here_n
-    logit_sum_n = logits_nV.sum(-1) if terms.label_smoothing else None
+    target_n = logits_nV.gather(1, local_n[:, None])[:, 0].where(here_n, torch.zeros_like(maximum_n))
+    logit_sum_n = _sum(logits_nV, real_V) if terms.label_smoothing else None
     exp_nV = logits_nV.exp_()
     sum_n, target_n, logit_sum_n = _over_slices(exp_nV.sum(-1), target_n, logit_sum_n, vocab)
     losses, softmax_factor_n, everywhere = _token_losses(
-        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(projection.weight, vocab)
+        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, projection.size(vocab)
     )
 
     grad_nV = exp_nV.mul_((softmax_factor_n / sum_n)[:, None])
     grad_nV.scatter_add_(1, local_n[:, None], -here_n.to(grad_nV.dtype)[:, None] * (1.0 - terms.label_smoothing))
     if everywhere:
-        grad_nV.sub_(everywhere * counted_n[:, None])
+        grad_nV.sub_(everywhere * (counted_n[:, None] if real_V is None else counted_n[:, None] & real_V))
     if slope_nV is not None:
         grad_nV.mul_(slope_nV)
     return losses, grad_nV.to(hidden_nD.dtype)
@@ -237,6 +256,9 @@ def _loss_and_grad_functional(
     logits_nV = projection.logits(hidden_nD)
     if projection.softcap is not None:
         logits_nV = projection.capped(logits_nV.float())
+    real_V = projection.counted(vocab)
+    if real_V is not None:
+        logits_nV = torch.where(real_V, logits_nV, -torch.inf)
     counted_n = labels_n != IGNORE_INDEX
     local_n = labels_n - (vocab.start if vocab else 0)
     target_nV = (torch.arange(logits_nV.shape[1], device=local_n.device) == local_n[:, None]) & counted_n[:, None]
@@ -246,15 +268,15 @@ def _loss_and_grad_functional(
         maximum_n = vocab.reduce(maximum_n, "max")
     shifted_nV = logits_nV.float() - maximum_n[:, None]
     target_n = torch.where(target_nV, shifted_nV, 0.0).sum(-1)
-    logit_sum_n = shifted_nV.sum(-1) if terms.label_smoothing else None
+    logit_sum_n = _sum(shifted_nV, real_V) if terms.label_smoothing else None
     sum_n, target_n, logit_sum_n = _over_slices(shifted_nV.exp().sum(-1), target_n, logit_sum_n, vocab)
     losses, softmax_factor_n, everywhere = _token_losses(
-        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, _size(projection.weight, vocab)
+        sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, projection.size(vocab)
     )
 
     grad_nV = shifted_nV.exp() * (softmax_factor_n / sum_n)[:, None] - target_nV.float() * (1.0 - terms.label_smoothing)
     if everywhere:
-        grad_nV = grad_nV - everywhere * counted_n[:, None]
+        grad_nV = grad_nV - everywhere * (counted_n[:, None] if real_V is None else counted_n[:, None] & real_V)
     if projection.softcap is not None:
         grad_nV = grad_nV * (1.0 - (logits_nV / projection.softcap).square())
     return losses, grad_nV.to(hidden_nD.dtype)
@@ -272,8 +294,8 @@ def _over_slices(
     return parts[0], parts[1], None if logit_sum_n is None else parts[2]
 
 
-def _size(weight_VD: Tensor, vocab: VocabSlice | None) -> int:
-    return vocab.size if vocab else weight_VD.shape[0]
+def _sum(logits_nV: Tensor, real_V: Tensor | None) -> Tensor:
+    return (logits_nV if real_V is None else torch.where(real_V, logits_nV, 0.0)).sum(-1)
 
 
 def _token_losses(

@@ -6,10 +6,8 @@ test holds them against `named_parameters()` of the family's module.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, field
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,120 +16,10 @@ from pydantic import Field
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
 from megatrain.base.types import AUTO, WIDEST, Count, Positive, VocabularySize
+from megatrain.model.parameter_row import EMBEDDING, Kind, ParameterRow
 from megatrain.model.window import CAUSAL, Window, positions_seen
 
-
-class Kind(Enum):
-    """What a weight does. Optimizers, decay, and learning rates may differ by it."""
-
-    EMBEDDING = "embedding"
-    HEAD = "head"
-    ATTENTION = "attention"
-    MLP = "mlp"
-    NORM = "norm"
-    BIAS = "bias"
-
-
-@dataclass(frozen=True, slots=True)
-class Normal:
-    """Drawn from a normal distribution around zero."""
-
-    std: float
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    value: float
-
-
-EMBEDDING = "embedding.weight"  # of the tokens, in every family
-ONES, ZEROS = Constant(1.0), Constant(0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class HuggingFaceTensor:
-    """Where a weight is in `transformers`: alone, or one of the equal parts of a fused tensor.
-
-    Attributes:
-        name: of the whole tensor there; "{}" stands for the number of a layer.
-        transposed: a matrix is [in, out] there, and its parts are blocks of columns: as `Conv1D` of GPT-2.
-        part: which of the parts it is, from 0, along the output dimension.
-        parts: how many rows of the table, of one shape, the tensor is made of.
-    """
-
-    name: str
-    _: KW_ONLY
-    transposed: bool = False
-    part: int = 0
-    parts: int = 1
-
-    def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the tensor there, from that of our weight."""
-        fused = (shape[0] * self.parts, *shape[1:])
-        return fused[::-1] if self.transposed else fused
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterRow:
-    """One weight, or the same weight of many layers.
-
-    Attributes:
-        name: as `named_parameters()` gives it; "{}" stands for the number of a layer.
-        shape: of the whole weight, [out, in] for a matrix.
-        split: the dimension that tensor-parallel ranks divide; None: each holds the whole. A bias that is added to a
-            row-parallel product is whole, and its module has to add it after the reduction.
-        init: how its values begin.
-        decay: whether weight decay applies.
-        partial_gradient: of a whole weight inside a tensor-parallel region: each rank applies it to its own heads or
-            channels only, so that its gradient is a part of a sum over the ranks.
-        huggingface: its name in `transformers`, with the same "{}", or what part of which tensor it is there, if that
-            is not the same tensor; None where it has none.
-        layers: the layers that have it; None for a weight outside of them.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: Kind
-    init: Normal | Constant
-    split: Literal[0, 1] | None = None
-    decay: bool = True
-    partial_gradient: bool = False
-    huggingface: str | HuggingFaceTensor | None = None
-    layers: range | None = None
-
-    @property
-    def count(self) -> int:
-        """How many weights the row stands for."""
-        return 1 if self.layers is None else len(self.layers)
-
-    @property
-    def elements(self) -> int:
-        """Of one of them."""
-        return prod(self.shape)
-
-    @property
-    def is_hidden_matrix(self) -> bool:
-        """A matrix of attention or an MLP inside a layer: what optimizers of matrices, such as Muon, are for."""
-        return len(self.shape) == 2 and self.kind in (Kind.ATTENTION, Kind.MLP) and self.layers is not None
-
-    @property
-    def theirs(self) -> HuggingFaceTensor | None:
-        """Where it is in `transformers`."""
-        return HuggingFaceTensor(self.huggingface) if isinstance(self.huggingface, str) else self.huggingface
-
-    def of_layer(self, layer: int | None) -> "ParameterRow":
-        if layer is None:
-            return self
-        theirs = self.huggingface
-        if isinstance(theirs, HuggingFaceTensor):
-            theirs = replace(theirs, name=theirs.name.format(layer))
-        elif theirs is not None:
-            theirs = theirs.format(layer)
-        return replace(self, name=self.name.format(layer), huggingface=theirs, layers=range(layer, layer + 1))
-
-    def local_elements(self, tensor_parallel: int) -> float:
-        """Of one of them, on one tensor-parallel rank."""
-        return self.elements / (1 if self.split is None else tensor_parallel)
+LABELS_MULTIPLE = 192  # rows of a class head: 1, 2, 3, 4, 6, 8, 12, 16, … tensor-parallel ranks divide them alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +57,12 @@ class ModelSection(Section):
     vocab_size: VocabularySize = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
     tie_word_embeddings: bool = False
     initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")
+    num_labels: Count | None = Field(
+        None,
+        le=10_000,
+        description="of a classifier, by its task; its head stands in the place of the vocabulary's",
+    )
+    classifies: Literal["sequence", "token"] = Field("sequence", description="of a classifier, by its task")
 
     @property
     def attention_heads(self) -> int:
@@ -205,6 +99,11 @@ class ModelSection(Section):
         return None
 
     @property
+    def token_types(self) -> int:
+        """Of texts of an example that it tells apart; its forward takes `token_types_BS` where that is more than 1."""
+        return 1
+
+    @property
     def window_counts(self) -> Mapping[Window, int]:
         """How many layers attend to which positions; see model/window.py."""
         return {CAUSAL: self.num_hidden_layers}
@@ -215,6 +114,21 @@ class ModelSection(Section):
         if self.vocab_size == AUTO:
             raise ValueError("model.vocab_size is not resolved yet")
         return self.vocab_size
+
+    @property
+    def padded_labels(self) -> int:
+        """Rows of a class head; those behind num_labels stand for no label."""
+        return -(-(self.num_labels or 0) // LABELS_MULTIPLE) * LABELS_MULTIPLE
+
+    @property
+    def head_rows(self) -> int:
+        """Of the head, whichever it is. Raises ValueError while the vocabulary is still "auto"."""
+        return self.padded_vocab_size if self.num_labels is None else self.padded_labels
+
+    @property
+    def ties_head(self) -> bool:
+        """Whether the head is the embedding; that of classes never is."""
+        return self.tie_word_embeddings and self.num_labels is None
 
     @property
     def matmul_parameters(self) -> int:
@@ -330,5 +244,5 @@ def _sizes(section: ModelSection) -> tuple[int, int]:
 
 
 def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:
-    is_tied = row.name == EMBEDDING and section.tie_word_embeddings
+    is_tied = row.name == EMBEDDING and section.ties_head
     return len(row.shape) >= 2 and (row.kind is not Kind.EMBEDDING or is_tied)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from megatrain.model.architecture import Constant, ParameterRow
+from megatrain.model.parameter_row import Constant, ParameterRow
 
 CHUNK_ELEMENTS = 2**22  # at most, but never less than a row; another number gives other weights
 _MOST_THREADS = 8  # each holds a chunk

@@ -1,4 +1,4 @@
-"""What stands on top of the blocks."""
+"""What stands on top of the blocks: a projection to the vocabulary, or to classes."""
 
 import torch
 from torch import Tensor, nn
@@ -7,29 +7,33 @@ from megatrain.kernels.cross_entropy import NO_TERMS, LossTerms, Projection, Voc
 from megatrain.model.architecture import ModelSection
 
 
-class LMHead(nn.Module):
-    """Projection to the vocabulary; given labels, straight to the loss, so that the logits never exist as a whole.
+class Head(nn.Module):
+    """Projection of hidden states; given labels, straight to the loss, so that the logits never exist as a whole.
 
     Args:
-        bias: one for each token.
-        softcap: see kernels/cross_entropy.py.
+        rows: of the weight.
+        bias: one for each row.
+        softcap, classes: see kernels/cross_entropy.py.
     """
 
-    def __init__(self, config: ModelSection, *, bias: bool = False, softcap: float | None = None) -> None:
+    def __init__(
+        self, rows: int, width: int, *, bias: bool = False, softcap: float | None = None, classes: int | None = None
+    ) -> None:
         super().__init__()
         self.softcap = softcap
-        self.weight = nn.Parameter(torch.empty(config.padded_vocab_size, config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(config.padded_vocab_size)) if bias else None
-        self.vocab: VocabSlice | None = None  # set where the weight is a slice of the vocabulary
+        self.classes = classes
+        self.weight = nn.Parameter(torch.empty(rows, width))
+        self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
+        self.vocab: VocabSlice | None = None  # set where the weight is a slice of the rows
         self.compiled = False  # set where the loss is to be fused by torch.compile
 
     def forward(
         self, hidden_BSD: Tensor, labels_BS: Tensor | None = None, terms: LossTerms | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits; with labels, the summed loss; with terms as well, also the cross-entropy in it."""
-        projection = Projection(self.weight, self.bias, self.softcap)
+        projection = Projection(self.weight, self.bias, self.softcap, self.classes)
         if labels_BS is None:
-            return projection.capped(projection.logits(hidden_BSD))
+            return self.logits(projection, hidden_BSD)
         loss, cross_entropy = linear_loss(
             hidden_BSD.flatten(0, 1),
             projection,
@@ -39,3 +43,33 @@ class LMHead(nn.Module):
             compiled=self.compiled,
         )
         return loss if terms is None else (loss, cross_entropy)
+
+    def logits(self, projection: Projection, hidden_BSD: Tensor) -> Tensor:
+        """Of the rows that the weight holds."""
+        return projection.capped(projection.logits(hidden_BSD))
+
+
+class LMHead(Head):
+    """Projection to the vocabulary."""
+
+    def __init__(self, config: ModelSection, *, bias: bool = False, softcap: float | None = None) -> None:
+        super().__init__(config.padded_vocab_size, config.hidden_size, bias=bias, softcap=softcap)
+
+
+class ClassHead(Head):
+    """Projection to the labels of a classifier. Its rows are padded. Without labels given, logits are of all of them
+    on every rank, and of a classifier of tokens, of whole sequences: an entity has several tokens."""
+
+    def __init__(self, config: ModelSection, *, bias: bool) -> None:
+        assert config.num_labels is not None, "else it is a language model"
+        super().__init__(config.padded_labels, config.hidden_size, bias=bias, classes=config.num_labels)
+        self.of_tokens = config.classifies == "token"
+
+    def logits(self, projection: Projection, hidden_BSD: Tensor) -> Tensor:
+        """Fp32 [B, S, labels], also where the weight is a slice: they are few. Without a gradient there."""
+        logits_BSC = projection.logits(hidden_BSD).float()
+        if self.vocab is not None:
+            whole_BSC = logits_BSC.new_full((*logits_BSC.shape[:-1], self.vocab.size), -torch.inf)
+            whole_BSC[..., self.vocab.start : self.vocab.start + logits_BSC.shape[-1]] = logits_BSC.detach()
+            logits_BSC = self.vocab.reduce(whole_BSC, "max")
+        return logits_BSC[..., : self.classes]

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatrain.model.attention import AttentionCore
+from megatrain.model.lm_head import ClassHead
 from megatrain.parallel import collectives
 from megatrain.parallel.collectives import SEQUENCE
 
@@ -29,11 +30,18 @@ def apply_context_parallel(model: nn.Module, group: dist.ProcessGroup) -> None:
         if isinstance(module, AttentionCore):
             module.register_forward_pre_hook(lambda _, inputs: _enter(inputs, group))
             module.register_forward_hook(lambda _, inputs, output: _leave(output, group))
+        if isinstance(module, ClassHead) and module.of_tokens:
+            module.register_forward_hook(lambda _, inputs, output: _whole_logits(output, group))
 
 
 def part_of_sequence(x: Tensor, rank: int, size: int) -> Tensor:
     """What the rank of a context-parallel group sees of [B, S, …]."""
     return x if size == 1 else x.chunk(size, SEQUENCE)[rank].contiguous()
+
+
+def _whole_logits(output: Any, group: dist.ProcessGroup) -> Any:
+    """[B, S, labels] of whole sequences; a loss stays what it is."""
+    return collectives.gather_sequence(output, group) if isinstance(output, Tensor) and output.ndim == 3 else output
 
 
 def _enter(inputs: tuple[Any, ...], group: dist.ProcessGroup) -> tuple[Any, ...]:

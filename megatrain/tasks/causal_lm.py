@@ -8,26 +8,13 @@ from torch import Tensor
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch
 from megatrain.kernels.cross_entropy import NO_TERMS, LossTerms
 from megatrain.monitor.metric import METRICS, Metric
+from megatrain.tasks import loss_metrics  # noqa: F401 - registers validation_loss and cross_entropy
 from megatrain.tasks.base import LossSums, Model
 from megatrain.tasks.loss_section import TokenLossSection
 
 METRICS.register(
-    "validation_loss", Metric(unit="nats per target token", tag="validation/loss", console="validation loss {value}")
-)
-METRICS.register(
     "validation_targets",
     Metric(unit="target tokens of an evaluation", tag=None, format="{:,.0f}".format, console="({value} tokens)"),
-)
-METRICS.register(
-    "cross_entropy",
-    Metric(
-        unit="nats per target token: the loss without z-loss and label smoothing",
-        tag="train/cross_entropy",
-        format="{:.3f}".format,
-        console="cross-entropy {value}",
-        over_steps="mean",
-        over_ranks="sum",
-    ),
 )
 
 

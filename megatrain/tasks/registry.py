@@ -14,6 +14,21 @@ class TaskSection(Section):
 
     name: str
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of what a classifier tells apart, in the order of its logits, once they are known; of a language model,
+        and before, none."""
+        return ()
+
+    @property
+    def classifies(self) -> Literal["sequence", "token"]:
+        """Of a classifier: whole examples, or each of their tokens."""
+        return "sequence"
+
+    @property
+    def num_labels(self) -> int | None:
+        return len(self.classes) or None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
@@ -25,6 +40,8 @@ class TaskSpec:
         trains: "pretrain": from the seed, on `data:`; "finetune": from `finetune.base`, on `finetune.train`.
         read_examples: of a task that fine-tunes: "package.module:function" with the signature and result of
             `megatrain.data.examples.example_set.read_example_set`; the launcher counts its rows.
+        complete: "package.module:function" of (section, paths of the training examples, the section that the run began
+            with, or None) -> the section with what it takes from the examples, such as their labels.
         check_rows: likewise, of `check_rows` beside it, for when there is no tokenizer yet.
         attention: of the models that it trains.
         issues: rules between the fields of a run: (field, value, rule, fix).
@@ -36,7 +53,8 @@ class TaskSpec:
     trains: Literal["pretrain", "finetune"]
     read_examples: str = ""
     check_rows: str = ""
-    attention: Literal["causal", "bidirectional"] = "causal"
+    complete: str = ""
+    attention: Literal["causal", "bidirectional", "any"] = "causal"
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda config: iter(())
     check_tokenizer: str = ""
 

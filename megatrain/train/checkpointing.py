@@ -1,14 +1,17 @@
 """What a checkpoint of a run holds beside its tensors, and which one a run starts from."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint import StorageReader
+
 from megatrain.base.errors import CheckpointError
 from megatrain.base.progress import Progress
 from megatrain.checkpoint import rewind
+from megatrain.checkpoint.deepspeed_state import WEIGHT
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.progress import progress_of
 from megatrain.checkpoint.snapshot import Snapshot
@@ -18,8 +21,11 @@ from megatrain.config import ModelSection
 from megatrain.config.resolved import ResolvedRun
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.reader import PretrainedReader
+from megatrain.model.architecture import parameter_table
+from megatrain.model.class_table import is_class_head
 from megatrain.run.directory import locate, parse_resume, parse_step
 from megatrain.train.engine import Engine
+from megatrain.train.weights import draw_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,14 @@ class Position:
     @property
     def step(self) -> int:
         return self.progress.step
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What weights were started from, and the names of those that it has not, which were drawn from the seed."""
+
+    folder: Path
+    drawn: tuple[str, ...] = ()
 
 
 class Checkpointer:
@@ -112,9 +126,10 @@ class Checkpointer:
         self._store.set_aside(after=state.step)
         return Position(progress, state.loader_state(), folder)
 
-    def load_weights(self, base: Path) -> tuple[Path, tuple[str, ...]]:
-        """Start from other weights, with a fresh optimizer; returns the checkpoint, or the model folder, that was read,
-        and the tensors that it had not, which were drawn from the seed.
+    def load_weights(self, base: Path) -> Start:
+        """Start from other weights, with a fresh optimizer; tells the checkpoint, or the model folder, that was read.
+
+        A classifier has a head of its own, drawn from the run's seed, as is what stands below it and the base lacks.
 
         Args:
             base: a run, for its newest checkpoint that verifies, one of its checkpoints, or a model in Hugging Face's
@@ -124,10 +139,8 @@ class Checkpointer:
             CheckpointError: there is none, it is damaged, or of another model.
         """
         if is_pretrained(base):
-            reader = PretrainedReader(base, self._config.model, self._config.run.seed)
-            self._store.load(base, self._engine.sharded_state(weights_only=True), reader)
-            self._engine.after_load(optimizer_step=0)
-            return base, reader.drawn
+            reader = PretrainedReader(base, self._config.model)
+            return Start(base, self._load_weights(base, reader.names, reader))
         run, checkpoint = locate(base)
         if checkpoint is None:
             newest = self._store.newest_valid(run)
@@ -136,10 +149,26 @@ class Checkpointer:
             folder = newest
         else:
             folder = self._verified(checkpoint)
-        self._check_model(folder, read_state(folder).model)
-        self._store.load(folder, self._engine.sharded_state(weights_only=True))
+        then, now = read_state(folder).model, self._config.model
+        self._check_model(folder, then, but=() if now.num_labels is None else ("num_labels", "classifies"))
+        has = {(row.name, row.shape) for row in parameter_table(then)}
+        wanted = (row for row in parameter_table(now) if not is_class_head(now, row.name))
+        return Start(folder, self._load_weights(folder, {row.name for row in wanted if (row.name, row.shape) in has}))
+
+    def _load_weights(
+        self, folder: Path, names: Collection[str], reader: StorageReader | None = None
+    ) -> tuple[str, ...]:
+        """Read weights of these names, and draw the others, whose names are returned."""
+        tensors = self._engine.sharded_state(weights_only=True)
+        keys = {f"{WEIGHT}.{name}" for name in names}
+        self._store.load(folder, {key: tensor for key, tensor in tensors.items() if key in keys}, reader)
+        draw_weights(
+            {key: tensor for key, tensor in tensors.items() if key not in keys},
+            self._config.model,
+            self._config.run.seed,
+        )
         self._engine.after_load(optimizer_step=0)
-        return folder, ()
+        return tuple(row.name for row in parameter_table(self._config.model) if row.name not in names)
 
     def _choose(self, wanted: str) -> Path | None:
         step = parse_resume(wanted)
@@ -166,12 +195,12 @@ class Checkpointer:
             raise CheckpointError("\n".join(wrong))
         return folder
 
-    def _check_model(self, folder: Path, then: ModelSection) -> None:
+    def _check_model(self, folder: Path, then: ModelSection, *, but: Collection[str] = ()) -> None:
         now = self._config.model
         wrong = [
             f"{folder}: was saved with model.{name}={getattr(then, name, None)!r}, this run has {getattr(now, name)!r}"
             for name in type(now).model_fields
-            if getattr(then, name, None) != getattr(now, name)
+            if name not in but and getattr(then, name, None) != getattr(now, name)
         ]
         if wrong:
             raise CheckpointError("\n".join(wrong))

@@ -36,10 +36,11 @@ def restore(
     position = checkpointer.resume(resume)
     if position.checkpoint is None:
         if isinstance(config, ResolvedFinetune):
-            found, drawn = checkpointer.load_weights(Path(config.finetune.base))
-            console.line(f"weights: from {found}")
-            if drawn:
-                console.line(f"weights: {found} has no head; drawn from run.seed: {', '.join(drawn)}")
+            start = checkpointer.load_weights(Path(config.finetune.base))
+            console.line(f"weights: from {start.folder}")
+            if start.drawn:
+                whose = "has no head" if config.model.num_labels is None else "gives a classifier no head"
+                console.line(f"weights: {start.folder} {whose}; drawn from run.seed: {', '.join(start.drawn)}")
         else:
             initialize_weights(engine, config.model, config.run.seed, beat=beat)
     elif position.loader is not None:

@@ -1,8 +1,8 @@
 """The initial weights of a run that starts from its seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from megatrain.checkpoint.deepspeed_state import WEIGHT
+from megatrain.checkpoint.deepspeed_state import WEIGHT, LocalShards
 from megatrain.model.architecture import ModelSection, row_of
 from megatrain.model.initialization import write_initial_weight
 from megatrain.train.engine import Engine
@@ -18,8 +18,18 @@ def initialize_weights(
     Args:
         beat: called with each weight that is about to be drawn.
     """
-    for key, fragment in engine.sharded_state(weights_only=True).items():
+    draw_weights(engine.sharded_state(weights_only=True), model, seed, beat)
+    engine.after_load(optimizer_step=0)
+
+
+def draw_weights(
+    tensors: Mapping[str, LocalShards],
+    model: ModelSection,
+    seed: int,
+    beat: Callable[[str], None] = lambda activity: None,
+) -> None:
+    """Write the initial values of what this rank owns of some weights."""
+    for key, fragment in tensors.items():
         name = key.removeprefix(f"{WEIGHT}.")
         beat(f"drawing {name}")
         write_initial_weight(row_of(model, name), fragment.parts(), seed)
-    engine.after_load(optimizer_step=0)

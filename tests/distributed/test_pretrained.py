@@ -57,12 +57,12 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded_loss(layout: Layout, base: str, folder: str, drawn: tuple[str, ...] = ()) -> float:
     """Start from a model folder; the summed loss of a batch, and a checkpoint of what was loaded."""
     from megatrain.checkpoint.store import CheckpointStore
-    from megatrain.train.checkpointing import Checkpointer
+    from megatrain.train.checkpointing import Checkpointer, Start
 
     run = Run(layout)
     store = CheckpointStore(RunDir(folder), run.mesh.control_group, layout="", keep_last=1, report=print)
     checkpointer = Checkpointer(config_of(layout), run.engine, store)
-    assert checkpointer.load_weights(Path(base)) == (Path(base), drawn)
+    assert checkpointer.load_weights(Path(base)) == Start(Path(base), drawn)
     checkpointer.save(0, {})
     loss = sum(run.engine.evaluate(batch)["loss"] for batch in run.micro_batches(0))
     torch.distributed.all_reduce(loss, group=run.mesh.dp_cp_group)
@@ -111,7 +111,7 @@ def test_a_head_that_is_not_there_is_drawn_the_same_on_any_layout(
         bare / "model.safetensors",
     )
     layout = Layout(1, 2, 2, sequence_parallel=True)
-    ranks.run(layout.world_size, loaded_loss, layout, str(bare), str(tmp_path), (head,))
+    ranks.run(layout.world_size, loaded_loss, layout, str(bare), str(tmp_path), ("head.weight",))
     expected = from_huggingface(files, model_section())
     seed = config_of(layout).run.seed
     expected["head.weight"] = initial_weight(row_of(model_section(), "head.weight"), seed)
@@ -136,10 +136,10 @@ def test_what_is_exported_is_read_again(ranks: RankPool, theirs: Path, tmp_path:
 
 def test_what_does_not_fit_is_named(theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no \*.safetensors. Weights in pickles"):
-        PretrainedReader(tmp_path, model_section(), seed=0)
+        PretrainedReader(tmp_path, model_section())
     wider = model_section().model_copy(update={"intermediate_size": 96, "num_hidden_layers": 4})
     with pytest.raises(CheckpointError) as caught:
-        PretrainedReader(theirs, wider, seed=0)
+        PretrainedReader(theirs, wider)
     said = str(caught.value)
     assert "model.layers.3.mlp.up_proj.weight: is missing" in said
     assert "model.layers.0.mlp.up_proj.weight: has shape (88, 72), the model section says (96, 72)" in said

@@ -139,7 +139,7 @@ def test_norms_under_their_old_names_are_read(tmp_path) -> None:
     assert weight_files(tmp_path, section).keys() == renamed.keys()
     expected = from_huggingface(state, section)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in from_huggingface(renamed, section).items())
-    reader = PretrainedReader(tmp_path, section, seed=0)
+    reader = PretrainedReader(tmp_path, section)
     assert set(reader._stored.values()) == renamed.keys()
 
 

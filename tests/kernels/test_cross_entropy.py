@@ -233,3 +233,35 @@ def test_slices_of_the_vocabulary_agree_with_the_whole(slices, ignored, terms) -
     torch.testing.assert_close(losses[0], whole[0])
     torch.testing.assert_close(torch.stack(hidden_shares).sum(0), whole[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat(weight_parts), whole[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "functional"])
+@pytest.mark.parametrize("terms", [NO_TERMS, TERMS[-1]], ids=["plain", "terms"])
+@pytest.mark.parametrize("slices", [1, 2, 4])
+def test_rows_behind_the_classes_are_as_if_they_were_not_there(slices, terms, compiled, monkeypatch) -> None:
+    """Of four slices, the last two are padding alone."""
+    if compiled:
+        monkeypatch.setattr(
+            "megatrain.kernels.cross_entropy._compiled_loss_and_grad", lambda: _loss_and_grad_functional
+        )
+    classes, padded = 5, 12
+    hidden, weight, labels = random_inputs()
+    labels = torch.where(labels == IGNORE_INDEX, labels, labels % classes)
+    few = weight.detach()[:classes].requires_grad_()
+    whole = loss_and_gradients(linear_cross_entropy_reference, hidden, few, labels, terms=terms)
+    ranks = Ranks(slices)
+
+    def loss(own, part, labels, *, vocab):
+        return linear_loss(own, Projection(part, classes=classes), labels, terms, vocab, chunk=10, compiled=compiled)[0]
+
+    def one(rank: int):
+        part = weight.detach()[:padded].chunk(slices)[rank].clone().requires_grad_()
+        vocab = VocabSlice(rank * padded // slices, lambda x, op: ranks.reduce(rank, x, op), padded)
+        return loss_and_gradients(loss, hidden.detach().requires_grad_(), part, labels, vocab=vocab)
+
+    losses, hidden_shares, weight_parts = zip(*ranks.run(one), strict=True)
+    torch.testing.assert_close(losses[0], whole[0])
+    torch.testing.assert_close(torch.stack(hidden_shares).sum(0), whole[1], rtol=1e-5, atol=1e-5)
+    gradient = torch.cat(weight_parts)
+    torch.testing.assert_close(gradient[:classes], whole[2], rtol=1e-5, atol=1e-5)
+    assert not gradient[classes:].any()

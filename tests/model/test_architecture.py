@@ -5,13 +5,14 @@ import random
 import pytest
 import torch
 
-from megatrain.model.architecture import FAMILIES, ONES, ZEROS, Kind, ModelSection, parameter_table, row_of, rows
+from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of, rows
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
+from megatrain.model.parameter_row import ONES, ZEROS, Kind
 
 
 def a_llama(chance: random.Random) -> LlamaSection:
@@ -88,10 +89,11 @@ def test_every_family_is_held_to_its_table() -> None:
     assert set(FAMILIES.names()) == set(RANDOM)
 
 
+@pytest.mark.parametrize("num_labels", [None, 3, 500])
 @pytest.mark.parametrize("family", RANDOM)
 @pytest.mark.parametrize("seed", range(8))
-def test_the_table_is_what_the_module_has(family, seed) -> None:
-    section: ModelSection = RANDOM[family](random.Random(seed))
+def test_the_table_is_what_the_module_has(family, seed, num_labels) -> None:
+    section: ModelSection = RANDOM[family](random.Random(seed)).model_copy(update={"num_labels": num_labels})
     with torch.device("meta"):
         parameters = {name: tuple(p.shape) for name, p in build_model(section).named_parameters()}
     table = {row.name: row for row in parameter_table(section)}
@@ -103,6 +105,19 @@ def test_the_table_is_what_the_module_has(family, seed) -> None:
         assert row.theirs is None or "{" not in row.theirs.name
         assert row.split is None or row.split < len(row.shape)
         assert row.split is None or not row.partial_gradient
+
+
+@pytest.mark.parametrize("family", RANDOM)
+def test_a_class_head_is_padded_for_all_ranks_and_tied_to_nothing(family) -> None:
+    section: ModelSection = RANDOM[family](random.Random(0)).model_copy(update={"num_labels": 3})
+    row = row_of(section, "head.weight")
+    assert (row.shape, row.split, row.kind) == ((192, section.hidden_size), 0, Kind.HEAD)
+    assert row.theirs is not None
+    assert row.theirs.whole(row.shape) == (3, section.hidden_size)
+    assert not section.ties_head
+    matrices = [row for row in parameter_table(section) if len(row.shape) == 2 and row.kind is not Kind.EMBEDDING]
+    assert section.matmul_parameters == sum(row.elements for row in matrices)
+    assert section.model_copy(update={"num_labels": 193}).head_rows == 384
 
 
 def test_biases_and_norms_of_heads() -> None:

@@ -9,7 +9,7 @@ import pytest
 from megatrain.base.progress import Progress
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.train import start_position
-from megatrain.train.checkpointing import Position
+from megatrain.train.checkpointing import Position, Start
 from megatrain.train.start_position import restore
 from tests.trained import make_config
 
@@ -30,7 +30,7 @@ def restored(monkeypatch):
             SimpleNamespace(),  # type: ignore[arg-type]
             SimpleNamespace(load_state_dict=lambda state: note(("loader", state)) or ["phase 2 is new"]),  # type: ignore[arg-type]
             SimpleNamespace(
-                resume=lambda wanted: note(("resume", wanted)) or position, load_weights=lambda base: (base, drawn)
+                resume=lambda wanted: note(("resume", wanted)) or position, load_weights=lambda base: Start(base, drawn)
             ),  # type: ignore[arg-type]
             SimpleNamespace(line=note, resumed=lambda *_, **told: note(told)),  # type: ignore[arg-type]
             resume="auto",
@@ -48,13 +48,15 @@ def test_a_new_run_draws_its_weights(restored) -> None:
 
 
 def test_what_a_base_has_not_is_named(restored) -> None:
-    config = ResolvedFinetune.model_construct(finetune=SimpleNamespace(base="base"))
+    config = ResolvedFinetune.model_construct(
+        finetune=SimpleNamespace(base="base"), model=SimpleNamespace(num_labels=None)
+    )
     position = Position(Progress(), None, None)
     assert restored(position, config) == [("resume", "auto"), "weights: from base"]
-    assert restored(position, config, ("cls.predictions.bias", "lm_head.weight")) == [
+    assert restored(position, config, ("head.dense.weight", "head.bias")) == [
         ("resume", "auto"),
         "weights: from base",
-        "weights: base has no head; drawn from run.seed: cls.predictions.bias, lm_head.weight",
+        "weights: base has no head; drawn from run.seed: head.dense.weight, head.bias",
     ]
 
 

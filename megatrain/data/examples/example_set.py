@@ -17,6 +17,7 @@ from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.prompts import EncodedPair, PromptEncoder
 from megatrain.data.text.rows import read_rows
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.model.architecture import ModelSection
 from megatrain.tasks.sft.section import SFTSection
 
 MANY_EPOCHS = 10  # from there on, a warning: published fine-tunings mostly make 1 to 5
@@ -99,19 +100,19 @@ def read_example_set(
     *,
     template: ChatTemplate | None = None,
     sequence_length: int,
-    vocab_size: int,
+    model: ModelSection,
 ) -> ExampleSet:
     """Read, encode and pack the examples of files, folders and glob patterns, in their order.
 
     Args:
         template: the tokenizer's, for messages.
-        vocab_size: rows of the model's embedding.
+        model: whose embedding has to have all tokens.
 
     Raises:
         DataError: a file cannot be read, or examples are unusable; names the file and line of each, up to a limit.
         ConfigError: a sequence has no room for an example.
     """
-    encoder = ExampleEncoder(tokenizer, section, sequence_length=sequence_length, vocab_size=vocab_size)
+    encoder = ExampleEncoder(tokenizer, section, sequence_length=sequence_length, vocab_size=model.padded_vocab_size)
     reader = PairReader(section, template)
     mistakes = Mistakes()
     examples: list[Example] = []

@@ -1,9 +1,11 @@
 """Packed examples as a stream for the training loop: like pretraining, a pure function of the position."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from megatrain.base.errors import ConfigError
 from megatrain.data.examples.identity import check_same_examples, identity
@@ -92,8 +94,17 @@ class ExampleEvaluation:
 
 
 def batch_of(rows: Sequence[PackedRow]) -> Batch:
-    """int64 [B, S] inputs, and labels where a response token follows."""
+    """int64 [B, S] inputs, and labels where a response token follows, or the classes of positions."""
     batch = assemble([Row(row.tokens, row.ends) for row in rows], attend_across_documents=False)
     for number, row in enumerate(rows):
-        batch.labels[number].numpy()[~row.is_target[1:]] = IGNORE_INDEX
-    return batch
+        if row.labels is None:
+            batch.labels[number].numpy()[~row.is_target[1:]] = IGNORE_INDEX
+        else:
+            batch.labels[number].numpy()[:] = row.labels
+    if rows[0].labels is not None:
+        batch = replace(batch, whole_labels=batch.labels.clone())
+    types = [row.token_types for row in rows]
+    if all(one is None for one in types):
+        return batch
+    whole = np.stack([np.zeros(batch.labels.shape[1], np.int64) if one is None else one for one in types])
+    return replace(batch, token_types=torch.from_numpy(whole))

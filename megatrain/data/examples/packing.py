@@ -8,27 +8,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+NO_LABEL = -100  # as data/loading/batch.py's IGNORE_INDEX
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """Tokens of prompt and response with what goes around them, int32 [n]; the first `prompt_tokens` are not
-    learnt."""
+    learnt.
+
+    Attributes:
+        labels: [n], where what is learnt are classes and not the next tokens; NO_LABEL where there is none.
+        token_types: [n], where there are several.
+    """
 
     tokens: NDArray[np.int32]
     prompt_tokens: int
+    labels: NDArray[np.int64] | None = None
+    token_types: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One sequence of S + 1 tokens, where its examples end, and which tokens are to be predicted."""
+    """One sequence of S + 1 tokens, where its examples end, and which tokens are to be predicted; or the classes of its
+    positions, see `Example`."""
 
     tokens: NDArray[np.int64]  # [S + 1]
     ends: NDArray[np.int64]  # [examples]
     is_target: NDArray[np.bool_]  # [S + 1]
+    labels: NDArray[np.int64] | None = None  # [S]
+    token_types: NDArray[np.int64] | None = None  # [S]
 
     @property
     def targets(self) -> int:
-        return int(self.is_target[1:].sum())
+        return int(self.is_target[1:].sum()) if self.labels is None else int((self.labels != NO_LABEL).sum())
 
 
 def pack(examples: Sequence[Example], sequence_length: int, pad_id: int) -> list[PackedRow]:
@@ -53,6 +65,9 @@ def digest(rows: Sequence[PackedRow]) -> str:
     for row in rows:
         found.update(row.tokens.astype("<i8").tobytes())
         found.update(row.is_target.tobytes())
+        for more in (row.labels, row.token_types):
+            if more is not None:
+                found.update(more.astype("<i8").tobytes())
     return found.hexdigest()[:16]
 
 
@@ -66,4 +81,21 @@ def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> Pack
         is_target[at + example.prompt_tokens : end] = True
         ends.append(end)
         at = end
-    return PackedRow(tokens, np.array(ends, dtype=np.int64), is_target)
+    return PackedRow(
+        tokens,
+        np.array(ends, dtype=np.int64),
+        is_target if examples[0].labels is None else np.zeros_like(is_target),
+        _joined([example.labels for example in examples], sequence_length, NO_LABEL),
+        _joined([example.token_types for example in examples], sequence_length, 0),
+    )
+
+
+def _joined(parts: Sequence[NDArray[np.int64] | None], sequence_length: int, fill: int) -> NDArray[np.int64] | None:
+    """Of all examples of a row, or of none."""
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    row = np.full(sequence_length, fill, dtype=np.int64)
+    joined = np.concatenate(given)
+    row[: len(joined)] = joined
+    return row

@@ -81,7 +81,7 @@ class PairReader:
         for name, value in ((section.prompt_field, prompt), (section.response_field, response)):
             if not isinstance(value, str):
                 raise DataError(
-                    f"{where}: {name}: is not there as text; the row has {_names(row)}. "
+                    f"{where}: {name}: is not there as text; the row has {names_of(row)}. "
                     "task.prompt_field and task.response_field name the fields to read"
                 )
         return _checked(Pair(where, prompt, response), section.prompt_field, section.response_field)
@@ -156,7 +156,7 @@ def _checked(pair: Pair, prompt_field: str, response_field: str) -> Pair:
     return pair
 
 
-def _names(row: Mapping[str, Any]) -> str:
+def names_of(row: Mapping[str, Any]) -> str:
     names = [str(name) for name in row]
     return (", ".join(names[:8]) + (", …" if len(names) > 8 else "")) or "no fields"
 

@@ -53,6 +53,10 @@ class Batch(TensorBatch):
     # [documents + 1] int32: where each document begins in the flattened batch, and B·S; None when attention may cross.
     # Which document a position is in, all ranks of a sequence need to know.
     cu_seqlens: Tensor | None = None
+    # [B, S] int64, which text of its example a token is of, where a model tells them apart; None: all are of the first
+    token_types: Tensor | None = field(default=None, metadata=SPLIT_SEQUENCE)
+    # [B, S] int64, where labels are classes: the same labels, given whole to every rank of a sequence
+    whole_labels: Tensor | None = None
 
     @property
     def document_ids(self) -> Tensor | None:

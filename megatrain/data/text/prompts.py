@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from megatrain.data.text.framing import Frame, frame_of
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer, guarded
 
 SpecialTokens = Literal["parse", "text"]
@@ -80,6 +81,25 @@ class PromptEncoder:
                 continue
             for (prompt, _), encoding in zip(part, encodings, strict=True):
                 yield EncodedPair(np.array(encoding.ids, dtype=np.int32), _boundary(encoding.offsets, len(prompt)))
+
+    def frame(self, texts: int) -> Frame:
+        """What the tokenizer puts around one text, or around two."""
+        library = tokenizers.Tokenizer.from_str(self.tokenizer.content.decode("utf-8"))
+        library.no_padding()
+        library.no_truncation()
+        return frame_of(library, texts, self.tokenizer.name)
+
+    def texts(self, texts: Sequence[str]) -> Iterator[tokenizers.Encoding | EncodeError]:
+        """Each text, without what the tokenizer adds; an error in the place of one that cannot be encoded."""
+        for first in range(0, len(texts), _AT_ONCE):
+            part = texts[first : first + _AT_ONCE]
+            try:
+                yield from guarded(self._encode, list(part), self.tokenizer.name)
+            except EncodeError as error:
+                if len(part) == 1:
+                    yield error
+                else:
+                    yield from (encoded for text in part for encoded in self.texts([text]))
 
     def prefix_of(self, ids: Sequence[int]) -> list[int]:
         """The prefix, but for a text that begins with it already: a second BOS is never wanted."""

@@ -176,9 +176,10 @@ class Console:
         if checkpoint:
             lines.append(f"  checkpoint  {checkpoint}")
         run = copyable(self._run.path)
-        if self._config.model.is_causal:
+        model = self._config.model
+        if model.is_causal and model.num_labels is None:
             tried = f'megatrain generate {run} "Once upon a time"'
-        else:  # an encoder continues no text
+        else:  # neither an encoder nor a classifier continues a text
             tried = f"megatrain export {run} {copyable(Path('exported', self._run.path.name))}"
         return [*lines, "next:", f"  {tried}", f"  megatrain tensorboard {run}"]
 
@@ -217,7 +218,7 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     here = "1 rank of" if world_size == 1 else f"{world_size} ranks of"
     ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else here
     recompute = "" if parallel.activation_checkpointing == "none" else f"{parallel.activation_checkpointing} recompute"
-    if recompute and parallel.recompute_blocks != "all":
+    if recompute and isinstance(parallel.recompute_blocks, int):
         recompute += f" of {parallel.recompute_blocks} blocks"
     features = ("compile" if parallel.compile else "", recompute)
     layout = f"ZeRO-{parallel.zero_stage}, {topology}"

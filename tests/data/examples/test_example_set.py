@@ -14,17 +14,24 @@ from megatrain.config import FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_set import read_example_set
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.model.families.llama.section import LlamaSection
 from megatrain.tasks.sft.section import SFTSection
 from tests.tokenizer_kinds import CHAT_TEMPLATE
 
 ROOM = 10**6
 
 
+def model(vocab_size: int) -> LlamaSection:
+    return LlamaSection(
+        num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=8, vocab_size=vocab_size
+    )
+
+
 def read_set(paths, tokenizer, *, sequence_length=64, vocab_size=ROOM, template=None, **fields):
     paths = [paths] if isinstance(paths, str) else paths
     section = SFTSection(**fields)
     return read_example_set(
-        paths, tokenizer, section, template=template, sequence_length=sequence_length, vocab_size=vocab_size
+        paths, tokenizer, section, template=template, sequence_length=sequence_length, model=model(vocab_size)
     )
 
 

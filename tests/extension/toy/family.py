@@ -3,18 +3,8 @@
 import math
 from typing import Any, Literal
 
-from megatrain.model.architecture import (
-    FAMILIES,
-    ONES,
-    ZEROS,
-    Divisible,
-    Kind,
-    ModelFamily,
-    ModelSection,
-    Normal,
-    ParameterRow,
-    Region,
-)
+from megatrain.model.architecture import FAMILIES, Divisible, ModelFamily, ModelSection, Region
+from megatrain.model.parameter_row import ONES, ZEROS, Kind, Normal, ParameterRow
 
 
 class ToySection(ModelSection):

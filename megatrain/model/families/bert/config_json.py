@@ -7,6 +7,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.class_table import purpose
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.bert.table import their_model
 from megatrain.model.huggingface_config import CONFIG_LIMIT, Layers, Part, Positions, Width, require
@@ -77,9 +78,9 @@ def _position_offset(file: Path, content: _ConfigJson, vocabulary: int) -> int:
 
 def huggingface_config(section: BertSection) -> dict[str, Any]:
     kind = their_model(section)
-    name = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM"}[kind]
+    name = {"bert": "Bert", "roberta": "Roberta"}[kind]
     found = {
-        "architectures": [name],
+        "architectures": [name + purpose(section, "ForMaskedLM")],
         "model_type": kind,
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,
@@ -94,5 +95,6 @@ def huggingface_config(section: BertSection) -> dict[str, Any]:
         "position_embedding_type": "absolute",
         "is_decoder": False,
         "add_cross_attention": False,
+        **({} if section.num_labels is None else {"classifier_dropout": 0.0}),
     }
     return found | ({"pad_token_id": section.padding_id} if section.is_roberta else {})

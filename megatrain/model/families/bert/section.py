@@ -30,7 +30,9 @@ class BertSection(ModelSection):
     model_type: Literal["bert", "roberta"] | None = Field(
         None, description="of transformers, as what it is exported; default: bert where position_offset is 0"
     )
-    type_vocab_size: Count = Field(2, le=WIDEST, description="token types, of which all tokens have the first")
+    type_vocab_size: Count = Field(
+        2, le=WIDEST, description="token types: all tokens have the first, but those of an example's second text"
+    )
     tie_word_embeddings: Literal[True] = True
     layer_norm_eps: Positive = Field(1e-12, le=1)
 
@@ -55,6 +57,10 @@ class BertSection(ModelSection):
     def padding_id(self) -> int | None:
         """Behind which a RoBERTa of `transformers` begins to count positions."""
         return self.position_offset - 1 if self.is_roberta else None
+
+    @property
+    def token_types(self) -> int:
+        return self.type_vocab_size
 
     @property
     def window_counts(self) -> Mapping[Window, int]:

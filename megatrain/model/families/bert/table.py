@@ -1,10 +1,12 @@
 """The weights of a BERT, and where its tensor-parallel regions begin and end (arXiv 1909.08053)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from megatrain.model.architecture import ONES, ZEROS, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.architecture import Divisible, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.bert.section import BertSection
+from megatrain.model.parameter_row import ONES, ZEROS, Kind, Normal, ParameterRow
 
 REGIONS = {
     r"embedding": Region(leave=True),
@@ -24,7 +26,7 @@ def rows(section: BertSection) -> tuple[ParameterRow, ...]:
     zero."""
     width, inner, layers = section.hidden_size, section.mlp_width, range(section.num_hidden_layers)
     model = their_model(section)
-    layer, head = f"{model}.encoder.layer.{{}}", _HEADS[model]
+    layer = f"{model}.encoder.layer.{{}}"
     return (
         _embedding(section, "embedding", f"{model}.embeddings.word_embeddings", section.padded_vocab_size, split=0),
         _embedding(
@@ -47,17 +49,7 @@ def rows(section: BertSection) -> tuple[ParameterRow, ...]:
         *_linear(section, "mlp.up", f"{layer}.intermediate.dense", inner, width, _COLUMN),
         *_linear(section, "mlp.down", f"{layer}.output.dense", width, inner, _ROW),
         *_norm("blocks.{}.mlp_norm", f"{layer}.output.LayerNorm", width, layers),
-        *_transform(section, head["dense"]),
-        *_norm("transform.norm", head["norm"], width),
-        ParameterRow(
-            name="head.bias",
-            shape=(section.padded_vocab_size,),
-            kind=Kind.BIAS,
-            init=ZEROS,
-            split=0,
-            decay=False,
-            huggingface=head["bias"],
-        ),
+        *(_of_tokens(section, _HEADS[model]) if section.num_labels is None else _of_classes(section, model)),
     )
 
 
@@ -113,17 +105,42 @@ def _linear(section: BertSection, name: str, theirs: str, out: int, into: int, s
     )
 
 
-def _transform(section: BertSection, theirs: str) -> Iterator[ParameterRow]:
+def _of_tokens(section: BertSection, theirs: Mapping[str, str]) -> Iterator[ParameterRow]:
+    """The head of masked language modelling, whose matrix is the embedding."""
+    yield from _dense(section, "transform.dense", theirs["dense"])
+    yield from _norm("transform.norm", theirs["norm"], section.hidden_size)
+    yield ParameterRow(
+        name="head.bias",
+        shape=(section.padded_vocab_size,),
+        kind=Kind.BIAS,
+        init=ZEROS,
+        split=0,
+        decay=False,
+        huggingface=theirs["bias"],
+    )
+
+
+def _of_classes(section: BertSection, model: str) -> Iterator[ParameterRow]:
+    """The head of a classifier. RoBERTa has the same layers under other names."""
+    if section.classifies == "token":
+        yield from class_rows(section, "classifier", bias=True)
+        return
+    bert = model == "bert"
+    yield from _dense(section, "pooler.dense", "bert.pooler.dense" if bert else "classifier.dense")
+    yield from class_rows(section, "classifier" if bert else "classifier.out_proj", bias=True)
+
+
+def _dense(section: BertSection, name: str, theirs: str) -> Iterator[ParameterRow]:
     width = section.hidden_size
     yield ParameterRow(
-        name="transform.dense.weight",
+        name=f"{name}.weight",
         shape=(width, width),
         kind=Kind.HEAD,
         init=Normal(section.initializer_range),
         huggingface=f"{theirs}.weight",
     )
     yield ParameterRow(
-        name="transform.dense.bias",
+        name=f"{name}.bias",
         shape=(width,),
         kind=Kind.BIAS,
         init=ZEROS,

@@ -118,9 +118,14 @@ def huggingface_config(section: Gemma3Section) -> dict[str, Any]:
     everywhere = (linear or {"rope_type": "default"}) | {"rope_theta": section.rope_theta}
     local = {"rope_type": "default", "rope_theta": section.local_rope_theta}
     same = {name: getattr(section, name) for name in _SAME_NAME if name not in ("vocab_size", "initializer_range")}
+    is_classifier = section.num_labels is not None
+    if is_classifier and section.classifies == "token":
+        raise ConfigError(
+            "model.family: gemma3: transformers has no classifier of its tokens, and this is not exported"
+        )
     return {
         **same,
-        "architectures": ["Gemma3ForCausalLM"],
+        "architectures": ["Gemma3TextForSequenceClassification" if is_classifier else "Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "num_key_value_heads": section.key_value_heads,
         "layer_types": types,

@@ -17,7 +17,7 @@ from megatrain.kernels.rotary import rotary_table
 from megatrain.model.attention import Attention
 from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.layers import GeGLU
-from megatrain.model.lm_head import LMHead
+from megatrain.model.lm_head import ClassHead, LMHead
 from megatrain.model.rope import LinearScaling
 from megatrain.model.window import CAUSAL, Window
 
@@ -62,8 +62,11 @@ class Gemma3(nn.Module):
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, window) for window in self.windows)
         self.norm = ZeroCenteredRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = LMHead(config, softcap=config.final_logit_softcapping)
-        self.head.weight = cast(nn.Parameter, self.embedding.weight)
+        if config.num_labels is None:
+            self.head: LMHead | ClassHead = LMHead(config, softcap=config.final_logit_softcapping)
+            self.head.weight = cast(nn.Parameter, self.embedding.weight)
+        else:
+            self.head = ClassHead(config, bias=config.classifies == "token")
 
     def forward(
         self,

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from megatrain.model.architecture import ZEROS, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.architecture import Divisible, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.gemma3.section import Gemma3Section
+from megatrain.model.parameter_row import ZEROS, Kind, Normal, ParameterRow
 
 REGIONS = {
     r"embedding": Region(leave=True),
@@ -54,6 +56,7 @@ def rows(section: Gemma3Section) -> tuple[ParameterRow, ...]:
         matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN),
         matrix("mlp.down", "mlp.down_proj", width, inner, _ROW),
         *_norms(section),
+        *(() if section.num_labels is None else class_rows(section, "score", bias=section.classifies == "token")),
     )
 
 

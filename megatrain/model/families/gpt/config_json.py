@@ -7,6 +7,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.class_table import purpose
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.huggingface_config import CONFIG_LIMIT, Layers, Part, Positions, Width, require
 
@@ -62,7 +63,7 @@ def read_config(file: Path, model_type: str) -> tuple[GPTSection, int]:
 
 def huggingface_config(section: GPTSection) -> dict[str, Any]:
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": ["GPT2" + purpose(section, "LMHeadModel")],
         "model_type": "gpt2",
         "n_layer": section.num_hidden_layers,
         "n_embd": section.hidden_size,
@@ -79,4 +80,5 @@ def huggingface_config(section: GPTSection) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
+        **({} if section.num_labels is None else {"classifier_dropout": 0.0}),
     }

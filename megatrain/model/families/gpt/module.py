@@ -14,7 +14,7 @@ from megatrain.kernels.cross_entropy import LossTerms
 from megatrain.model.attention import Attention
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.layers import MLP
-from megatrain.model.lm_head import LMHead
+from megatrain.model.lm_head import ClassHead, LMHead
 
 
 class Block(nn.Module):
@@ -41,8 +41,10 @@ class GPT(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.head = LMHead(config)
-        if config.tie_word_embeddings:
+        self.head = (
+            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies == "token")
+        )
+        if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
 
     def forward(

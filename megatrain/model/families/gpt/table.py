@@ -4,17 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from megatrain.model.architecture import (
-    ONES,
-    ZEROS,
-    Divisible,
-    HuggingFaceTensor,
-    Kind,
-    Normal,
-    ParameterRow,
-    Region,
-)
+from megatrain.model.architecture import Divisible, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.gpt.section import GPTSection
+from megatrain.model.parameter_row import ONES, ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
 REGIONS = {
     r"embedding": Region(leave=True),
@@ -63,6 +56,9 @@ def rows(section: GPTSection) -> tuple[ParameterRow, ...]:
         *_linear(section, "mlp.down", "mlp.c_proj", width, section.mlp_width, _ROW),
         *_norm("norm", "transformer.ln_f", width, None),
     )
+    if section.num_labels is not None:
+        of_tokens = section.classifies == "token"
+        return (*table, *class_rows(section, "classifier" if of_tokens else "score", bias=of_tokens))
     if section.tie_word_embeddings:
         return table
     head = ParameterRow(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from megatrain.base.errors import ConfigError
+from megatrain.model.class_table import purpose
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.window import CAUSAL
 
@@ -16,8 +17,11 @@ def huggingface_config(section: LlamaSection) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default"}
     if section.rope_scaling is not None:
         rope = section.rope_scaling.model_dump(exclude_none=True)
+    found = _model_type(section)
     return {
-        **_model_type(section),
+        **found,
+        "architectures": [found["architectures"] + purpose(section, "ForCausalLM")],
+        **({} if section.num_labels is None else {"classifier_dropout": 0.0}),
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,
         "num_attention_heads": section.num_attention_heads,
@@ -33,6 +37,7 @@ def huggingface_config(section: LlamaSection) -> dict[str, Any]:
 
 
 def _model_type(section: LlamaSection) -> dict[str, Any]:
+    """Its fields, and in `architectures` what the names of its classes begin with."""
     if section.attention_bias and section.qk_norm:
         raise ConfigError(
             "model.qk_norm: True: together with model.attention_bias has no counterpart in transformers, and is not "
@@ -41,10 +46,10 @@ def _model_type(section: LlamaSection) -> dict[str, Any]:
     if not (section.attention_bias or section.qk_norm):
         if section.sliding_window is None:
             plain = {"attention_bias": False, "mlp_bias": False}
-            return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", **plain}
+            return {"architectures": "Llama", "model_type": "llama", "hidden_act": "silu", **plain}
         if section.layer_types is None:
             window = {"sliding_window": section.sliding_window}
-            return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu", **window}
+            return {"architectures": "Mistral", "model_type": "mistral", "hidden_act": "silu", **window}
     types = ["full_attention" if window == CAUSAL else "sliding_attention" for window in section.windows]
     windows = {
         "hidden_act": "silu",
@@ -54,9 +59,9 @@ def _model_type(section: LlamaSection) -> dict[str, Any]:
         "max_window_layers": _first_sliding(types),
     }
     if section.attention_bias:
-        return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **windows}
+        return {"architectures": "Qwen2", "model_type": "qwen2", **windows}
     if section.qk_norm:
-        return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, **windows}
+        return {"architectures": "Qwen3", "model_type": "qwen3", "attention_bias": False, **windows}
     raise ConfigError(
         f"model.layer_types: {list(section.layer_types or ())}: local and global layers without model.attention_bias "
         "or model.qk_norm have no counterpart in transformers, and are not exported. A model that has the window in "

@@ -17,7 +17,7 @@ from megatrain.kernels.rotary import rotary_table
 from megatrain.model.attention import Attention
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.layers import RMSNorm, SwiGLU
-from megatrain.model.lm_head import LMHead
+from megatrain.model.lm_head import ClassHead, LMHead
 from megatrain.model.window import Window
 
 
@@ -48,8 +48,10 @@ class Llama(nn.Module):
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = LMHead(config)
-        if config.tie_word_embeddings:
+        self.head = (
+            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies == "token")
+        )
+        if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
 
     def forward(

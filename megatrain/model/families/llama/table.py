@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from megatrain.model.architecture import ONES, ZEROS, Divisible, Kind, Normal, ParameterRow, Region
+from megatrain.model.architecture import Divisible, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.parameter_row import ONES, ZEROS, Kind, Normal, ParameterRow
 
 REGIONS = {
     r"embedding": Region(enter=False, leave=True),
@@ -28,7 +30,6 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
     layers = range(section.num_hidden_layers)
     inside = Normal(section.initializer_range)
     into_stream = Normal(section.initializer_range / math.sqrt(2 * section.num_hidden_layers))
-    vocabulary = (section.padded_vocab_size, width)
 
     def matrix(name: str, theirs: str, out: int, into: int, split: _Dim, kind: Kind) -> ParameterRow:
         return ParameterRow(
@@ -46,10 +47,10 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
             name=f"{name}.weight", shape=(width,), kind=Kind.NORM, init=ONES, decay=False, huggingface=theirs, layers=of
         )
 
-    table = (
+    return (
         ParameterRow(
             name="embedding.weight",
-            shape=vocabulary,
+            shape=(section.padded_vocab_size, width),
             kind=Kind.EMBEDDING,
             init=inside,
             split=_VOCABULARY,
@@ -66,18 +67,22 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
         matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN, Kind.MLP),
         matrix("mlp.down", "mlp.down_proj", width, inner, _ROW, Kind.MLP),
         norm("norm", "model.norm.weight", None),
+        *_head(section),
     )
-    if section.tie_word_embeddings:
-        return table
-    head = ParameterRow(
-        name="head.weight",
-        shape=vocabulary,
-        kind=Kind.HEAD,
-        init=inside,
-        split=_VOCABULARY,
-        huggingface="lm_head.weight",
-    )
-    return (*table, head)
+
+
+def _head(section: LlamaSection) -> Iterator[ParameterRow]:
+    if section.num_labels is not None:
+        yield from class_rows(section, "score", bias=section.classifies == "token")
+    elif not section.tie_word_embeddings:
+        yield ParameterRow(
+            name="head.weight",
+            shape=(section.padded_vocab_size, section.hidden_size),
+            kind=Kind.HEAD,
+            init=Normal(section.initializer_range),
+            split=_VOCABULARY,
+            huggingface="lm_head.weight",
+        )
 
 
 def _optional(section: LlamaSection) -> Iterator[ParameterRow]:

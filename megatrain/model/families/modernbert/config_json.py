@@ -9,6 +9,7 @@ from pydantic import Field
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.class_table import purpose
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.model.huggingface_config import (
     CONFIG_LIMIT,
@@ -117,8 +118,10 @@ def _every(types: list[LayerType]) -> int | None:
 def huggingface_config(section: ModernBertSection) -> dict[str, Any]:
     types = [section.layer_types[layer % len(section.layer_types)] for layer in range(section.num_hidden_layers)]
     every = _every(types)
+    is_classifier = section.num_labels is not None
     return {
-        "architectures": ["ModernBertForMaskedLM"],
+        "architectures": ["ModernBert" + purpose(section, "ForMaskedLM")],
+        **({"classifier_pooling": "cls", "classifier_dropout": 0.0} if is_classifier else {}),
         "model_type": "modernbert",
         "num_hidden_layers": section.num_hidden_layers,
         "hidden_size": section.hidden_size,

@@ -14,7 +14,7 @@ from megatrain.kernels.rotary import rotary_table
 from megatrain.model.attention import Attention
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.model.layers import GeGLU
-from megatrain.model.lm_head import LMHead
+from megatrain.model.lm_head import ClassHead, LMHead
 from megatrain.model.window import BIDIRECTIONAL, Window
 
 
@@ -63,8 +63,11 @@ class ModernBert(nn.Module):
         )
         self.norm = _norm(config)
         self.transform = Transform(config)
-        self.head = LMHead(config, bias=True)
-        self.head.weight = cast(nn.Parameter, self.embedding.weight)
+        if config.num_labels is None:
+            self.head: LMHead | ClassHead = LMHead(config, bias=True)
+            self.head.weight = cast(nn.Parameter, self.embedding.weight)
+        else:
+            self.head = ClassHead(config, bias=True)
 
     def forward(
         self,

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from megatrain.model.architecture import ONES, ZEROS, Divisible, HuggingFaceTensor, Kind, Normal, ParameterRow, Region
+from megatrain.model.architecture import Divisible, Region
+from megatrain.model.class_table import class_rows
 from megatrain.model.families.modernbert.section import ModernBertSection
+from megatrain.model.parameter_row import ONES, ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
 REGIONS = {
     r"embedding": Region(leave=True),
@@ -73,6 +75,9 @@ def _head(section: ModernBertSection, init: Normal) -> Iterator[ParameterRow]:
         huggingface="head.dense.weight",
     )
     yield _norm(section, "transform.norm", "head.norm.weight")
+    if section.num_labels is not None:
+        yield from class_rows(section, "classifier", bias=True)
+        return
     yield ParameterRow(
         name="head.bias",
         shape=(section.padded_vocab_size,),

@@ -1,0 +1,94 @@
+"""The objective of classifiers: cross-entropy of a label at some of the positions, and the metrics of what they say."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatrain.data.loading.batch import IGNORE_INDEX, Batch
+from megatrain.kernels.cross_entropy import NO_TERMS, LossTerms
+from megatrain.monitor.metric import METRICS, Metric
+from megatrain.tasks import loss_metrics  # noqa: F401 - registers validation_loss and cross_entropy
+from megatrain.tasks.base import LossSums, Model
+
+METRICS.register(
+    "accuracy",
+    Metric(
+        unit="share of an evaluation's examples whose label is the likeliest",
+        tag="validation/accuracy",
+        format="{:.1%}".format,
+        console="accuracy {value}",
+    ),
+)
+METRICS.register(
+    "macro_f1",
+    Metric(
+        unit="mean of the F1 of each label that examples of an evaluation have, or are said to have",
+        tag="validation/macro_f1",
+        format="{:.3f}".format,
+        console="macro F1 {value}",
+    ),
+)
+METRICS.register(
+    "validation_examples",
+    Metric(unit="examples of an evaluation", tag=None, format="{:,.0f}".format, console="({value} examples)"),
+)
+
+
+class Classification:
+    """Cross-entropy of the labels.
+
+    Args:
+        labels: how many there are.
+        terms: of the loss in training, which an evaluation leaves out.
+    """
+
+    def __init__(self, labels: int, terms: LossTerms = NO_TERMS) -> None:
+        self._labels = labels
+        self._terms = terms
+
+    def loss(self, model: Model, batch: Batch) -> LossSums:
+        """Nats, over the labels other than IGNORE_INDEX."""
+        if not self._terms:
+            return LossSums(forward(model, batch, batch.labels))
+        loss, cross_entropy = forward(model, batch, batch.labels, terms=self._terms)
+        return LossSums(loss, {"cross_entropy": cross_entropy})
+
+    def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:
+        """The loss, and of each label how often it is right, said, and there."""
+        counted = batch.labels != IGNORE_INDEX
+        logits_NC, labels_N = forward(model, batch, None)[counted].float(), batch.labels[counted]
+        said_N = logits_NC.argmax(-1)
+        right = torch.bincount(labels_N[said_N == labels_N], minlength=self._labels)
+        said, there = (torch.bincount(of, minlength=self._labels) for of in (said_N, labels_N))
+        sums = {"loss": F.cross_entropy(logits_NC, labels_N, reduction="sum")}
+        for name, counts in (("right", right), ("said", said), ("there", there)):
+            sums |= {f"{name} {label}": count for label, count in enumerate(counts)}
+        return sums
+
+    def evaluation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        counts = [[sums[f"{name} {label}"] for name in ("right", "said", "there")] for label in range(self._labels)]
+        right, examples = sum(count[0] for count in counts), sum(count[2] for count in counts)
+        return {
+            "validation_loss": sums["loss"] / max(examples, 1.0),
+            "accuracy": right / max(examples, 1.0),
+            "macro_f1": macro_f1(counts),
+            "validation_examples": examples,
+        }
+
+
+def macro_f1(counts: list[list[float]]) -> float:
+    """Mean over the labels of 2·right / (said + there), as scikit-learn's f1_score(average="macro") has it: over the
+    labels that are said or there."""
+    scores = [2 * right / (said + there) for right, said, there in counts if said + there]
+    return sum(scores) / max(len(scores), 1)
+
+
+def forward(model: Model, batch: Batch, labels: Tensor | None, **options: Any) -> Any:
+    """The model's answer: its loss, or without labels its logits [B, S, labels]."""
+    places = {"position_ids_BS": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
+    if batch.token_types is not None:
+        options["token_types_BS"] = batch.token_types
+    return model(batch.input_ids, labels, **places, **options)
