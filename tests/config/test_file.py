@@ -284,7 +284,9 @@ def test_a_finetune_section_makes_a_fine_tuning():
     assert isinstance(parse_config(text), FinetuneConfig)
 
 
-@pytest.mark.parametrize("name", ["llama-125m", "llama-1b", "llama-7b"])
+@pytest.mark.parametrize(
+    "name", ["llama-125m", "llama-1b", "llama-7b", "sequence-classification", "token-classification"]
+)
 def test_examples_are_read_and_written_back_equal(name):
     config = load_config(shipped(f"configs/{name}.yaml"))
     assert parse_config(dump_config(config)) == config
