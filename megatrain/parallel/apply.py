@@ -50,7 +50,7 @@ def build_parallel_model(
     # 4. Hooks on parameters need the real ones.
     sum_replicated_gradients(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
     # 5. Checkpointing wraps a block's forward, collectives on its modules included.
-    some = parallel.recompute_blocks if parallel.recompute_blocks != "all" else None
+    some = parallel.recompute_blocks if isinstance(parallel.recompute_blocks, int) else None
     apply_activation_checkpointing(model, parallel.activation_checkpointing, some)
     # 6. Compile last, so that one graph holds the block and what was done to it.
     if parallel.compile:

@@ -206,3 +206,22 @@ def test_a_run_gives_all_weights_but_the_heads_which_is_drawn(ranks: RankPool, h
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     config = load_run(run)
     assert torch.equal(after["head.weight"], initial_weight(row_of(config.model, "head.weight"), config.run.seed))
+
+
+PAIRS = (
+    "task={name: sequence_classification, text_pair_field: more}",
+    "finetune.train=[pairs-labelled.jsonl]",
+    "finetune.validation=[]",
+    "training.steps=3",
+)
+
+
+def test_token_types_are_shared_out_with_the_sequence(ranks: RankPool, here: Path) -> None:
+    """Of pairs, to a BERT: under context parallelism, and under sequence parallelism."""
+    write_reviews(here / "pairs-labelled.jsonl", 300, seed=1, pairs=True)
+    base = base_of(here, "bert")
+    plain = reported(start(ranks, config_of("pairs", base), *PAIRS))
+    for layout in ("cp2", "tp2-sp"):
+        found = reported(start(ranks, config_of(f"pairs-{layout}", base), *PAIRS, *LAYOUTS[layout]))
+        for step in (1, 2, 3):
+            assert found[step]["loss"] == pytest.approx(plain[step]["loss"], rel=1e-5)

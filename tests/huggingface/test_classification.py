@@ -139,3 +139,16 @@ def test_a_classifier_is_no_language_model_and_a_strange_weight_is_told(tmp_path
     save_file(weights_of(theirs) | {"model.extra.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model.extra.weight: is not a weight of this architecture"):
         weight_files(tmp_path, section)
+
+
+def test_token_types_of_a_bert_are_those_of_transformers(tmp_path) -> None:
+    theirs = their_model("bert")
+    section = section_of(theirs, tmp_path)
+    ours = build_model(section)
+    ours.load_state_dict(from_huggingface(weights_of(theirs), section), strict=True)
+    types = (torch.arange(32) > 20).long().expand(3, -1)
+    with torch.no_grad():
+        expected = theirs(input_ids=some_ids(), token_type_ids=types).logits
+        got = labelled(section, ours(some_ids(), token_types_BS=types))
+        assert (expected - theirs(input_ids=some_ids()).logits).abs().max() > 0.01
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
