@@ -186,9 +186,13 @@ def rate_at(step: int) -> float:
 
 
 def plain_run(
-    precision: str, tied: bool = False, section: ModelSection | None = None, steps: int = STEPS
+    precision: str, tied: bool = False, section: ModelSection | None = None, steps: int = STEPS, nudge: int = 0
 ) -> list[tuple[float, float]]:
-    """The reference: one process, no DeepSpeed, no fused ops but torch's own; fp32 master weights."""
+    """The reference: one process, no DeepSpeed, no fused ops but torch's own; fp32 master weights.
+
+    Args:
+        nudge: where not 0, every initial weight is moved by about one rounding, a relative 6e-8, drawn from this seed.
+    """
     from megatrain.model.architecture import row_of
     from megatrain.model.build import build_model
     from megatrain.model.initialization import initial_weight, materialize
@@ -196,7 +200,13 @@ def plain_run(
     section = section or model_section(tied)
     with torch.device("meta"):
         model = build_model(section)
-    materialize(model, lambda name, p: initial_weight(row_of(section, name), 5))
+    generator = torch.Generator().manual_seed(nudge)
+
+    def initial(name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        weight = initial_weight(row_of(section, name), 5)
+        return weight * (1 + 2**-24 * torch.randn(weight.shape, generator=generator)) if nudge else weight
+
+    materialize(model, initial)
     config = AdamWSection(learning_rate=RATE)
     decay, plain = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
