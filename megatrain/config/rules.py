@@ -7,6 +7,7 @@ from megatrain.base.arithmetic import nearest_divisor
 from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
 from megatrain.model.architecture import FAMILIES
+from megatrain.model.class_table import has_class_head
 from megatrain.schedule.registry import SCHEDULES
 from megatrain.tasks.registry import TASKS
 
@@ -62,6 +63,9 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
         if config.task.num_labels is not None:
             rule = f"is not the number of task.labels ({config.task.num_labels})"
         yield ConfigIssue("model.num_labels", model.num_labels, rule, "Leave it out.")
+    if model.num_labels is not None and isinstance(model.vocab_size, int) and not has_class_head(model):
+        rule = "has no head of classes: its parameter table has no head.weight of model.padded_labels rows"
+        yield ConfigIssue("model.family", model.family, rule, "Take a base of another family, or give it one.")
     for field, value, rule, fix in spec.issues(config):
         yield ConfigIssue(field, value, rule, fix)
     longest = model.longest_sequence

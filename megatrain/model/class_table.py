@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatrain.model.architecture import ModelSection
+from megatrain.model.architecture import ModelSection, rows
 from megatrain.model.parameter_row import ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
 CLASS_HEAD = ("head.weight", "head.bias")
@@ -39,6 +39,11 @@ def purpose(section: ModelSection, language_model: str) -> str:
     if section.num_labels is None:
         return language_model
     return "ForSequenceClassification" if section.classifies == "sequence" else "ForTokenClassification"
+
+
+def has_class_head(section: ModelSection) -> bool:
+    """Whether the family of a classifier gives it a head of its labels; one that you registered may know of none."""
+    return any(row.name == CLASS_HEAD[0] and row.shape[0] == section.padded_labels for row in rows(section))
 
 
 def is_class_head(section: ModelSection, name: str) -> bool:

@@ -158,17 +158,18 @@ class Checkpointer:
     def _load_weights(
         self, folder: Path, names: Collection[str], reader: StorageReader | None = None
     ) -> tuple[str, ...]:
-        """Read weights of these names, and draw the others, whose names are returned."""
+        """Read the weights, but for those of the model without one of these names: they are drawn; returns which."""
+        drawn = tuple(row.name for row in parameter_table(self._config.model) if row.name not in names)
+        keys = {f"{WEIGHT}.{name}" for name in drawn}
         tensors = self._engine.sharded_state(weights_only=True)
-        keys = {f"{WEIGHT}.{name}" for name in names}
-        self._store.load(folder, {key: tensor for key, tensor in tensors.items() if key in keys}, reader)
+        self._store.load(folder, {key: tensor for key, tensor in tensors.items() if key not in keys}, reader)
         draw_weights(
-            {key: tensor for key, tensor in tensors.items() if key not in keys},
+            {key: tensor for key, tensor in tensors.items() if key in keys},
             self._config.model,
             self._config.run.seed,
         )
         self._engine.after_load(optimizer_step=0)
-        return tuple(row.name for row in parameter_table(self._config.model) if row.name not in names)
+        return drawn
 
     def _choose(self, wanted: str) -> Path | None:
         step = parse_resume(wanted)

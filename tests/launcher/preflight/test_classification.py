@@ -1,6 +1,7 @@
 """A classifier takes its labels from its examples, and what is wrong with them is found before a GPU is held."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from launcher.runs.prepare import prepare_run
 from megatrain.base.errors import ExitCode
 from megatrain.config.file import parse_config
 from megatrain.config.rules import validate
+from megatrain.model.architecture import FAMILIES
 from tests.tokenizer_kinds import write_tokenizer
 
 FINETUNE = """
@@ -107,6 +109,17 @@ def test_what_contradicts_itself(finetune) -> None:
     ):
         changed = config.model_copy(update=change)
         assert (field, rule) in [(issue.field, issue.rule) for issue in validate(changed)]
+
+
+def test_a_family_without_a_class_head(finetune, monkeypatch) -> None:
+    config = complete_model(finetune())
+    llama = FAMILIES.get("llama")
+    deaf = replace(llama, rows=lambda section: llama.rows(section.model_copy(update={"num_labels": None})))
+    monkeypatch.setitem(FAMILIES._entries, "llama", deaf)
+    changed = config.model_copy(update={"model": config.model.model_copy(update={"initializer_range": 0.0123})})
+    (issue,) = validate(changed)
+    assert (issue.field, issue.value) == ("model.family", "llama")
+    assert "has no head of classes" in issue.rule
 
 
 def test_a_classifier_is_no_base_of_a_language_model(finetune, here) -> None:
