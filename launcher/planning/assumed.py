@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from launcher.planning.resolve import run_folder
-from megatrain.base.errors import MegatrainError
+from megatrain.base.errors import DataError, MegatrainError
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.config.file import load_config
 from megatrain.data.folder.locations import is_remote
+from megatrain.data.text.inputs import find_inputs
 from megatrain.run.inputs import base_run
 
 VOCABULARY = 32_768
 _VOCABULARY_SENTENCE = (
     f"a vocabulary of {VOCABULARY:,}: neither the tokenizer nor the data is there yet (model.vocab_size=N)"
 )
+
+
+_LABELS, _STEPS = ("first", "second"), 1000
 
 
 def assume(config: Config, file: Path) -> tuple[Config, list[str]]:
@@ -25,7 +30,9 @@ def assume(config: Config, file: Path) -> tuple[Config, list[str]]:
         file: of the configuration; a fine-tuning's base may be the run of another file beside it.
     """
     if isinstance(config, FinetuneConfig):
-        return _finetune(config, file)
+        config, of_examples = _examples(config)
+        config, said = _finetune(config, file)
+        return config, [*said, *of_examples]
     model, said = _model(config)
     return config.model_copy(update={"model": model}), said
 
@@ -34,6 +41,24 @@ def _model(config: PretrainConfig) -> tuple[ModelSection, list[str]]:
     if config.model.vocab_size != AUTO or _vocabulary_is_there(config):
         return config.model, []
     return config.model.model_copy(update={"vocab_size": VOCABULARY}), [_VOCABULARY_SENTENCE]
+
+
+def _examples(config: FinetuneConfig) -> tuple[FinetuneConfig, list[str]]:
+    """What would be found in examples that are not there: labels of a classifier, steps of an epoch."""
+    try:
+        find_inputs(config.finetune.train)
+        return config, []
+    except DataError:
+        pass
+    update: dict[str, Any] = {}
+    said = []
+    if getattr(config.task, "labels", ()) is None:
+        update["task"] = config.task.model_copy(update={"labels": _LABELS})
+        said.append("two labels: the files of finetune.train are not there yet (task.labels=[…])")
+    if config.training.epochs is not None:
+        update["training"] = config.training.model_copy(update={"epochs": None, "steps": _STEPS})
+        said.append(f"{_STEPS:,} steps: the files of finetune.train are not there yet (training.steps=N)")
+    return config.model_copy(update=update), said
 
 
 def _finetune(config: FinetuneConfig, file: Path) -> tuple[Config, list[str]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 270
 _PRELOADED = ["torch", "deepspeed", "torch._inductor.compile_fx", "megatrain.train.__main__"]
 _GRACE_SECONDS = 5  # for the others to end as well when one rank has failed
 
