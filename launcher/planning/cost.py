@@ -12,11 +12,11 @@ from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK
 from launcher.planning.blocks import block_shape
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
-from launcher.planning.legality import FP8_MULTIPLE
 from launcher.planning.matrices import rewritten_bytes, seconds, state_bytes
 from launcher.planning.zero import local_parameters, number_bytes
 from megatrain.config.training import storage_precision
 from megatrain.model.architecture import ModelSection, rows
+from megatrain.model.fp8 import multiplies_in_fp8
 
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
@@ -151,7 +151,7 @@ def block_time(
     h, f, t = model.hidden_size, model.mlp_width / layout.tensor_parallel, layout.tensor_parallel
     T = local_tokens(layout, sequence_length)
     queries, keys = model.attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
-    shapes = _block_matmuls(model, t)
+    matrices = [row for row in rows(model) if row.layers is not None and 0 in row.layers and len(row.shape) == 2]
     stored = storage_precision(precision)
     rate = hardware.tflops(stored) * 1e12 * hardware.training_efficiency
     seen = model.seen(sequence_length) / model.num_hidden_layers  # causal: half of the sequence
@@ -161,25 +161,18 @@ def block_time(
     stream = 2 * h + 2 * shape.norms * h if compiled else 6 * h + 3 * shape.norms * h
     activation = (1 + shape.mlp_inputs) * f if compiled else (5 if shape.is_gated else 2) * f
     moved = stream + rotation + activation
-    products = [_matmul(T, k, n, precision if _fits_fp8(k, n) else stored, hardware) for k, n in shapes]
-    rounded = [T * k + k * n for k, n in shapes if _fits_fp8(k, n)] if precision == "fp8" else []
+    products, rounded = [], 0.0  # seconds; elements of fp8 operands
+    for row in matrices:
+        n, k = row.local_shape(t)
+        in_fp8 = precision == "fp8" and multiplies_in_fp8(row, t)
+        products.append(_matmul(T, k, n, precision if in_fp8 else stored, hardware))
+        rounded += (T * k + k * n) * in_fp8
     return BlockTime(
         matmuls=sum(products),
         last_matmul=products[-1],
         attention=4 * T * seen * queries / (rate * ATTENTION_RATE),
-        elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * sum(rounded), hardware),
+        elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * rounded, hardware),
     )
-
-
-def _fits_fp8(k: float, n: float) -> bool:
-    return k % FP8_MULTIPLE == 0 and n % FP8_MULTIPLE == 0
-
-
-def _block_matmuls(model: ModelSection, tensor_parallel: int) -> list[tuple[float, float]]:
-    """(in, out) of each matrix of a block, on a tensor-parallel rank, in the order of the table."""
-    share = {None: (1, 1), 0: (1, tensor_parallel), 1: (tensor_parallel, 1)}
-    matrices = (row for row in rows(model) if row.layers is not None and 0 in row.layers and len(row.shape) == 2)
-    return [(row.shape[1] / share[row.split][0], row.shape[0] / share[row.split][1]) for row in matrices]
 
 
 def _matmul(m: float, k: float, n: float, precision: str, hardware: Hardware) -> float:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatrain.model.architecture import FAMILIES, Divisible, ModelSection, rows
-from megatrain.model.parameter_row import ParameterRow
-
-FP8_MULTIPLE = 16  # megatrain/parallel/float8.py, which needs torch, has the same
+from megatrain.model.fp8 import FP8_MULTIPLE, multiplies_in_fp8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,19 +126,10 @@ def _sequence_divides(run: Run, choice: Choice) -> str | None:
 
 def _fp8_sides(run: Run, choice: Choice) -> str | None:
     tensor = choice["tensor_parallel"]
-    if run.precision != "fp8" or any(_is_fp8(row, tensor) for row in rows(run.model)):
+    if run.precision != "fp8" or any(multiplies_in_fp8(row, tensor) for row in rows(run.model)):
         return None
     whose = "no linear layer's" if tensor == 1 else f"over tensor_parallel={tensor} no linear layer's"
     return f"{whose} sides are multiples of {FP8_MULTIPLE}, as training.precision=fp8 asks"
-
-
-def _is_fp8(row: ParameterRow, tensor: int) -> bool:
-    sides: list[float] = list(row.shape)
-    if row.layers is None or len(sides) != 2:
-        return False
-    if row.split is not None:
-        sides[row.split] /= tensor
-    return all(side % FP8_MULTIPLE == 0 for side in sides)
 
 
 def _fp8_tokens(run: Run, choice: Choice) -> str | None:

@@ -116,6 +116,10 @@ class ParameterRow:
             theirs = theirs.format(layer)
         return replace(self, name=self.name.format(layer), huggingface=theirs, layers=range(layer, layer + 1))
 
+    def local_shape(self, tensor_parallel: int) -> tuple[float, ...]:
+        """On one tensor-parallel rank."""
+        return tuple(side / (tensor_parallel if dim == self.split else 1) for dim, side in enumerate(self.shape))
+
     def local_elements(self, tensor_parallel: int) -> float:
         """Of one of them, on one tensor-parallel rank."""
         return self.elements / (1 if self.split is None else tensor_parallel)

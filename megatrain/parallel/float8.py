@@ -14,9 +14,9 @@ from torch import nn
 
 from megatrain.base.errors import ConfigError
 from megatrain.model.architecture import ModelSection, row_of
+from megatrain.model.fp8 import multiplies_in_fp8
 
 Scaling = Literal["tensorwise", "rowwise"]
-MULTIPLE = 16  # the sides of an fp8 product are multiples of it: a tile of the tensor cores
 
 
 def apply_float8(
@@ -44,15 +44,11 @@ def apply_float8(
 
 
 def float8_layers(model: nn.Module, section: ModelSection, tensor_parallel: int = 1) -> Iterator[str]:
-    """Linear layers of blocks whose slice has sides that are multiples of MULTIPLE."""
+    """Linear layers of blocks whose matrices model/fp8.py admits."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith("blocks."):
-            sides: list[Any] = list(module.weight.shape)
-            split = row_of(section, f"{name}.weight").split
-            if split is not None:
-                sides[split] /= tensor_parallel
-            if all(side % MULTIPLE == 0 for side in sides):
-                yield name
+        is_linear = isinstance(module, nn.Linear) and name.startswith("blocks.")
+        if is_linear and multiplies_in_fp8(row_of(section, f"{name}.weight"), tensor_parallel):
+            yield name
 
 
 def _torchao() -> Any:

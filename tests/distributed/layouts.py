@@ -1,6 +1,6 @@
 """A tiny run, trained under a named layout, and the plain process that it must agree with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -185,8 +185,20 @@ def rate_at(step: int) -> float:
     return RATE * min(1.0, (step + 1) / 4)
 
 
+def adamw_of(model: torch.nn.Module, section: ModelSection) -> list[torch.optim.Optimizer]:
+    config = AdamWSection(learning_rate=RATE)
+    decay, plain = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [torch.optim.AdamW(groups, lr=RATE, betas=config.betas, eps=config.eps, foreach=False)]
+
+
 def plain_run(
-    precision: str, tied: bool = False, section: ModelSection | None = None, steps: int = STEPS, nudge: int = 0
+    precision: str,
+    tied: bool = False,
+    section: ModelSection | None = None,
+    steps: int = STEPS,
+    nudge: int = 0,
+    optimizers_of: Callable[[torch.nn.Module, ModelSection], list[torch.optim.Optimizer]] = adamw_of,
 ) -> list[tuple[float, float]]:
     """The reference: one process, no DeepSpeed, no fused ops but torch's own; fp32 master weights.
 
@@ -207,10 +219,7 @@ def plain_run(
         return weight * (1 + 2**-24 * torch.randn(weight.shape, generator=generator)) if nudge else weight
 
     materialize(model, initial)
-    config = AdamWSection(learning_rate=RATE)
-    decay, plain = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=config.betas, eps=config.eps, foreach=False)
+    optimizers = optimizers_of(model, section)
     measured = []
     for step in range(steps):
         ids, labels = global_batch(step)
@@ -218,11 +227,12 @@ def plain_run(
             logits = model(ids, cu_seqlens=cu_seqlens_of(documents()))
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clipping)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step)
-        optimizer.step()
-        optimizer.zero_grad()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), AdamWSection(learning_rate=RATE).gradient_clipping)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step)
+            optimizer.step()
+            optimizer.zero_grad()
         measured.append((loss.item(), norm.item()))
     return measured
 

@@ -5,7 +5,7 @@ import pytest
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import buffer_bytes
-from launcher.planning.memory import estimate_memory
+from launcher.planning.memory import MemoryEstimate, estimate_memory
 from launcher.planning.zero import local_parameters, zero_bytes
 from megatrain.optim.muon import MuonSection
 from tests.distributed.memory import CASES, MODELS, SOME_BLOCKS, Case, measure, started
@@ -15,16 +15,19 @@ from tests.distributed.ranks import RankPool
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("case", [*CASES[:-2:6], *SOME_BLOCKS], ids=str)
-def test_predicted_bytes_are_there(ranks: RankPool, case) -> None:
-    measured = ranks.run(case.layout.world_size, measure, case)[0]
-    predicted = estimate_memory(
+def predict(case: Case) -> MemoryEstimate:
+    return estimate_memory(
         case.model,
         case.layout,
         sequence_length=case.sequence_length,
         precision=case.precision,
         hardware=load_hardware("cpu", 1),
     )
+
+
+@pytest.mark.parametrize("case", [*CASES[:-2:6], *SOME_BLOCKS], ids=str)
+def test_predicted_bytes_are_there(ranks: RankPool, case) -> None:
+    measured, predicted = ranks.run(case.layout.world_size, measure, case)[0], predict(case)
     assert predicted.parameters == pytest.approx(measured.parameters, rel=0.01)
     assert predicted.tensors == pytest.approx(measured.peak, rel=0.1)
     zero = zero_bytes(case.model, case.layout, case.precision)
@@ -38,14 +41,7 @@ def test_predicted_bytes_are_there(ranks: RankPool, case) -> None:
     ids=str,
 )
 def test_the_bytes_of_other_families_are_there(ranks: RankPool, case) -> None:
-    measured = ranks.run(case.layout.world_size, measure, case)[0]
-    predicted = estimate_memory(
-        case.model,
-        case.layout,
-        sequence_length=case.sequence_length,
-        precision=case.precision,
-        hardware=load_hardware("cpu", 1),
-    )
+    measured, predicted = ranks.run(case.layout.world_size, measure, case)[0], predict(case)
     print(f"{case.name}: {predicted.tensors:,} ({predicted.peak}) of {measured.peak:,} ({measured.moment})")
     assert predicted.tensors == pytest.approx(measured.peak, rel=0.1)
 

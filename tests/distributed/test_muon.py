@@ -7,20 +7,15 @@ import pytest
 import torch
 
 from megatrain.checkpoint.read import read_tensors
-from megatrain.model.architecture import row_of
-from megatrain.model.build import build_model
-from megatrain.model.initialization import initial_weight, materialize
+from megatrain.model.architecture import ModelSection, row_of
 from megatrain.optim.muon import MuonSection
 from megatrain.run.directory import RunDir
+from tests.distributed import layouts
 from tests.distributed.layouts import (
     RATE,
     Layout,
     Run,
-    cu_seqlens_of,
-    documents,
-    global_batch,
     model_section,
-    rate_at,
     snapshot_of,
     store_of,
 )
@@ -61,39 +56,26 @@ def trained(layout: Layout, elements_in_a_round: int | None = None) -> list[tupl
         return Run(layout, SECTION).train(0, STEPS)
 
 
-def plain_run(precision: str, tied: bool) -> list[tuple[float, float]]:
-    """torch's Muon for hidden matrices, its AdamW for the rest; no DeepSpeed."""
-    section = model_section(tied)
-    with torch.device("meta"):
-        model = build_model(section)
-    materialize(model, lambda name, p: initial_weight(row_of(section, name), 5))
+def optimizers_of(model: torch.nn.Module, section: ModelSection) -> list[torch.optim.Optimizer]:
+    """torch's Muon for hidden matrices, its AdamW for the rest."""
     named = dict(model.named_parameters())
     hidden = [p for name, p in named.items() if row_of(section, name).is_hidden_matrix]
     rest = [p for name, p in named.items() if not row_of(section, name).is_hidden_matrix]
     decay = SECTION.weight_decay
-    muon = torch.optim.Muon(hidden, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=0.0, betas=SECTION.betas, eps=SECTION.eps)
-    measured = []
-    for step in range(STEPS):
-        ids, labels = global_batch(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(ids, cu_seqlens=cu_seqlens_of(documents()))
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), SECTION.gradient_clipping)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's iterates in bf16 only
-            for optimizer in (muon, adamw):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate_at(step)
-                optimizer.step()
-                optimizer.zero_grad()
-        measured.append((loss.item(), norm.item()))
-    return measured
+    return [
+        torch.optim.Muon(hidden, lr=0.0, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=0.0, betas=SECTION.betas, eps=SECTION.eps),
+    ]
+
+
+def plain_run(precision: str, tied: bool) -> list[tuple[float, float]]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's Muon iterates in bf16 only
+        return layouts.plain_run(precision, tied, steps=STEPS, optimizers_of=optimizers_of)
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def test_a_step_of_muon_waits_for_nothing() -> None:
     groups = [{"params": [weight], "hidden_matrix": True}, {"params": [vector], "hidden_matrix": False}]
     optimizer = Muon(groups, lr=1e-2, weight_decay=0.1)
     optimizer.found_inf = torch.zeros((), device=DEVICE)
+    before = weight.detach().clone()
     for _ in range(2):
         weight.grad, vector.grad = torch.randn_like(weight), torch.randn_like(vector)
         torch.cuda.set_sync_debug_mode("error")
@@ -129,3 +130,5 @@ def test_a_step_of_muon_waits_for_nothing() -> None:
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert weight.isfinite().all()
+    assert not torch.equal(weight, before)

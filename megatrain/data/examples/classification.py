@@ -14,13 +14,11 @@ import tokenizers
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.examples.chat_template import ChatTemplate
-from megatrain.data.examples.example_set import ExampleSet, FileReport
-from megatrain.data.examples.labelled_text import LabelledText, texts_of
-from megatrain.data.examples.packing import NO_LABEL, Example, pack
-from megatrain.data.examples.prompt_completion import Mistakes
-from megatrain.data.text.inputs import find_inputs
+from megatrain.data.examples.example_rows import Mistakes
+from megatrain.data.examples.example_set import ExampleSet, FileReport, packed, padding_of
+from megatrain.data.examples.labelled_text import LabelledText, reader
+from megatrain.data.examples.packing import NO_LABEL, Example
 from megatrain.data.text.prompts import PromptEncoder
-from megatrain.data.text.rows import read_rows
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.model.architecture import ModelSection
 from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
@@ -81,19 +79,7 @@ def read_classified(
     """
     assert section.labels is not None, "the launcher finds them"
     encoder = TextEncoder(tokenizer, section, sequence_length=sequence_length, model=model)
-    mistakes = Mistakes()
-    examples: list[Example] = []
-    files: list[FileReport] = []
-    for file in find_inputs(paths).inputs:
-        report = ClassifiedReport(str(file), sequence_length)
-        examples += encoder.examples(texts_of(read_rows(file), section, mistakes), report, mistakes)
-        files.append(report)
-        if not report.examples:
-            mistakes.add_empty(report.path)
-    mistakes.demand_none()
-    if not examples:
-        raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are dropped")
-    rows = pack(examples, sequence_length, encoder.pad_id)
+    rows, files = packed(paths, reader(section), encoder, ClassifiedReport, sequence_length)
     return ClassifiedSet(rows=rows, files=files, sequence_length=sequence_length, labels=section.labels)
 
 
@@ -135,8 +121,7 @@ class TextEncoder:
                 f"finetune.sequence_length: {sequence_length}: must be at least {least}: the tokenizer and the task "
                 f"add {least - texts} tokens to each example"
             )
-        # padding has no label and nothing attends to it: any id that the embedding has will do
-        self.pad_id = tokenizer.pad_id if tokenizer.pad_id < model.padded_vocab_size else tokenizer.eos_id
+        self.pad_id = padding_of(tokenizer, model.padded_vocab_size)
 
     def examples(self, rows: Iterator[LabelledText], report: ClassifiedReport, mistakes: Mistakes) -> Iterator[Example]:
         """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""

@@ -1,8 +1,9 @@
 """Fine-tuning files as rows of tokens, and what there is to say of them. No torch: preflight and ranks read alike."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,9 @@ from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.progress import Progress
 from megatrain.config import FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
+from megatrain.data.examples.example_rows import Mistakes, ReadRow, T, all_usable, usable
 from megatrain.data.examples.packing import Example, PackedRow, pack
-from megatrain.data.examples.prompt_completion import Mistakes, Pair, PairReader, pairs_of
+from megatrain.data.examples.prompt_completion import Pair, PairReader
 from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.prompts import EncodedPair, PromptEncoder
 from megatrain.data.text.rows import read_rows
@@ -59,12 +61,17 @@ class FileReport:
         )
 
 
+R = TypeVar("R", bound=FileReport)
+T_contra = TypeVar("T_contra", contravariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleSet:
     """All examples of some files, packed; `files` says what became of each file's."""
 
     rows: list[PackedRow]
-    files: list[FileReport]
+    files: Sequence[FileReport]
     sequence_length: int
 
     @property
@@ -113,22 +120,53 @@ def read_example_set(
         ConfigError: a sequence has no room for an example.
     """
     encoder = ExampleEncoder(tokenizer, section, sequence_length=sequence_length, vocab_size=model.padded_vocab_size)
-    reader = PairReader(section, template)
+    rows, files = packed(paths, PairReader(section, template).pair, encoder, FileReport, sequence_length)
+    return ExampleSet(rows=rows, files=files, sequence_length=sequence_length)
+
+
+class Encoder(Protocol[T_contra, R_contra]):
+    """Of what rows are, the examples that fit into a sequence."""
+
+    pad_id: int
+
+    def examples(self, rows: Iterator[T_contra], report: R_contra, mistakes: Mistakes) -> Iterator[Example]:
+        """The usable ones; counts them in `report`, and adds to `mistakes` what is wrong with the others."""
+        ...
+
+
+def packed(
+    paths: Sequence[str],
+    read: ReadRow[T],
+    encoder: Encoder[T, R],
+    report: Callable[[str, int], R],
+    sequence_length: int,
+) -> tuple[list[PackedRow], list[R]]:
+    """Read, encode and pack the examples of files, folders and glob patterns, in their order.
+
+    Args:
+        read: what a row is.
+        report: of a file and the sequence length: what is told of it.
+
+    Raises:
+        DataError: a file cannot be read, or examples are unusable; names the file and line of each, up to a limit.
+    """
     mistakes = Mistakes()
     examples: list[Example] = []
-    files: list[FileReport] = []
+    files: list[R] = []
     for file in find_inputs(paths).inputs:
-        report = FileReport(str(file), sequence_length)
-        examples += encoder.examples(pairs_of(read_rows(file), reader, mistakes), report, mistakes)
-        files.append(report)
-        if not report.examples:
-            mistakes.add_empty(report.path)
+        files.append(report(str(file), sequence_length))
+        examples += encoder.examples(usable(read_rows(file), read, mistakes), files[-1], mistakes)
+        if not files[-1].examples:
+            mistakes.add_empty(str(file))
     mistakes.demand_none()
     if not examples:
         raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are dropped")
-    return ExampleSet(
-        rows=pack(examples, sequence_length, encoder.pad_id), files=files, sequence_length=sequence_length
-    )
+    return pack(examples, sequence_length, encoder.pad_id), files
+
+
+def padding_of(tokenizer: Tokenizer, model_rows: int) -> int:
+    """Padding is no target and nothing attends to it: any id that the embedding has will do."""
+    return tokenizer.pad_id if tokenizer.pad_id < model_rows else tokenizer.eos_id
 
 
 def check_rows(paths: Sequence[str], section: SFTSection) -> None:
@@ -137,12 +175,8 @@ def check_rows(paths: Sequence[str], section: SFTSection) -> None:
     Raises:
         DataError: as `read_example_set`, as far as that can be known.
     """
-    mistakes = Mistakes()
-    for file in find_inputs(paths).inputs:
-        pairs = pairs_of(read_rows(file), PairReader(section, None, templates_known=False), mistakes)
-        if not sum(1 for _ in pairs):
-            mistakes.add_empty(str(file))
-    mistakes.demand_none()
+    for _ in all_usable(paths, PairReader(section, None, templates_known=False).pair):
+        pass
 
 
 class ExampleEncoder:
@@ -170,8 +204,7 @@ class ExampleEncoder:
                 f"finetune.sequence_length: {sequence_length}: must be at least {len(self._encoder.prefix) + 2}: "
                 f"the tokenizer puts {len(self._encoder.prefix)} tokens in front of each example"
             )
-        # padding is no target and nothing attends to it: any id that the embedding has will do
-        self.pad_id = tokenizer.pad_id if tokenizer.pad_id < vocab_size else tokenizer.eos_id
+        self.pad_id = padding_of(tokenizer, vocab_size)
 
     def examples(self, pairs: Iterator[Pair], report: FileReport, mistakes: Mistakes) -> Iterator[Example]:
         """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""

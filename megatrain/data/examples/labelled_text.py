@@ -1,15 +1,13 @@
 """Rows of files as texts with a label. No torch: the launcher finds mistakes in them before a job is queued."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from megatrain.base.errors import DataError
-from megatrain.data.examples.prompt_completion import Mistakes, TooManyMistakesError, field_of, names_of
-from megatrain.data.text.inputs import find_inputs
-from megatrain.data.text.rows import Row, read_rows
+from megatrain.data.examples.example_rows import ReadRow, all_usable, field_of, names_of
+from megatrain.data.examples.labels import complete, refuse_unknown
 from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
-
-_SHOWN = 8  # labels
 
 
 class LabelledText(NamedTuple):
@@ -23,28 +21,10 @@ def with_labels(
     paths: Sequence[str],
     before: SequenceClassificationSection | None = None,
 ) -> SequenceClassificationSection:
-    """The section with its labels: as they are given, as the run began, or those of the training examples, sorted:
-    whole numbers by their value.
-
-    Raises:
-        DataError: a row is unusable, or there are fewer than two labels.
-    """
-    if section.labels is not None:
-        return section
-    if before is not None and before.labels is not None:
-        return section.model_copy(update={"labels": before.labels})
-    try:
-        found = {row.label for row in rows_of(paths, section)}
-        if len(found) < 2:
-            shown = ", ".join(map(repr, found)) or "none"
-            raise DataError(
-                f"{', '.join(paths)}: {section.label_field}: its labels are {shown}: a classifier tells at least two "
-                "apart. Add examples of another, or name all in task.labels"
-            )
-    except DataError as error:
-        raise DataError("\n".join(f"finetune.train: {line}" for line in str(error).splitlines())) from None
-    ordered = sorted(found, key=int) if all(map(_is_number, found)) else sorted(found)
-    return section.model_copy(update={"labels": tuple(ordered)})
+    """As `labels.complete`."""
+    read = reader(section)
+    labels = (row.label for row in all_usable(paths, read))
+    return complete(section, paths, before, field=section.label_field, found=labels)
 
 
 def check_rows(paths: Sequence[str], section: SequenceClassificationSection) -> None:
@@ -53,40 +33,15 @@ def check_rows(paths: Sequence[str], section: SequenceClassificationSection) -> 
     Raises:
         DataError: rows are unusable; names file and line of each, up to a limit.
     """
-    for _ in rows_of(paths, section):
+    for _ in all_usable(paths, reader(section)):
         pass
 
 
-def rows_of(paths: Sequence[str], section: SequenceClassificationSection) -> Iterator[LabelledText]:
-    """The rows of files, folders and glob patterns, in their order; at the end raises DataError as `check_rows`."""
-    mistakes = Mistakes()
-    for file in find_inputs(paths).inputs:
-        rows = 0
-        for row in texts_of(read_rows(file), section, mistakes):
-            rows += 1
-            yield row
-        if not rows:
-            mistakes.add_empty(str(file))
-    mistakes.demand_none()
+def reader(section: SequenceClassificationSection) -> ReadRow[LabelledText]:
+    return partial(_labelled, section)
 
 
-def texts_of(rows: Iterator[Row], section: SequenceClassificationSection, mistakes: Mistakes) -> Iterator[LabelledText]:
-    """The usable rows; what is wrong with the others, or with their file, is a mistake."""
-    try:
-        for row in rows:
-            try:
-                text = _labelled(row.where, row.fields, section)
-            except DataError as error:
-                mistakes.add(error)
-            else:
-                yield text
-    except TooManyMistakesError:
-        raise
-    except DataError as error:
-        mistakes.add(error)
-
-
-def _labelled(where: str, row: Mapping[str, Any], section: SequenceClassificationSection) -> LabelledText:
+def _labelled(section: SequenceClassificationSection, where: str, row: Mapping[str, Any]) -> LabelledText:
     names = [("text_field", section.text_field)]
     if section.text_pair_field is not None:
         names.append(("text_pair_field", section.text_pair_field))
@@ -99,12 +54,7 @@ def _labelled(where: str, row: Mapping[str, Any], section: SequenceClassificatio
             f"{where}: {section.label_field}: {given}: must be text or a whole number; the row has {names_of(row)}. "
             "task.label_field names the field to read"
         )
-    if section.labels is not None and label not in section.labels:
-        shown = ", ".join(map(repr, section.labels[:_SHOWN])) + (", …" if len(section.labels) > _SHOWN else "")
-        raise DataError(
-            f"{where}: {section.label_field}: {label!r:.60}: is not one of the {len(section.labels)} labels that are "
-            f"trained ({shown}). Correct it, leave the row out, or name all labels in task.labels"
-        )
+    refuse_unknown(where, section.label_field, [label], section.labels)
     return LabelledText(where, texts, label)
 
 
@@ -121,7 +71,3 @@ def _text(where: str, row: Mapping[str, Any], key: str, name: str) -> str:
     if not value.strip():
         raise DataError(f"{where}: {name}: is empty: nothing to learn from; leave the row out")
     return value
-
-
-def _is_number(label: str) -> bool:
-    return label.removeprefix("-").isascii() and label.removeprefix("-").isdecimal()

@@ -4,16 +4,15 @@ Three shapes of a row are known by their fields: prompt and response (under name
 OpenAI writes them, and instruction, input and output as Alpaca does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from megatrain.base.errors import DataError
 from megatrain.data.examples.chat_template import ChatTemplate
-from megatrain.data.text.rows import Row
+from megatrain.data.examples.example_rows import field_of, names_of
 from megatrain.tasks.sft.section import SFTSection
 
-SHOWN_MISTAKES = 10
 # https://github.com/tatsu-lab/stanford_alpaca, README: the prompt that the data was made for
 _TASK = "Below is an instruction that describes a task"
 _REQUEST = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
@@ -29,35 +28,6 @@ class Pair(NamedTuple):
     prompt: str
     response: str
     templated: bool = False  # by a chat template, which writes BOS and the end of a turn itself
-
-
-class TooManyMistakesError(DataError):
-    """Reading ended early."""
-
-
-class Mistakes:
-    """What is wrong with some examples, told at once; after so many, reading ends."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def add(self, error: DataError) -> None:
-        """Raises TooManyMistakesError, with all of them, when there are."""
-        self._texts += str(error).splitlines()
-        if len(self._texts) >= SHOWN_MISTAKES:
-            raise TooManyMistakesError(
-                "\n".join([*self._texts, f"and perhaps more: reading ended at {SHOWN_MISTAKES}"])
-            )
-
-    def add_empty(self, path: str) -> None:
-        """A file of which nothing was read; where its rows were mistakes, they say more."""
-        if not any(text.startswith(path) for text in self._texts):
-            self.add(DataError(f"{path}: holds no examples; write an object per line"))
-
-    def demand_none(self) -> None:
-        """Raises DataError when there is one."""
-        if self._texts:
-            raise DataError("\n".join(self._texts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +75,6 @@ class PairReader:
         return _checked(Pair(where, prompt, response, templated=True), field, field)
 
 
-def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """A field by its name, or by a path of names with dots: `data.question`. None where there is none."""
-    if name in row:
-        return row[name]
-    value: Any = row
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _alpaca(where: str, row: Mapping[str, Any]) -> Pair:
     for name in ("instruction", "input", "output"):
         if not isinstance(row.get(name) or "", str):
@@ -154,24 +114,3 @@ def _checked(pair: Pair, prompt_field: str, response_field: str) -> Pair:
     if not pair.response:
         raise DataError(f"{pair.where}: {response_field}: is empty: nothing to learn; leave the line out")
     return pair
-
-
-def names_of(row: Mapping[str, Any]) -> str:
-    names = [str(name) for name in row]
-    return (", ".join(names[:8]) + (", …" if len(names) > 8 else "")) or "no fields"
-
-
-def pairs_of(rows: Iterator[Row], reader: PairReader, mistakes: Mistakes) -> Iterator[Pair]:
-    """The pairs of the rows that are one; the others, and a file that ends in error, are mistakes."""
-    try:
-        for row in rows:
-            try:
-                pair = reader.pair(row.where, row.fields)
-            except DataError as error:
-                mistakes.add(error)
-            else:
-                yield pair
-    except TooManyMistakesError:
-        raise
-    except DataError as error:
-        mistakes.add(error)

@@ -5,6 +5,7 @@ Words are encoded as a text with spaces between them. No torch: preflight and ra
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +14,16 @@ import tokenizers
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.classification import ClassifiedReport, ClassifiedSet
-from megatrain.data.examples.example_set import FileReport
-from megatrain.data.examples.packing import NO_LABEL, Example, pack
-from megatrain.data.examples.prompt_completion import Mistakes, TooManyMistakesError, field_of, names_of
-from megatrain.data.text.inputs import find_inputs
+from megatrain.data.examples.example_rows import Mistakes, all_usable, field_of, names_of
+from megatrain.data.examples.example_set import packed, padding_of
+from megatrain.data.examples.labels import complete, refuse_unknown
+from megatrain.data.examples.packing import NO_LABEL, Example
 from megatrain.data.text.prompts import PromptEncoder
-from megatrain.data.text.rows import Row, read_rows
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.model.architecture import ModelSection
 from megatrain.tasks.token_classification.section import TokenClassificationSection
 
 _AT_ONCE = 1024
-_SHOWN = 8  # labels
 
 
 class Tagged(NamedTuple):
@@ -36,23 +35,9 @@ class Tagged(NamedTuple):
 def with_tags(
     section: TokenClassificationSection, paths: Sequence[str], before: TokenClassificationSection | None = None
 ) -> TokenClassificationSection:
-    """The section with its labels: as they are given, as the run began, or those of the training examples, sorted.
-
-    Raises:
-        DataError: a row is unusable, or there are fewer than two labels.
-    """
-    if section.labels is not None:
-        return section
-    if before is not None and before.labels is not None:
-        return section.model_copy(update={"labels": before.labels})
-    try:
-        found = {tag for row in _all_rows(paths, section) for tag in row.tags}
-        if len(found) < 2:
-            text = f"its tags are {', '.join(map(repr, found))}: a classifier tells at least two apart"
-            raise DataError(f"{', '.join(paths)}: {section.tags_field}: {text}. Name all in task.labels")
-    except DataError as error:
-        raise DataError("\n".join(f"finetune.train: {line}" for line in str(error).splitlines())) from None
-    return section.model_copy(update={"labels": tuple(sorted(found))})
+    """As `labels.complete`."""
+    tags = (tag for row in all_usable(paths, partial(_tagged, section)) for tag in row.tags)
+    return complete(section, paths, before, field=section.tags_field, found=tags)
 
 
 def check_rows(paths: Sequence[str], section: TokenClassificationSection) -> None:
@@ -61,7 +46,7 @@ def check_rows(paths: Sequence[str], section: TokenClassificationSection) -> Non
     Raises:
         DataError: rows are unusable; names file and line of each, up to a limit.
     """
-    for _ in _all_rows(paths, section):
+    for _ in all_usable(paths, partial(_tagged, section)):
         pass
 
 
@@ -77,19 +62,7 @@ def read_tagged(
     """As `classification.read_classified`."""
     assert section.labels is not None, "the launcher finds them"
     encoder = WordEncoder(tokenizer, section, sequence_length=sequence_length, model=model)
-    mistakes = Mistakes()
-    examples: list[Example] = []
-    files: list[FileReport] = []
-    for file in find_inputs(paths).inputs:
-        report = ClassifiedReport(str(file), sequence_length)
-        examples += encoder.examples(_rows(read_rows(file), section, mistakes), report, mistakes)
-        files.append(report)
-        if not report.examples:
-            mistakes.add_empty(report.path)
-    mistakes.demand_none()
-    if not examples:
-        raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are dropped")
-    rows = pack(examples, sequence_length, encoder.pad_id)
+    rows, files = packed(paths, partial(_tagged, section), encoder, ClassifiedReport, sequence_length)
     return ClassifiedSet(rows=rows, files=files, sequence_length=sequence_length, labels=section.labels)
 
 
@@ -114,8 +87,7 @@ class WordEncoder:
         if self._room < 1:
             least = self._frame.ids + 1
             raise ConfigError(f"finetune.sequence_length: {sequence_length}: must be at least {least}")
-        # padding has no label and nothing attends to it: any id that the embedding has will do
-        self.pad_id = tokenizer.pad_id if tokenizer.pad_id < self._embedded else tokenizer.eos_id
+        self.pad_id = padding_of(tokenizer, self._embedded)
 
     def examples(self, rows: Iterator[Tagged], report: ClassifiedReport, mistakes: Mistakes) -> Iterator[Example]:
         """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""
@@ -183,35 +155,7 @@ def first_tokens(row: Tagged, offsets: Sequence[tuple[int, int]]) -> list[int]:
     return places
 
 
-def _all_rows(paths: Sequence[str], section: TokenClassificationSection) -> Iterator[Tagged]:
-    mistakes = Mistakes()
-    for file in find_inputs(paths).inputs:
-        rows = 0
-        for row in _rows(read_rows(file), section, mistakes):
-            rows += 1
-            yield row
-        if not rows:
-            mistakes.add_empty(str(file))
-    mistakes.demand_none()
-
-
-def _rows(rows: Iterator[Row], section: TokenClassificationSection, mistakes: Mistakes) -> Iterator[Tagged]:
-    """The usable rows; what is wrong with the others, or with their file, is a mistake."""
-    try:
-        for row in rows:
-            try:
-                tagged = _tagged(row.where, row.fields, section)
-            except DataError as error:
-                mistakes.add(error)
-            else:
-                yield tagged
-    except TooManyMistakesError:
-        raise
-    except DataError as error:
-        mistakes.add(error)
-
-
-def _tagged(where: str, row: Mapping[str, Any], section: TokenClassificationSection) -> Tagged:
+def _tagged(section: TokenClassificationSection, where: str, row: Mapping[str, Any]) -> Tagged:
     found = []
     for key, name in (("tokens_field", section.tokens_field), ("tags_field", section.tags_field)):
         value = field_of(row, name)
@@ -226,12 +170,5 @@ def _tagged(where: str, row: Mapping[str, Any], section: TokenClassificationSect
         raise DataError(f"{where}: {section.tags_field}: has {len(tags)} tags for {len(words)} words")
     if (blank := next((word for word in words if word.split() != [word]), None)) is not None:
         raise DataError(f"{where}: {section.tokens_field}: {blank!r:.40}: is no word: it has spaces, or nothing else")
-    strange = next((tag for tag in tags if section.labels is not None and tag not in section.labels), None)
-    if strange is not None:
-        assert section.labels is not None
-        shown = ", ".join(map(repr, section.labels[:_SHOWN])) + (", …" if len(section.labels) > _SHOWN else "")
-        raise DataError(
-            f"{where}: {section.tags_field}: {strange!r:.60}: is not one of the {len(section.labels)} labels that are "
-            f"trained ({shown}). Correct it, leave the row out, or name all labels in task.labels"
-        )
+    refuse_unknown(where, section.tags_field, tags, section.labels)
     return Tagged(where, words, tags)

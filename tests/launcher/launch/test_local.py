@@ -214,6 +214,8 @@ def test_ranks_end_with_a_killed_launcher(run, rank_does):
     process.kill()
     process.wait()
     wait_until(lambda: not any(running(pid) for pid in started))
+    assert len(started) == 2
+    assert not any(running(pid) for pid in started)
 
 
 def test_a_module_in_the_working_directory_is_not_run(run, rank_does, tmp_path, monkeypatch):
