@@ -48,7 +48,7 @@ vars(deepspeed.ops)["__compatible_ops__"] = {}
 deepspeed.runtime.engine.BF16_Optimizer = Zero1Optimizer
 deepspeed.runtime.engine.DeepSpeedZeroOptimizer = Zero2Optimizer
 
-# It collects garbage for each of these lines, which are not shown: 14 times in the start of a bf16 run, up to 0.4 s each.
+# It collects garbage for each of these lines, which are not shown: 14 times in the start of a bf16 run, 0.4 s each.
 deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **options: None
 
 if device_type() == "cpu":
