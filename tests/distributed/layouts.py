@@ -237,8 +237,8 @@ def plain_run(
     return measured
 
 
-def trained(layout: Layout) -> list[tuple[float, float]]:
-    return Run(layout).train(0, STEPS)
+def trained(layout: Layout, steps: int = STEPS) -> list[tuple[float, float]]:
+    return Run(layout).train(0, steps)
 
 
 def evaluated(layout: Layout) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-STEPS, LONG = 6, 20
+STEPS, LONG = 4, 20
 SIZES = {"num_hidden_layers": 3, "hidden_size": 72, "num_attention_heads": 4, "vocab_size": 256}
 SECTIONS = {
     "bert": BertSection(**SIZES, max_position_embeddings=SEQUENCE + 2, position_offset=2),
@@ -41,11 +41,11 @@ LAYOUTS = [
     Layout(1, 2, 1, checkpointing="full"),
     Layout(2, 2, 2, sequence_parallel=True),
 ]
-COMPILED = ("bert", "gemma3")  # whose blocks have what the others' have; compiling takes longest
+COMPILED = "gemma3"  # whose block has the most kinds of work in it; compiling takes longest
 
 
 def case(family: str, layout: Layout) -> Any:
-    more = layout in LAYOUTS[2:] or (layout.compile and family not in COMPILED)
+    more = layout in LAYOUTS[2:] or (layout.compile and family != COMPILED)
     return pytest.param(family, layout, marks=pytest.mark.full if more else (), id=f"{family}-{layout}")
 
 
