@@ -1,6 +1,7 @@
 """A small tokenizer of each kind, with BOS and EOS and the tokens of a chat, as transformers writes its folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -13,13 +14,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path, kind: str, *, front: str = "<s> ", behind: str = "", **config: object) -> Path:
+def write_tokenizer(
+    folder: Path,
+    kind: str,
+    *,
+    front: str = "<s> ",
+    behind: str = "",
+    more_special: Sequence[str] = (),
+    **config: object,
+) -> Path:
     """The folder, after writing a tokenizer of a kind of KINDS whose post-processor adds `front` and `behind`."""
     from transformers import PreTrainedTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     library = _KINDS[kind]()
-    special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *more_special]
     library.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     ids = [(token, library.token_to_id(token)) for token in special]
     if front or behind:

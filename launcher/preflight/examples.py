@@ -47,6 +47,7 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
             prefix = "" if str(error).startswith("finetune.") else f"finetune.{part}: "
             yield from (Finding("error", f"{prefix}{line}", error.exit_code) for line in str(error).splitlines())
             continue
+        yield from (Finding("note", f"finetune.{part}: {text}") for text in found.notes())
         yield from (Finding("warning", f"finetune.{part}: {text}") for text in found.warnings())
         if part == "train":
             yield from _epochs(config, found)

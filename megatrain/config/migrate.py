@@ -37,6 +37,9 @@ def migrated(data: Any) -> Any:
             for part in above:
                 target = target.setdefault(part, {})
             target.setdefault(name, section.pop(key))
+    task = data.setdefault("task", {}) if isinstance(data, dict) and "finetune" in data else None
+    if isinstance(task, dict) and task.get("name", "sft") == "sft":
+        task.setdefault("train_on", "last_turn")  # of the time when nothing else was learnt of a dialogue
     monitor = data.get("monitor") if isinstance(data, dict) else None
     if isinstance(monitor, dict) and isinstance(monitor.get("sinks"), bool):  # of the time when there was one sink
         monitor["sinks"] = ["tensorboard"] if monitor["sinks"] else []

@@ -61,7 +61,12 @@ def test_a_fine_tuning_of_an_older_version_is_read(tmp_path) -> None:
     config = load_own_config(tmp_path / "config.yaml")
     assert (config.finetune.max_epochs, config.schedule.name) == (4.0, "constant")
     assert config.task == SFTSection(
-        prompt_field="q", response_field="r", messages_field="m", special_tokens="text", truncation="drop"
+        prompt_field="q",
+        response_field="r",
+        messages_field="m",
+        special_tokens="text",
+        truncation="drop",
+        train_on="last_turn",
     )
 
 

@@ -8,7 +8,7 @@ import json
 import resource
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -54,9 +54,13 @@ class ChatTemplate:
         self._too_slow: DataError | None = None
         try:
             with _time_limit(_SECONDS), _memory_limit(_MEMORY):  # Jinja works out what is constant
-                self._template = _environment().from_string(source)
+                environment = _environment()
+                self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, TimeoutError, MemoryError) as error:
             raise DataError(f"{name}: is not a chat template: {str(error) or type(error).__name__}") from None
+        marks = environment.extensions[_Generation.identifier]
+        assert isinstance(marks, _Generation)
+        self._generation = marks
 
     @classmethod
     def load(cls, tokenizer: str | Path) -> "ChatTemplate | None":
@@ -89,13 +93,40 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the messages, or does not come to an end.
         """
+        return self._rendered(messages, tools, add_generation_prompt)[0]
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether it says itself what the assistant generates."""
+        return self._generation.used
+
+    def render_marked(self, messages: Sequence[Message], *, tools: object = None) -> tuple[str, list[tuple[int, int]]]:
+        """The messages as text, and where in it the parts lie that the template marks: transformers' own definition.
+
+        Raises:
+            DataError: as `render`; or the marks are where their place in the text cannot be known, as in a macro.
+        """
+        text, marked = self._rendered(messages, tools, add_generation_prompt=False)
+        if any(text[start : start + len(part)] != part for start, part in marked):
+            raise DataError(
+                f"{self._name}: {{% generation %}} stands where its place in the text is not known, as in a macro or "
+                "a {% set %}: move it out"
+            )
+        return text, [(start, start + len(part)) for start, part in marked]
+
+    def _rendered(
+        self, messages: Sequence[Message], tools: object, add_generation_prompt: bool
+    ) -> tuple[str, list[tuple[int, str]]]:
         if self._too_slow is not None:
             raise self._too_slow  # a template that does not end would take its time with each example
+        parts: list[str] = []
         try:
-            with _time_limit(_SECONDS), _memory_limit(_MEMORY):
-                return self._template.render(
+            with _time_limit(_SECONDS), _memory_limit(_MEMORY), self._generation.noting(parts) as marked:
+                for part in self._template.generate(
                     **self._tokens, messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
-                )
+                ):
+                    parts.append(part)
+                return "".join(parts), marked
         except TimeoutError as error:
             self._too_slow = DataError(f"{self._name}: {error}")
             raise self._too_slow from None
@@ -122,13 +153,32 @@ class ChatTemplate:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks an answer for transformers' masks; here it only has to be understood."""
+    """`{% generation %}` marks what the assistant generates, as in transformers."""
 
     tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.used = False
+        self._parts: list[str] = []
+        self._marked: list[tuple[int, str]] = []
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        self.used = True
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Callable[[], str]) -> str:
+        text = caller()
+        self._marked.append((sum(map(len, self._parts)), text))
+        return text
+
+    @contextmanager
+    def noting(self, parts: list[str]) -> Iterator[list[tuple[int, str]]]:
+        """Characters before each marked text, and the text, while `parts` grows to the whole."""
+        self._parts, self._marked = parts, []
+        yield self._marked
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -13,6 +13,7 @@ from megatrain.base.progress import Progress
 from megatrain.config import FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_rows import Mistakes, ReadRow, T, all_usable, usable
+from megatrain.data.examples.learnt import learnt_tokens
 from megatrain.data.examples.packing import Example, PackedRow, pack
 from megatrain.data.examples.prompt_completion import Pair, PairReader
 from megatrain.data.text.inputs import find_inputs
@@ -33,11 +34,14 @@ class FileReport:
     path: str
     sequence_length: int
     examples: int = 0
+    turns: int = 0  # of the assistant, in dialogues
+    unmarked: int = 0  # dialogues whose template does not mark them
     dropped: int = 0
     prompts_cut: int = 0
     responses_cut: int = 0
     prompt_tokens_cut: int = 0
     response_tokens_cut: int = 0
+    turns_cut: int = 0  # turns of the assistant of which nothing is left
 
     def warning(self) -> str | None:
         """What was cut or dropped, or None."""
@@ -54,6 +58,7 @@ class FileReport:
         if self.responses_cut:
             parts.append(
                 f"{self.responses_cut:,} lose {self.response_tokens_cut:,} tokens at the end of their responses"
+                + (f" ({self.turns_cut:,} whole turns of the assistant)" if self.turns_cut else "")
             )
         return (
             f"{self.path}: of {self.examples:,} examples, cut to {self.sequence_length} tokens, {' and '.join(parts)}. "
@@ -95,6 +100,19 @@ class ExampleSet:
             f"{self.sequence_length}, {padding:.0%} padding: {progress.step + config.steps_left(progress):,} steps are "
             f"{self.epochs(config, progress):.3g} epochs"
         )
+
+    def notes(self) -> list[str]:
+        """What was learnt of dialogues, and how it was found."""
+        turns, unmarked = (sum(getattr(file, name) for file in self.files) for name in ("turns", "unmarked"))
+        if not turns:
+            return []
+        how = (
+            "found by rendering each dialogue up to an answer and up to its end, as the chat template has no "
+            "{% generation %} marks"
+            if unmarked
+            else "as the chat template marks them"
+        )
+        return [f"{turns:,} turns of the assistant are learnt, {how}"]
 
     def warnings(self) -> list[str]:
         return [text for file in self.files if (text := file.warning())]
@@ -224,6 +242,13 @@ class ExampleEncoder:
 
     def _fitted(self, pair: Pair, encoded: EncodedPair, report: FileReport) -> Example | None:
         tokens, split = encoded.tokens, encoded.prompt_tokens
+        learnt = np.arange(len(tokens)) >= split
+        if pair.spans is not None:
+            ends = None if pair.marked else self._encoder.special_ids
+            learnt = learnt_tokens(tokens, encoded.offsets, pair.prompt + pair.response, pair.spans, ends=ends)
+            report.turns += len(pair.spans)
+            report.unmarked += not pair.marked
+            split = int(learnt.argmax()) if learnt.any() else len(tokens)
         if split == len(tokens):
             raise DataError(f"{pair.where}: the response has no token of this tokenizer: nothing to learn")
         if int(tokens.max()) >= self._vocab_size:
@@ -232,7 +257,7 @@ class ExampleEncoder:
                 f"embedding of {self._vocab_size} rows"
             )
         head = [] if pair.templated else self._encoder.prefix_of(tokens[: len(self._encoder.prefix)].tolist())
-        tail = self._ending(pair, tokens[split:])
+        tail = self._ending(pair, tokens[learnt])
         room = self._sequence_length - len(head)
         if len(tokens) + len(tail) > room:
             if self._truncation == "error":
@@ -243,13 +268,23 @@ class ExampleEncoder:
             if self._truncation == "drop":
                 report.dropped += 1
                 return None
-        prompt, response, tail = _cut(tokens[:split], tokens[split:], tail, room, report)
-        return Example(np.concatenate((head, prompt, response, tail)).astype(np.int32), len(head) + len(prompt))
+        several = len(pair.spans or ()) > 1
+        prompt, response, tail = _cut(tokens[:split], tokens[split:], tail, room, report, several=several)
+        kept = split + len(response)
+        report.turns_cut += sum(not (encoded.offsets[:kept, 1] > begin).any() for begin, _ in pair.spans or ())
+        front = len(head) + len(prompt)
+        return Example(
+            np.concatenate((head, prompt, response, tail)).astype(np.int32),
+            front,
+            learnt=np.concatenate((np.zeros(front, np.bool_), learnt[split:kept], np.ones(len(tail), np.bool_))),
+        )
 
     def _ending(self, pair: Pair, response: NDArray[np.int32]) -> list[int]:
         """What is learnt behind a response: what the tokenizer puts there, and one end of text."""
         if pair.templated and not self._encoder.special_ids.isdisjoint(response.tolist()):
             return []  # the template ends a turn itself
+        if pair.spans is not None and (pair.marked or pair.spans[-1][1] < len(pair.prompt + pair.response)):
+            return []  # the template's word; or a last turn that is not learnt
         tail = [] if pair.templated else self._encoder.suffix
         if not tail or tail[-1] != self._eos_id:
             tail = [*tail, self._eos_id]
@@ -260,12 +295,19 @@ class ExampleEncoder:
 
 
 def _cut(
-    prompt: NDArray[np.int32], response: NDArray[np.int32], tail: list[int], room: int, report: FileReport
+    prompt: NDArray[np.int32],
+    response: NDArray[np.int32],
+    tail: list[int],
+    room: int,
+    report: FileReport,
+    *,
+    several: bool,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], list[int]]:
     """Prompt, response and ending within `room` tokens. The prompt loses its start. Where the response alone is too
-    long, the prompt keeps up to half of the room, the response loses its end, and no ending is taught behind a cut."""
+    long, or has `several` turns, the prompt keeps up to half of the room, the response loses its end, and no ending is
+    taught behind a cut."""
     left = room - len(response) - len(tail)
-    kept = min(len(prompt), left if left > 0 else room // 2)
+    kept = min(len(prompt), left if left > 0 and not several else max(left, room // 2))
     report.prompts_cut += kept < len(prompt)
     report.prompt_tokens_cut += len(prompt) - kept
     prompt = prompt[len(prompt) - kept :]

@@ -7,8 +7,8 @@ from megatrain.base.errors import DataError
 from megatrain.data.examples.packing import PackedRow, digest
 
 # How examples become tokens. 2: with the tokenizer's BOS, special tokens parsed, prompt and response as one text, no
-# end of text behind a response that was cut. Checkpoints of format 1 do not name it.
-FORMAT = 2
+# end of text behind a response that was cut. 3: every turn of the assistant in a dialogue. Format 1 is not named.
+FORMAT = 3
 _MOST_SAMPLES = 10**18
 
 
@@ -29,6 +29,11 @@ def check_same_examples(state: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     changed = [name for name in ("seed", "rows", "examples") if state.get(name) != now[name]]
     if not changed:
         return
+    if "seed" not in changed and state.get("format", 1) == 2:
+        raise DataError(
+            "the checkpoint is of a version that learnt the last turn of dialogues only, or of other examples; set "
+            "task.train_on: last_turn, or start a run with another run.name (finetune.base can be this run)"
+        )
     if "seed" not in changed and state.get("format", 1) != now["format"]:
         raise DataError(
             "the checkpoint is of a version that encoded examples otherwise (without the tokenizer's BOS, special "

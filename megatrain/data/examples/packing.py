@@ -17,6 +17,7 @@ class Example:
     learnt.
 
     Attributes:
+        learnt: [n], where not all behind the prompt is.
         labels: [n], where what is learnt are classes and not the next tokens; NO_LABEL where there is none.
         token_types: [n], where there are several.
     """
@@ -25,6 +26,7 @@ class Example:
     prompt_tokens: int
     labels: NDArray[np.int64] | None = None
     token_types: NDArray[np.int64] | None = None
+    learnt: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> Pack
         end = at + len(example.tokens)
         tokens[at:end] = example.tokens
         is_target[at + example.prompt_tokens : end] = True
+        if example.learnt is not None:
+            is_target[at:end] = example.learnt
         ends.append(end)
         at = end
     return PackedRow(

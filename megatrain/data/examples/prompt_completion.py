@@ -1,7 +1,7 @@
 """Rows of files as prompt and response. No torch: the launcher finds mistakes in them before a job is queued.
 
-Three shapes of a row are known by their fields: prompt and response (under names that can be chosen), `messages` as
-OpenAI writes them, and instruction, input and output as Alpaca does.
+Four shapes of a row are known by their fields: prompt and response (under names that can be chosen), `messages` as
+OpenAI writes them, `conversations` as ShareGPT does, and instruction, input and output as Alpaca does.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from megatrain.base.errors import DataError
+from megatrain.data.examples.assistant_turns import Span, render_dialogue
 from megatrain.data.examples.chat_template import ChatTemplate
+from megatrain.data.examples.conversation import SHAREGPT_FIELD, conversation, conversation_field, tools_of
 from megatrain.data.examples.example_rows import field_of, names_of
 from megatrain.tasks.sft.section import SFTSection
 
@@ -28,6 +30,8 @@ class Pair(NamedTuple):
     prompt: str
     response: str
     templated: bool = False  # by a chat template, which writes BOS and the end of a turn itself
+    spans: tuple[Span, ...] | None = None  # characters of prompt + response that are learnt, where not the response
+    marked: bool = False  # by the template: nothing is added to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,13 @@ class PairReader:
         section = self.section
         prompt, response = (field_of(row, name) for name in (section.prompt_field, section.response_field))
         chosen = (section.prompt_field, section.response_field) != ("prompt", "response")
-        if (prompt is None or response is None) and not chosen:
-            if row.get(section.messages_field) is not None:
-                return self._messages(where, row)
-            if row.get("instruction") is not None and row.get("output") is not None:
-                return _alpaca(where, row)
+        by_name = (prompt is None or response is None) and not chosen
+        if by_name and (field := conversation_field(row, section.messages_field)) is not None:
+            return self._messages(where, field, row)
+        if section.system_prompt is not None:
+            raise DataError(f"{where}: task.system_prompt is for dialogues; the row has {names_of(row)}")
+        if by_name and row.get("instruction") is not None and row.get("output") is not None:
+            return _alpaca(where, row)
         for name, value in ((section.prompt_field, prompt), (section.response_field, response)):
             if not isinstance(value, str):
                 raise DataError(
@@ -56,9 +62,9 @@ class PairReader:
                 )
         return _checked(Pair(where, prompt, response), section.prompt_field, section.response_field)
 
-    def _messages(self, where: str, row: Mapping[str, Any]) -> Pair:
-        field = self.section.messages_field
-        messages = _conversation(f"{where}: {field}", row[field])
+    def _messages(self, where: str, field: str, row: Mapping[str, Any]) -> Pair:
+        system = row.get("system") if field == SHAREGPT_FIELD else None
+        messages = conversation(f"{where}: {field}", field_of(row, field), system=system or self.section.system_prompt)
         if self.template is None and not self.templates_known:
             return Pair(where, "", "unknown", templated=True)
         if self.template is None:
@@ -68,11 +74,20 @@ class PairReader:
             )
         if self.section.special_tokens == "text":
             raise DataError(f"{where}: {field}: a chat template needs task.special_tokens: parse")
+        tools = tools_of(where, row)
         try:
-            prompt, response = self.template.pair(messages, tools=row.get("tools"))
+            if self.section.train_on == "last_turn":
+                if messages[-1].get("weight") == 0:
+                    raise DataError("the last message has weight 0: nothing to learn")
+                prompt, response = self.template.pair(messages, tools=tools)
+                return _checked(Pair(where, prompt, response, templated=True), field, field)
+            found = render_dialogue(self.template, messages, tools=tools)
         except DataError as error:
             raise DataError(f"{where}: {field}: {error}") from None
-        return _checked(Pair(where, prompt, response, templated=True), field, field)
+        begin = found.spans[0][0]
+        prompt, response = found.text[:begin], found.text[begin:]
+        pair = Pair(where, prompt, response, templated=True, spans=found.spans, marked=found.marked)
+        return _checked(pair, field, field)
 
 
 def _alpaca(where: str, row: Mapping[str, Any]) -> Pair:
@@ -82,25 +97,6 @@ def _alpaca(where: str, row: Mapping[str, Any]) -> Pair:
     parts = _ALPACA_WITH_INPUT if row.get("input") else _ALPACA
     prompt = "".join(row[part[1:-1]] if part in ("{instruction}", "{input}") else part for part in parts)
     return _checked(Pair(where, prompt, row["output"]), "instruction", "output")
-
-
-def _conversation(where: str, messages: object) -> list[dict[str, Any]]:
-    """Messages as a template takes them: a content of text parts becomes their text."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"{where}: must be a list of messages, each an object with role and content")
-    found = []
-    for number, message in enumerate(messages):
-        if not isinstance(message.get("role"), str):
-            raise DataError(f"{where}.{number}.role: must be text, such as user or assistant")
-        content = message.get("content")
-        if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
-            content = "".join(str(part["text"]) for part in content)
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise DataError(f"{where}.{number}.content: must be text; nothing else can be read here")
-        found.append({**message, "content": content})
-    if len(found) < 2 or found[-1]["role"] != "assistant":
-        raise DataError(f"{where}: must end with what the assistant answers to a message before it")
-    return found
 
 
 def _checked(pair: Pair, prompt_field: str, response_field: str) -> Pair:

@@ -24,10 +24,11 @@ _AT_ONCE = 1024  # texts; their encodings take some 100 bytes per token
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
     """Tokens of prompt and response, int32 [n], without what the tokenizer adds; the first `prompt_tokens` of them
-    are the prompt's."""
+    are the prompt's; `offsets`, int64 [n, 2], are the characters of each: the first, and behind the last."""
 
     tokens: NDArray[np.int32]
     prompt_tokens: int
+    offsets: NDArray[np.int64]
 
 
 class PromptEncoder:
@@ -80,7 +81,10 @@ class PromptEncoder:
                     yield from (encoded for pair in part for encoded in self.pairs([pair]))
                 continue
             for (prompt, _), encoding in zip(part, encodings, strict=True):
-                yield EncodedPair(np.array(encoding.ids, dtype=np.int32), _boundary(encoding.offsets, len(prompt)))
+                offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+                yield EncodedPair(
+                    np.array(encoding.ids, dtype=np.int32), _boundary(encoding.offsets, len(prompt)), offsets
+                )
 
     def frame(self, texts: int) -> Frame:
         """What the tokenizer puts around one text, or around two."""

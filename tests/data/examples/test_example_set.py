@@ -227,7 +227,7 @@ class TestMessages:
         folder = make_tokenizer("byte_level", chat_template=CHAT_TEMPLATE)
         tokenizer, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
         path = write_pairs({"prompt": "not this", "messages": self.CHAT})
-        ((tokens, n),) = read(path, tokenizer, template=ChatTemplate.load(folder))
+        ((tokens, n),) = read(path, tokenizer, template=ChatTemplate.load(folder), train_on="last_turn")
         assert tokens == theirs.apply_chat_template(self.CHAT)["input_ids"]
         prompt = theirs.apply_chat_template(self.CHAT[:-1], add_generation_prompt=True)["input_ids"]
         assert tokens[:n] == prompt

@@ -122,3 +122,15 @@ def test_a_checkpoint_of_the_earlier_format_is_told_as_such() -> None:
     check_same_examples(earlier, now)  # the same tokens all the same
     with pytest.raises(DataError, match="of a version that encoded examples otherwise"):
         check_same_examples(earlier | {"examples": "0" * 16}, now)
+    with pytest.raises(DataError, match=r"learnt the last turn of dialogues only.*task.train_on: last_turn"):
+        check_same_examples(earlier | {"examples": "0" * 16, "format": 2}, now)
+
+
+def test_how_the_turns_of_dialogues_are_found_is_told(finetune, here) -> None:
+    config = finetune()
+    beside = next(here.glob("runs/tiny/**/tokenizer.json")).parent
+    (beside / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    chat = [{"role": role, "content": "who"} for role in ("user", "assistant")]
+    (here / "a.jsonl").write_text((json.dumps({"messages": chat * 2}) + "\n") * 40)
+    (found,) = (one for one in findings(config) if one.level == "note" and "turns" in one.text)
+    assert "80 turns of the assistant are learnt, found by rendering each dialogue" in found.text
