@@ -1,90 +1,15 @@
-"""What `sample` draws, and `generate` from a run folder to text."""
+"""From a run folder to text."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
 from megatrain.base.errors import CheckpointError, ConfigError
-from megatrain.config import FinetuneConfig
-from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.generate import encode_prompt, generate, sample
-from tests.trained import make_trained_run, tiny_model
-
-VOCABULARY, PADDED, EOS = 20, 32, 7
-
-
-def logits_of(chances: dict[int, float]) -> Callable[[Tensor], Tensor]:
-    """Stands for a model that wants the same at every position: log chances, and padded rows above all."""
-    row = torch.full((PADDED,), -50.0)
-    row[VOCABULARY:] = 1e4
-    for token, logit in chances.items():
-        row[token] = logit
-    return lambda ids: row.expand(*ids.shape, PADDED)
-
-
-def draw(model: Callable[[Tensor], Tensor], seed: int = 0, **options) -> list[int]:
-    settings = {"max_new_tokens": 40, "temperature": 1.0, "top_k": 50, "eos_id": EOS, "vocab_size": VOCABULARY}
-    start = torch.tensor([[3, 4]])
-    tokens = sample(model, start, generator=torch.Generator().manual_seed(seed), **(settings | options))
-    assert tokens[0, :2].tolist() == [3, 4]
-    return tokens[0, 2:].tolist()
-
-
-FLAT = logits_of({token: 0.0 for token in range(VOCABULARY) if token != EOS})
-
-
-def test_a_seed_decides_what_is_drawn() -> None:
-    assert draw(FLAT, seed=1) == draw(FLAT, seed=1) != draw(FLAT, seed=2)
-
-
-def test_the_global_generator_has_no_say() -> None:
-    torch.manual_seed(1)
-    first = draw(FLAT)
-    torch.manual_seed(2)
-    assert draw(FLAT) == first
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.1, 1.0, 100.0])
-def test_a_padded_id_is_never_drawn(temperature) -> None:
-    assert all(token < VOCABULARY for token in draw(FLAT, temperature=temperature, max_new_tokens=200))
-
-
-def test_temperature_zero_takes_the_likeliest() -> None:
-    model = logits_of({5: 2.0, 6: 1.99})
-    assert draw(model, temperature=0.0) == [5] * 40
-    assert set(draw(model, temperature=1.0)) == {5, 6}
-
-
-def test_a_lower_temperature_is_surer() -> None:
-    model = logits_of({5: 1.0, 6: 0.0})
-    cold, hot = (draw(model, temperature=t, max_new_tokens=400).count(5) / 400 for t in (0.2, 5.0))
-    assert cold > 0.95
-    assert 0.45 < hot < 0.65
-
-
-def test_top_k_cuts_the_tail() -> None:
-    model = logits_of({1: 3.0, 2: 2.9, 5: 2.8, 6: 2.7})
-    assert set(draw(model, top_k=2, max_new_tokens=100)) == {1, 2}
-    assert set(draw(model, top_k=1)) == {1}
-
-
-def test_it_stops_after_the_end_of_text() -> None:
-    assert draw(logits_of({EOS: 0.0})) == [EOS]
-
-
-def test_no_more_than_asked_for() -> None:
-    assert len(draw(FLAT, max_new_tokens=5)) == 5
-    assert draw(FLAT, max_new_tokens=0) == []
-
-
-def test_greedy_is_the_argmax_of_the_model_at_every_step() -> None:
-    model = tiny_model(256)
-    tokens = draw(model, temperature=0.0, vocab_size=256, eos_id=-1, max_new_tokens=6)
-    ids = torch.tensor([[3, 4, *tokens]])
-    assert model(ids)[0, 1:-1].argmax(-1).tolist() == tokens
-    assert len(set(tokens)) > 1
+from megatrain.generate import Writer, generate
+from megatrain.generation.sampling import Sampling
+from megatrain.model.families.gpt.section import GPTSection
+from megatrain.run.inputs import load_run
+from tests.trained import make_trained_run, write_checkpoint
 
 
 @pytest.fixture
@@ -125,18 +50,43 @@ class TestGenerate:
         generate(run.path, "once upon " * 200, max_new_tokens=1, warn=warnings.append)
         assert any("the run was trained on sequences of" in text for text in warnings)
 
+    def test_options_are_those_of_sampling(self, run) -> None:
+        plain = generate(run.path, "once upon", temperature=0, max_new_tokens=20)
+        assert generate(run.path, "once upon", temperature=3.0, top_k=1, max_new_tokens=20) == plain
+        assert generate(run.path, "once upon", temperature=0, repetition_penalty=5.0, max_new_tokens=20) != plain
+        stop = plain[len("once upon") + 3 :][:2]
+        stopped = generate(run.path, "once upon", temperature=0, max_new_tokens=20, stops=[stop])
+        assert stopped == plain[: plain.index(stop, len("once upon"))]
+        with pytest.raises(ConfigError, match=r"--top-p: 2\.0: must be above 0"):
+            generate(run.path, "once", top_p=2.0)
 
-def test_a_prompt_is_encoded_as_transformers_does(make_tokenizer) -> None:
-    from transformers import AutoTokenizer
+    def test_chat_needs_a_template(self, run) -> None:
+        with pytest.raises(ConfigError, match="has no chat template"):
+            generate(run.path, "once", chat=True)
 
-    folder = make_tokenizer("byte_level")
-    theirs = AutoTokenizer.from_pretrained(folder)
-    tokenizer = Tokenizer.load(folder)
-    finetune = {"base": "b", "train": ["t"]}
-    common = {"run": {"name": "t"}, "training": {"steps": 1, "global_batch_size": 1}}
-    parsed = FinetuneConfig.model_validate(common | {"finetune": finetune})
-    as_text = FinetuneConfig.model_validate(common | {"finetune": finetune, "task": {"special_tokens": "text"}})
-    prompt = "<|im_start|>who what"
-    assert encode_prompt(prompt, tokenizer, parsed) == (theirs(prompt)["input_ids"], 1)
-    assert len(encode_prompt(prompt, tokenizer, as_text)[0]) > len(theirs(prompt)["input_ids"])
-    assert encode_prompt("", tokenizer, parsed)[0] == theirs("")["input_ids"]
+    def test_a_chat_is_answered_through_the_template(self, run) -> None:
+        config = load_run(run)
+        source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        (Path(config.tokenizer.path) / "chat_template.jinja").write_text(source)
+        answer = generate(run.path, "once", chat=True, temperature=0, max_new_tokens=8)
+        assert "<user>once" + answer == generate(run.path, "<user>once", temperature=0, max_new_tokens=8)
+
+    def test_prompts_at_once_are_as_one_by_one(self, run) -> None:
+        texts = ["once upon", "a", "there was a model upon a time", "time"]
+        writer = Writer(run.path, Sampling(), max_new_tokens=9)
+        answers = writer.answers([(f"f:{n}", text) for n, text in enumerate(texts)], chat=False, batch_size=3)
+        together = [text + answer for text, answer in zip(texts, answers, strict=True)]
+        assert together == [generate(run.path, text, temperature=0, max_new_tokens=9) for text in texts]
+
+
+def test_learned_positions_bound_a_text(tmp_path) -> None:
+    run = make_trained_run(tmp_path)
+    rows = load_run(run).model.padded_vocab_size
+    model = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": rows}
+    section = GPTSection.model_validate(model | {"max_position_embeddings": 12})
+    write_checkpoint(run, 20, section)
+    warnings: list[str] = []
+    assert generate(run.path, "once upon", max_new_tokens=40, warn=warnings.append)
+    assert any("may be noise" in text for text in warnings)
+    with pytest.raises(ConfigError, match=r"PROMPT: has .* tokens; the model has 12 learned positions"):
+        generate(run.path, "xyz " * 40)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 
 from megatrain.checkpoint.manifest import FileRecord, Manifest, sha256_of, write_manifest
 from megatrain.checkpoint.planner import CompactSavePlanner
@@ -16,7 +17,7 @@ from megatrain.config.file import dump_config
 from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.text.tokenizer import train_tokenizer
 from megatrain.model.architecture import row_of
-from megatrain.model.families.llama.module import Llama
+from megatrain.model.build import build_model
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.run.directory import RunDir
@@ -37,13 +38,13 @@ def section(vocab_size: int, *, tied: bool = False) -> ModelSection:
     )
 
 
-def tiny_model(vocab_size: int, *, tied: bool = False) -> Llama:
+def tiny_model(vocab_size: int, *, tied: bool = False) -> nn.Module:
     return random_model(section(vocab_size, tied=tied))
 
 
-def random_model(config: ModelSection) -> Llama:
+def random_model(config: ModelSection) -> nn.Module:
     with torch.device("meta"):
-        model = Llama(config)
+        model = build_model(config)
     materialize(model, lambda name, p: initial_weight(row_of(config, name), 0))
     return model
 

@@ -65,6 +65,25 @@ def attention(
     return out.view_as(q_BSHK)
 
 
+def attend_to(
+    q_BSHK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask_BST: Tensor | None, *, scale: float | None = None
+) -> Tensor:
+    """Attention of a few positions to the T places of a cache; [B, S, H, K] in and out.
+
+    The heads of a group are rows of one query, so that keys and values are read once and never repeated.
+
+    Args:
+        mask_BST: bool, which places a position sees; None: all.
+    """
+    batch, size, heads, width = q_BSHK.shape
+    groups = k_BGTK.shape[1]
+    q = q_BSHK.view(batch, size, groups, heads // groups, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    mask = None if mask_BST is None else mask_BST.repeat(1, heads // groups, 1)[:, None]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    out = F.scaled_dot_product_attention(q, k_BGTK, v_BGTK, mask, scale=scale)
+    return out.unflatten(2, (heads // groups, size)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
 def attention_reference(
     q_BSHK: Tensor,
     k_BSHK: Tensor,

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class Engine:
         self._objective = objective
         self._accumulation: int = ds_config["gradient_accumulation_steps"]
         self._partitioned: bool = ds_config["zero_optimization"]["stage"] > 0
+        self.forward_is_collective: bool = ds_config["zero_optimization"]["stage"] == 3  # all replicas take part
         self._clipping = gradient_clipping
         if ds_config["zero_optimization"]["stage"] == 3:
             set_z3_leaf_modules(model, list(leaf_modules))
@@ -186,6 +187,15 @@ class Engine:
         sums = self._objective.evaluation_sums(self._engine, self._mine(batch))
         self._engine.train()
         return {name: value.double() for name, value in sums.items()}
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+        """The model, and what to call for a forward pass of it, in evaluation mode."""
+        self._engine.eval()
+        try:
+            yield self._engine.module, self._engine
+        finally:
+            self._engine.train()
 
     def sharded_state(
         self, *, parameters: Parameters = "all", for_saving: bool = False, weights_only: bool = False

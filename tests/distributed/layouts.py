@@ -131,6 +131,7 @@ class Run:
         topology = Topology(
             world_size=layout.world_size, tensor_parallel=layout.tensor, context_parallel=layout.context
         )
+        self.config = config
         self.mesh = Mesh(topology)
         self.engine = build_engine(
             config, self.mesh, deepspeed_config(config, layout.world_size), objective or CausalLM()
