@@ -52,7 +52,7 @@ def _examples(config: FinetuneConfig) -> tuple[FinetuneConfig, list[str]]:
         pass
     update: dict[str, Any] = {}
     said = []
-    if getattr(config.task, "labels", ()) is None:
+    if getattr(config.task, "labels", ()) is None and config.task.num_labels is None:
         update["task"] = config.task.model_copy(update={"labels": _LABELS})
         said.append("two labels: the files of finetune.train are not there yet (task.labels=[…])")
     if config.training.epochs is not None:

@@ -76,6 +76,7 @@ def config_json(
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
     labels: Sequence[str] = (),
+    problem_type: str | None = "single_label_classification",
 ) -> dict[str, Any]:
     """The content of config.json.
 
@@ -83,6 +84,7 @@ def config_json(
         max_position_embeddings: the sequence length of training, in tokens.
         dtype: of the tensors beside it, such as "bfloat16".
         labels: of a classifier, in the order of its logits.
+        problem_type: of a classifier of sequences, as `transformers` calls it.
 
     Raises:
         ConfigError: the family has no counterpart in `transformers`.
@@ -98,7 +100,7 @@ def config_json(
             "label2id": {name: number for number, name in enumerate(names)},
         }
         if config.classifies == "sequence":
-            classes["problem_type"] = "single_label_classification"
+            classes["problem_type"] = problem_type
     return {
         "vocab_size": config.padded_vocab_size,
         "tie_word_embeddings": config.tie_word_embeddings,

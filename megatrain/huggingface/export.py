@@ -163,6 +163,7 @@ def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str]
         pad_token=tokenizer.pad_token if tokenizer else None,
         pad_id=tokenizer.pad_id if tokenizer else None,
         labels=config.task.classes if model.num_labels is not None else (),
+        problem_type=config.task.problem_type,
         ends_labelled=isinstance(config.task, SequenceClassificationSection) and config.task.end_token,
     )
 

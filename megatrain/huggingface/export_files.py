@@ -37,6 +37,7 @@ class Source:
     pad_token: str | None
     pad_id: int | None = None
     labels: tuple[str, ...] = ()  # of a classifier
+    problem_type: str | None = "single_label_classification"  # of a classifier of sequences
     ends_labelled: bool = False  # a causal classifier's label was learnt at an end of text behind each example
 
 
@@ -54,7 +55,13 @@ def _config(source: Source) -> dict[str, Any]:
     said = _parsed(source.base, CONFIG)
     longest = said.get("max_position_embeddings")
     positions = max(source.positions, longest) if isinstance(longest, int) else source.positions
-    ours = config_json(source.model, max_position_embeddings=positions, dtype=source.dtype, labels=source.labels)
+    ours = config_json(
+        source.model,
+        max_position_embeddings=positions,
+        dtype=source.dtype,
+        labels=source.labels,
+        problem_type=source.problem_type,
+    )
     if not source.base:
         return ours | _ids_of(source) | _padding(source)
     kept = {name: value for name, value in said.items() if name not in _LEFT_OUT}

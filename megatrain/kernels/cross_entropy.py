@@ -59,6 +59,14 @@ class LossTerms:
     def __bool__(self) -> bool:
         return bool(self.z_loss or self.label_smoothing)
 
+    @property
+    def loss_and_grad(self) -> "LossAndGrad | None":
+        """Of a loss of another form; see kernels/class_loss.py."""
+        return None
+
+    def to(self, device: torch.device) -> "LossTerms":
+        return self
+
 
 NO_TERMS = LossTerms()
 
@@ -140,7 +148,7 @@ def linear_loss(
     """
     wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
     chunk = chunk or (COMPILED_CHUNK_TOKENS if compiled else CHUNK_TOKENS)
-    part = _compiled_loss_and_grad() if compiled else _loss_and_grad
+    part = terms.loss_and_grad or (_compiled_loss_and_grad() if compiled else _loss_and_grad)
     options = (projection.softcap, projection.classes, labels_N, vocab, terms, chunk, part, wanted)
     losses: tuple[Tensor, Tensor] = _LinearLoss.apply(hidden_ND, projection.weight, projection.bias, *options)
     return losses

@@ -8,7 +8,7 @@ from megatrain.base.errors import DataError
 from megatrain.base.files import open_regular, parse_json, reason, write_atomically
 from megatrain.run.directory import RunDir
 
-_LONGEST_LINE = 1 << 16  # bytes; ours have 300
+_LONGEST_LINE = 1 << 18  # bytes; ours have 300, those of 200 labels reported one by one up to 60,000
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -60,7 +60,8 @@ class Objective(Protocol[B_contra]):
         ...
 
     def evaluation_sums(self, model: Model, batch: B_contra) -> dict[str, Tensor]:
-        """Numbers [] that are summed over an evaluation's batches and ranks, the same names for every batch."""
+        """Numbers [] that are summed over an evaluation's batches and ranks, the same names for every batch. What is
+        [n, K] is gathered instead: n records of K numbers each, of this batch on this rank."""
         ...
 
 
@@ -86,8 +87,9 @@ class Task(ABC, Generic[B]):
         """See `Objective`."""
 
     @abstractmethod
-    def evaluation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all batches and ranks -> values of registered metrics."""
+    def evaluation_metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Sums over all batches and ranks, or all records as a fp64 tensor on the CPU -> values of registered metrics.
+        The order of records depends on the layout."""
 
     def lines(self, progress: Progress) -> Iterable[str]:
         """What there is to say before the first step, a line each."""

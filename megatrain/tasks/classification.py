@@ -1,6 +1,6 @@
 """The objective of classifiers: cross-entropy of a label at some of the positions, and the metrics of what they say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from megatrain.kernels.cross_entropy import NO_TERMS, LossTerms
 from megatrain.monitor.metric import METRICS, Metric
 from megatrain.tasks import loss_metrics  # noqa: F401 - registers validation_loss and cross_entropy
 from megatrain.tasks.base import LossSums, Model
+from megatrain.tasks.class_report import ClassReport, macro_f1
 
 METRICS.register(
     "accuracy",
     Metric(
-        unit="share of an evaluation's examples whose label is the likeliest",
+        unit="share of an evaluation's examples whose label, or whole set of labels, is predicted",
         tag="validation/accuracy",
         format="{:.1%}".format,
         console="accuracy {value}",
@@ -43,18 +44,21 @@ class Classification:
     Args:
         labels: how many there are.
         terms: of the loss in training, which an evaluation leaves out.
+        names: of the labels that are reported one by one.
     """
 
-    def __init__(self, labels: int, terms: LossTerms = NO_TERMS) -> None:
+    def __init__(self, labels: int, terms: LossTerms = NO_TERMS, names: Sequence[str] = ()) -> None:
         self._labels = labels
         self._terms = terms
+        self._report = ClassReport(names)
 
     def loss(self, model: Model, batch: Batch) -> LossSums:
         """Nats, over the labels other than IGNORE_INDEX."""
         if not self._terms:
             return LossSums(forward(model, batch, batch.labels))
+        self._terms = self._terms.to(batch.labels.device)
         loss, cross_entropy = forward(model, batch, batch.labels, terms=self._terms)
-        return LossSums(loss, {"cross_entropy": cross_entropy})
+        return LossSums(loss, {"cross_entropy": cross_entropy} if self._terms.label_smoothing else {})
 
     def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The loss, and of each label how often it is right, said, and there."""
@@ -76,14 +80,8 @@ class Classification:
             "accuracy": right / max(examples, 1.0),
             "macro_f1": macro_f1(counts),
             "validation_examples": examples,
+            **self._report.values(counts),
         }
-
-
-def macro_f1(counts: list[list[float]]) -> float:
-    """Mean over the labels of 2·right / (said + there), as scikit-learn's f1_score(average="macro") has it: over the
-    labels that are said or there."""
-    scores = [2 * right / (said + there) for right, said, there in counts if said + there]
-    return sum(scores) / max(len(scores), 1)
 
 
 def forward(model: Model, batch: Batch, labels: Tensor | None, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_set import ExampleSet
 from megatrain.data.examples.loader import ExampleEvaluation, ExampleLoader
+from megatrain.data.examples.packing import PackedRow
 from megatrain.data.loading.batch import Batch
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.tasks.base import DataShare, Loader, Task
@@ -32,6 +33,7 @@ class ExampleTask(Task[Batch]):
             data_rank=share.rank,
             data_size=share.size,
             seed=self._config.run.seed,
+            weight_of=self._weight_of,
         )
 
     def validation(self, share: DataShare) -> Iterable[Batch] | None:
@@ -50,6 +52,10 @@ class ExampleTask(Task[Batch]):
         if self._left_out:
             rows, shown = len(self._held_out) + self._left_out, len(self._held_out)
             yield f"finetune.validation: an evaluation reads {shown:,} of {rows:,} rows (evaluation.sequences)"
+
+    def _weight_of(self, row: PackedRow) -> float:
+        """What a row adds to the number that the loss of a global batch is divided by."""
+        return row.targets
 
     def _read(self, paths: tuple[str, ...]) -> ExampleSet:
         config = self._config

@@ -26,6 +26,11 @@ class TaskSection(Section):
         return "sequence"
 
     @property
+    def problem_type(self) -> str | None:
+        """What `transformers` calls the loss of a classifier of sequences."""
+        return "single_label_classification"
+
+    @property
     def num_labels(self) -> int | None:
         return len(self.classes) or None
 

@@ -105,7 +105,7 @@ class Engine:
         else:
             inner.step = self._unless_held_back(inner.step)
 
-    def forward_backward(self, batch: TensorBatch, targets: int) -> LossSums:
+    def forward_backward(self, batch: TensorBatch, targets: float) -> LossSums:
         """Forward and backward of one micro-batch; returns its sums, detached.
 
         Args:

@@ -58,7 +58,7 @@ def train(parts: TrainingComponents, start: Position) -> None:
         report.nothing_to_do(total, start.checkpoint)
     while progress.step < total:
         batches = parts.loader.next()
-        targets = max(1, batches.targets)  # the tiniest of batches may have none
+        targets = batches.targets or 1  # the tiniest of batches may have none
         rate = learning_rate(progress, config)
         sums: LossSums | None = None
         for batch in batches.micro_batches:

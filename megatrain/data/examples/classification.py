@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.examples.chat_template import ChatTemplate
@@ -77,10 +78,9 @@ def read_classified(
         DataError: a file cannot be read, or examples are unusable; names the file and line of each, up to a limit.
         ConfigError: a sequence has no room for an example.
     """
-    assert section.labels is not None, "the launcher finds them"
     encoder = TextEncoder(tokenizer, section, sequence_length=sequence_length, model=model)
     rows, files = packed(paths, reader(section), encoder, ClassifiedReport, sequence_length)
-    return ClassifiedSet(rows=rows, files=files, sequence_length=sequence_length, labels=section.labels)
+    return ClassifiedSet(rows=rows, files=files, sequence_length=sequence_length, labels=section.labels or ())
 
 
 class TextEncoder:
@@ -99,13 +99,14 @@ class TextEncoder:
         sequence_length: int,
         model: ModelSection,
     ) -> None:
-        assert section.labels is not None, "the launcher finds them"
+        assert section.num_labels is not None, "the launcher finds them"
         self._encoder = PromptEncoder(tokenizer)
         texts = 1 if section.text_pair_field is None else 2
         self._frame = self._encoder.frame(texts)
         self._tail = [tokenizer.eos_id] if section.end_token else []
         self._truncation = section.truncation
-        self._numbers = {label: number for number, label in enumerate(section.labels)}
+        self._problem = section.problem
+        self._numbers = {label: number for number, label in enumerate(section.labels or ())}
         self._sequence_length = sequence_length
         self._model = model
         added = {*self._frame.front, *self._frame.between, *self._frame.behind, *self._tail}
@@ -136,7 +137,7 @@ class TextEncoder:
                     mistakes.add(error)
                     continue
                 if example is not None:
-                    report.labels[row.label] += 1
+                    report.labels.update(row.labels)
                     yield example
 
     def _example(
@@ -171,10 +172,22 @@ class TextEncoder:
         ids, types = self._frame.around(texts)
         ids += self._tail
         labels = np.full(len(ids), NO_LABEL, dtype=np.int64)
-        labels[-1 if self._model.is_causal else 0] = self._numbers[row.label]
+        single = self._problem == "single_label"
+        labels[-1 if self._model.is_causal else 0] = self._numbers[row.labels[0]] if single else 0
         several = self._model.token_types > 1 and len(texts) > 1
         types = [min(one, self._model.token_types - 1) for one in [*types, *[types[-1]] * len(self._tail)]]
-        return Example(np.array(ids, dtype=np.int32), 0, labels, np.array(types, dtype=np.int64) if several else None)
+        token_types = np.array(types, dtype=np.int64) if several else None
+        return Example(np.array(ids, dtype=np.int32), 0, labels, token_types, self._values(row))
+
+    def _values(self, row: LabelledText) -> NDArray[np.float32] | None:
+        """What is learnt of the example, where that is no single label."""
+        if self._problem == "single_label":
+            return None
+        if self._problem == "regression":
+            return np.array([row.number], dtype=np.float32)
+        values = np.zeros(len(self._numbers), dtype=np.float32)
+        values[[self._numbers[label] for label in row.labels]] = 1.0
+        return values
 
     def _token(self, number: int) -> str:
         return f"{self._encoder.text_of(number)!r} (id {number})"

@@ -29,7 +29,7 @@ def complete(
     Raises:
         DataError: a row is unusable, or there are fewer than two labels.
     """
-    if section.labels is not None:
+    if section.labels is not None or section.num_labels is not None:  # or there is nothing to name
         return section
     if before is not None and before.labels is not None:
         return section.model_copy(update={"labels": before.labels})

@@ -1,6 +1,6 @@
 """Packed examples as a stream for the training loop: like pretraining, a pure function of the position."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,9 @@ from megatrain.data.ordering.permutation import key, permute
 class ExampleLoader:
     """Rows in another order each epoch, the same on every rank and for any number of ranks.
 
+    Args:
+        weight_of: what a row adds to the number that the loss of a global batch is divided by.
+
     Raises:
         ConfigError: the batch cannot be shared out evenly.
     """
@@ -31,6 +34,7 @@ class ExampleLoader:
         data_rank: int,
         data_size: int,
         seed: int,
+        weight_of: Callable[[PackedRow], float] = lambda row: row.targets,
     ) -> None:
         if global_batch_size % (micro_batch_size * data_size):
             raise ConfigError(
@@ -40,6 +44,7 @@ class ExampleLoader:
         self._rows = rows
         self._global_batch_size = global_batch_size
         self._seed = seed
+        self._weight_of = weight_of
         in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
         self._mine = in_step[:, data_rank, :]
         self._identity = identity(rows, seed)
@@ -50,7 +55,7 @@ class ExampleLoader:
         chosen = self._rows_from(self._position)
         self._position += self._global_batch_size
         micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in self._mine.tolist())
-        return StepBatches(micro_batches, sum(row.targets for row in chosen))
+        return StepBatches(micro_batches, sum(self._weight_of(row) for row in chosen))
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self._position, **self._identity}
@@ -101,6 +106,13 @@ def batch_of(rows: Sequence[PackedRow]) -> Batch:
             batch.labels[number].numpy()[~row.is_target[1:]] = IGNORE_INDEX
         else:
             batch.labels[number].numpy()[:] = row.labels
+    values = [row.values for row in rows if row.values is not None]
+    if values:
+        before = 0
+        for labels, some in zip(batch.labels.numpy(), values, strict=True):
+            labels[labels != IGNORE_INDEX] += before
+            before += len(some)
+        batch = replace(batch, example_targets=torch.from_numpy(np.concatenate(values)))
     if rows[0].labels is not None:
         batch = replace(batch, whole_labels=batch.labels.clone())
     types = [row.token_types for row in rows]

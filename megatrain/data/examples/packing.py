@@ -20,6 +20,7 @@ class Example:
         learnt: [n], where not all behind the prompt is.
         labels: [n], where what is learnt are classes and not the next tokens; NO_LABEL where there is none.
         token_types: [n], where there are several.
+        values: [K], of the example as a whole: what its one label then stands for, whatever its number.
     """
 
     tokens: NDArray[np.int32]
@@ -27,6 +28,7 @@ class Example:
     labels: NDArray[np.int64] | None = None
     token_types: NDArray[np.int64] | None = None
     learnt: NDArray[np.bool_] | None = None
+    values: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class PackedRow:
     is_target: NDArray[np.bool_]  # [S + 1]
     labels: NDArray[np.int64] | None = None  # [S]
     token_types: NDArray[np.int64] | None = None  # [S]
+    values: NDArray[np.float32] | None = None  # [examples, K]; labels are then their numbers, from 0
 
     @property
     def targets(self) -> int:
@@ -70,6 +73,8 @@ def digest(rows: Sequence[PackedRow]) -> str:
         for more in (row.labels, row.token_types):
             if more is not None:
                 found.update(more.astype("<i8").tobytes())
+        if row.values is not None:
+            found.update(row.values.astype("<f4").tobytes())
     return found.hexdigest()[:16]
 
 
@@ -85,12 +90,17 @@ def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> Pack
             is_target[at:end] = example.learnt
         ends.append(end)
         at = end
+    labels = _joined([example.labels for example in examples], sequence_length, NO_LABEL)
+    values = [example.values for example in examples if example.values is not None]
+    if values and labels is not None:
+        labels[labels != NO_LABEL] = np.arange(len(values))
     return PackedRow(
         tokens,
         np.array(ends, dtype=np.int64),
         is_target if examples[0].labels is None else np.zeros_like(is_target),
-        _joined([example.labels for example in examples], sequence_length, NO_LABEL),
+        labels,
         _joined([example.token_types for example in examples], sequence_length, 0),
+        np.stack(values) if values else None,
     )
 
 

@@ -57,6 +57,9 @@ class Batch(TensorBatch):
     token_types: Tensor | None = field(default=None, metadata=SPLIT_SEQUENCE)
     # [B, S] int64, where labels are classes: the same labels, given whole to every rank of a sequence
     whole_labels: Tensor | None = None
+    # [E, K] fp32, of each example that has a label, in order: labels are then their numbers. Every rank of a sequence
+    # needs them.
+    example_targets: Tensor | None = None
 
     @property
     def document_ids(self) -> Tensor | None:

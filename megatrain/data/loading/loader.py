@@ -33,7 +33,8 @@ class StepBatches(Generic[B_co]):
     """A rank's part of one optimizer step."""
 
     micro_batches: tuple[B_co, ...]
-    targets: int  # what the loss is summed over, over the global batch of all ranks: labels, for a language model
+    # what the loss is summed over, over the global batch of all ranks: labels, or the weights of their classes
+    targets: float
 
 
 def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: int, data_size: int) -> NDArray[np.int64]:

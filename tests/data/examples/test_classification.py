@@ -197,3 +197,51 @@ def test_a_sequence_needs_room(rows, make_tokenizer) -> None:
         ConfigError, match=r"finetune.sequence_length: 2: must be at least 3: the tokenizer and the task"
     ):
         read(rows, tokenizer, sequence_length=2)
+
+
+def test_several_labels_are_read_from_lists(tmp_path, tokenizer) -> None:
+    rows = [{"text": "what", "label": some} for some in (["a", 3], [], ["b"])]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    section = with_labels(SequenceClassificationSection(problem="multi_label"), [path])
+    assert (section.classes, section.problem_type) == (("3", "a", "b"), "multi_label_classification")
+    found = read(path, tokenizer, problem="multi_label", labels=section.labels)
+    batch = batch_of([*found.rows, *found.rows])
+    assert batch.example_targets is not None
+    assert batch.example_targets.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]] * 2
+    assert batch.labels[batch.labels != -100].tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.warnings() == []
+    other = write(tmp_path / "other.jsonl", *({"text": "what", "label": some} for some in (["a", 3], ["a"], ["b"])))
+    assert digest(found.rows) != digest(read(other, tokenizer, problem="multi_label", labels=section.labels).rows)
+
+
+def test_numbers_are_read_also_from_tables_without_types(tmp_path, tokenizer) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nwhat,1.5\nwho,-2\n")
+    section = SequenceClassificationSection(problem="regression")
+    assert with_labels(section, ["nowhere"]) == section
+    assert (section.num_labels, section.problem_type) == (1, "regression")
+    found = read(str(tmp_path / "rows.csv"), tokenizer, problem="regression", labels=None)
+    batch = batch_of(found.rows)
+    assert batch.example_targets is not None
+    assert batch.example_targets.tolist() == [[1.5], [-2.0]]
+    assert found.rows[0].targets == 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "label", "said"),
+    [
+        ("multi_label", "no", "label: is 'no': must be a list of texts or whole numbers (task.problem: multi_label)"),
+        ("multi_label", ["no", 0.5], "label: is ['no', 0.5]: must be a list of texts or whole numbers"),
+        ("multi_label", ["no", "no"], "label: has 'no' twice"),
+        ("multi_label", ["maybe"], "label: 'maybe': is not one of the 2 labels that are trained"),
+        ("regression", "high", "label: is 'high': must be a number"),
+        ("regression", True, "label: is True: must be a number"),
+        ("regression", "nan", "label: is 'nan': must be a number"),
+        ("regression", 1e300, "label: is 1e+300: must be a number"),
+    ],
+)
+def test_what_is_no_label_of_its_problem(tmp_path, tokenizer, problem, label, said) -> None:
+    path = write(tmp_path / "rows.jsonl", {"text": "what", "label": label})
+    labels = None if problem == "regression" else ("no", "yes")
+    with pytest.raises(DataError) as caught:
+        read(path, tokenizer, problem=problem, labels=labels)
+    assert str(caught.value).startswith(f"{path}:1: {said}")

@@ -134,3 +134,38 @@ def test_a_classifier_is_no_base_of_a_language_model(finetune, here) -> None:
     )
     again = ["run.name=again", f"finetune.base={run}"]
     assert examine(finetune(*again)).errors == []
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "rule"),
+    [
+        ("problem: regression, labels: [a, b]", "task.labels", "are of a classifier: a regression has none"),
+        ("problem: regression, label_smoothing: 0.1", "task.label_smoothing", "is of task.problem: single_label"),
+        ("problem: multi_label, class_weights: balanced", "task.class_weights", "is of task.problem: single_label"),
+        (
+            "class_weights: {maybe: 2}",
+            "task.class_weights",
+            "has a weight of 'maybe', which is not one of the labels (no, yes)",
+        ),
+        ("class_weights: {yes: 0, no: 0}", "task.class_weights", "is 0 for every label: nothing would be learnt"),
+    ],
+)
+def test_what_a_problem_does_not_have(finetune, here, task, field, rule) -> None:
+    if "regression" in task:
+        write(here / "train.jsonl", 1, 2.5)
+        write(here / "held-out.jsonl", 3)
+    elif "multi" in task:
+        write(here / "train.jsonl", ["no"], ["yes"])
+        write(here / "held-out.jsonl", ["no"])
+    config = finetune(f"task={{name: sequence_classification, {task}}}")
+    assert (field, rule) in [(issue.field, issue.rule) for issue in validate(complete_model(config))]
+    found = examine(config)
+    assert any(error.text.startswith(f"{field}: ") and rule in error.text for error in found.errors)
+
+
+def test_a_regression_has_one_output_and_no_labels_to_find(finetune, here) -> None:
+    write(here / "train.jsonl", 1, 2.5, "0.5", *[1] * 30)
+    write(here / "held-out.jsonl", 3)
+    resolved = complete_model(finetune("task.problem=regression"))
+    assert (resolved.model.num_labels, resolved.task.classes) == (1, ("LABEL_0",))
+    assert examine(finetune("task.problem=regression")).errors == []
