@@ -8,6 +8,7 @@ from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import has_class_head
+from megatrain.optim.registry import OPTIMIZERS
 from megatrain.schedule.registry import SCHEDULES
 from megatrain.tasks.registry import TASKS
 
@@ -68,6 +69,10 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
         yield ConfigIssue("model.family", model.family, rule, "Take a base of another family, or give it one.")
     for field, value, rule, fix in spec.issues(config):
         yield ConfigIssue(field, value, rule, fix)
+    if model.mup is not None and not OPTIMIZERS.get(config.optimizer.name).has_mup_rates:
+        known = ", ".join(name for name, optimizer in OPTIMIZERS if optimizer.has_mup_rates)
+        rule = "has no learning rates of model.mup: they are those of Adam"
+        yield ConfigIssue("optimizer.name", config.optimizer.name, rule, f"Take {known}, or leave model.mup out.")
     longest = model.longest_sequence
     if longest is None:
         return
@@ -104,6 +109,10 @@ def validate_model(model: ModelSection, parallel: ParallelSection) -> Iterator[C
     family = FAMILIES.get(model.family)
     for field, value, rule, fix in family.issues(model):
         yield ConfigIssue(f"model.{field}", value, rule, fix)
+    if model.mup is not None and not family.has_mup:
+        fitting = ", ".join(name for name, one in FAMILIES if one.has_mup)
+        rule = f"model.family {model.family} has no maximal update parametrisation"
+        yield ConfigIssue("model.mup", model.mup.model_dump(), rule, f"Families that do: {fitting}.")
     tensor, context = parallel.tensor_parallel, parallel.context_parallel
     heads = model.key_value_heads
     if isinstance(tensor, int):

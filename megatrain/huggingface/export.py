@@ -30,7 +30,7 @@ from megatrain.data.text.tokenizer_files import Files, read_tokenizer
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
-from megatrain.huggingface.names import Whole, joined, wholes
+from megatrain.huggingface.names import Whole, folded, joined, wholes
 from megatrain.model.class_table import purpose
 from megatrain.model.parameter_row import ParameterRow
 from megatrain.run.directory import RunDir, locate
@@ -227,7 +227,7 @@ def _read(checkpoints: list[Path], names: list[str]) -> dict[str, Tensor]:
 def _cast(row: ParameterRow, tensor: Tensor, kind: torch.dtype, vocabulary: int) -> Tensor:
     """In another dtype, without the rows that pad the vocabulary."""
     rows = vocabulary if row.shape[0] == vocabulary else len(tensor)
-    cast = tensor[:rows].to(kind, copy=True).contiguous()
+    cast = folded(row, tensor[:rows]).to(kind, copy=True).contiguous()
     if tuple(cast.shape) != row.shape:
         raise CheckpointError(f"{row.name}: has shape {tuple(tensor.shape)}, the model section says {row.shape}")
     if not bool(torch.isfinite(cast).all()):

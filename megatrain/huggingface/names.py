@@ -43,6 +43,7 @@ def to_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[st
     wanted = wholes(config)
     ours = {row.name: row.shape for whole in wanted.values() for row in whole.rows}
     _refuse_mistakes(state, ours, [name for name in state if name not in ours])
+    state = {row.name: folded(row, state[row.name]) for whole in wanted.values() for row in whole.rows}
     return {name: joined(whole, state) for name, whole in wanted.items()}
 
 
@@ -57,7 +58,7 @@ def from_huggingface(state: Mapping[str, Tensor], config: ModelSection) -> dict[
     theirs = {full: state[name] for full, name in stored.items()}
     _refuse_mistakes(theirs, {name: whole.shape for name, whole in wanted.items()}, unknown)
     where = {row.name: (theirs[name], row) for name, whole in wanted.items() for row in whole.rows}
-    return {row.name: _block(*where[row.name]) for row in parameter_table(config)}
+    return {row.name: unfolded(row, _block(*where[row.name])) for row in parameter_table(config)}
 
 
 def shapes(config: ModelSection) -> dict[str, tuple[int, ...]]:
@@ -190,6 +191,18 @@ def joined(whole: Whole, state: Mapping[str, Tensor]) -> Tensor:
     for row in whole.rows:
         _block(tensor, row).copy_(state[row.name].detach())
     return tensor
+
+
+def folded(row: ParameterRow, tensor: Tensor) -> Tensor:
+    """Our weight with the factor that theirs holds."""
+    factor = their_tensor(row).factor
+    return tensor if factor == 1.0 else tensor * factor
+
+
+def unfolded(row: ParameterRow, tensor: Tensor) -> Tensor:
+    """A part of their weight without the factor that the model multiplies by."""
+    factor = their_tensor(row).factor
+    return tensor if factor == 1.0 else tensor / factor
 
 
 def slices_of(row: ParameterRow, offsets: Iterable[int], lengths: Iterable[int]) -> tuple[slice, ...]:

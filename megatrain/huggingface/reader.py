@@ -19,7 +19,7 @@ from torch.futures import Future
 
 from megatrain.base.errors import CheckpointError
 from megatrain.config import ModelSection
-from megatrain.huggingface.names import recognised, slices_of, their_tensor, wholes_of_base
+from megatrain.huggingface.names import recognised, slices_of, their_tensor, unfolded, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
 from megatrain.model.architecture import row_of
 
@@ -86,7 +86,7 @@ class PretrainedReader(StorageReader):
                     if file not in opened:
                         opened[file] = stack.enter_context(safe_open(file, framework="pt"))
                     chunk = opened[file].get_slice(name)[slices_of(row, item.storage_offsets, item.lengths)]
-                    target.copy_(chunk.t() if theirs.transposed else chunk)
+                    target.copy_(unfolded(row, chunk.t() if theirs.transposed else chunk))
                 except (SafetensorError, OSError) as error:
                     raise CheckpointError(f"{file}: {name}: cannot be read: {error}") from None
                 planner.commit_tensor(item, target)

@@ -16,6 +16,7 @@ from pydantic import Field
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
 from megatrain.base.types import AUTO, WIDEST, Count, Positive, VocabularySize
+from megatrain.model.mup import MupSection, parametrised
 from megatrain.model.parameter_row import EMBEDDING, Kind, ParameterRow
 from megatrain.model.window import CAUSAL, Window, positions_seen
 
@@ -57,6 +58,10 @@ class ModelSection(Section):
     vocab_size: VocabularySize = Field(AUTO, description="auto: the tokenizer's, rounded up to a multiple of 128")
     tie_word_embeddings: bool = False
     initializer_range: Positive = Field(0.02, description="standard deviation of the initial weights")
+    mup: MupSection | None = Field(
+        None,
+        description="maximal update parametrisation: rates of a narrow model for a wide one; default: the standard one",
+    )
     num_labels: Count | None = Field(
         None,
         le=10_000,
@@ -165,6 +170,7 @@ class ModelFamily:
         regions: by a pattern of module names, re.fullmatch.
         divisible: what tensor parallelism has to divide.
         issues: rules between the fields of a section: (field, value, rule, fix).
+        has_mup: whether its module multiplies by what model/mup.py says, so that a section may have `mup`.
         resized: a section of so many attention heads, shaped as the family is; for "the largest that fits".
         huggingface_config: what `transformers` calls its sizes, for config.json; None: it cannot be exported.
         model_types: of `transformers`, that are read as this family.
@@ -186,6 +192,7 @@ class ModelFamily:
     regions: Mapping[str, Region]
     divisible: Callable[[Any], tuple[Divisible, ...]]
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda section: iter(())
+    has_mup: bool = False
     resized: Callable[[Any, int], ModelSection] | None = None
     huggingface_config: Callable[[Any], dict[str, Any]] | None = None
     model_types: tuple[str, ...] = ()
@@ -203,7 +210,7 @@ FAMILIES: Registry[ModelFamily] = Registry("model family")
 @lru_cache(64)
 def rows(section: ModelSection) -> tuple[ParameterRow, ...]:
     """The table of a model, a row for each kind of weight. Tied word embeddings have the embedding's row only."""
-    return FAMILIES.get(section.family).rows(section)
+    return parametrised(FAMILIES.get(section.family).rows(section), section)
 
 
 def parameter_table(section: ModelSection) -> Iterator[ParameterRow]:

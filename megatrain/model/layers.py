@@ -10,6 +10,11 @@ from megatrain.kernels.rms_norm import rms_norm
 from megatrain.kernels.swiglu import swiglu
 
 
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """Times a number that is part of the model; nothing is done for 1."""
+    return x if factor == 1.0 else x * factor
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()

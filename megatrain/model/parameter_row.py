@@ -43,6 +43,7 @@ class HuggingFaceTensor:
         part: which of the parts it is, from 0, along the output dimension.
         parts: how many rows of the table, of one shape, the tensor is made of.
         rows: the first of our rows, that it has, where ours are padded to more; None: all.
+        factor: ours times this is theirs, where our model multiplies by it and theirs does not.
     """
 
     name: str
@@ -51,6 +52,7 @@ class HuggingFaceTensor:
     part: int = 0
     parts: int = 1
     rows: int | None = None
+    factor: float = 1.0
 
     def whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the tensor there, from that of our weight."""
@@ -69,6 +71,7 @@ class ParameterRow:
             row-parallel product is whole, and its module has to add it after the reduction.
         init: how its values begin.
         decay: whether weight decay applies.
+        lr_scale: of the schedule's rate, its own; decay stays that of the schedule's.
         partial_gradient: of a whole weight inside a tensor-parallel region: each rank applies it to its own heads or
             channels only, so that its gradient is a part of a sum over the ranks.
         huggingface: its name in `transformers`, with the same "{}", or what part of which tensor it is there, if that
@@ -82,6 +85,7 @@ class ParameterRow:
     init: Normal | Constant
     split: Literal[0, 1] | None = None
     decay: bool = True
+    lr_scale: float = 1.0
     partial_gradient: bool = False
     huggingface: str | HuggingFaceTensor | None = None
     layers: range | None = None

@@ -22,6 +22,10 @@ def arguments(section: AdamWSection) -> dict[str, Any]:
 OPTIMIZERS.register(
     "adamw",
     OptimizerSpec(
-        section=AdamWSection, optimizer="torch.optim:AdamW", arguments=arguments, state=("exp_avg", "exp_avg_sq")
+        section=AdamWSection,
+        optimizer="torch.optim:AdamW",
+        arguments=arguments,
+        state=("exp_avg", "exp_avg_sq"),
+        has_mup_rates=True,
     ),
 )

@@ -1,5 +1,6 @@
 """Parameters -> groups -> optimizer."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +17,12 @@ def build_optimizer(
     *,
     decays: Callable[[str], bool],
     is_hidden_matrix: Callable[[str], bool] = lambda name: False,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
     bucket_elements: int | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a run, in groups of two kinds: weights that decay, and those that do not; of an optimizer that
-    updates hidden matrices as wholes, in groups of their own.
+    updates hidden matrices as wholes, in groups of their own; so are weights of another learning rate. What decays does
+    so at the schedule's rate, whatever its own is.
 
     Its rate is zero until the loop sets one before each step: DeepSpeed takes a step of its own to make the state, and
     at any other rate that step would already decay the weights.
@@ -27,20 +30,20 @@ def build_optimizer(
     Args:
         decays: whether a weight of this name does; of a model, its parameter table knows.
         is_hidden_matrix: whether a weight of this name is one; see `ParameterRow`.
+        lr_scale: of a weight of this name, by which the schedule's rate is multiplied.
         bucket_elements: of which a kind makes groups of so many elements each, or of a single parameter that has more;
             the group of a model's first parameters, whose gradients are made last, may be smaller. None: one group.
     """
     spec = OPTIMIZERS.get(config.name)
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (hidden, decay): [] for hidden in (True, False) for decay in (True, False)
-    }
+    kinds: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kinds[spec.matrices is not None and is_hidden_matrix(name), decays(name)].append(parameter)
+            is_matrix = spec.matrices is not None and is_hidden_matrix(name)
+            kinds[is_matrix, decays(name), lr_scale(name)].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": bucket, "weight_decay": config.weight_decay if decay else 0.0, "lr_scale": 1.0}
+        {"params": bucket, "weight_decay": config.weight_decay / scale if decay else 0.0, "lr_scale": scale}
         | ({"hidden_matrix": hidden} if spec.matrices else {})
-        for (hidden, decay), parameters in kinds.items()
+        for (hidden, decay, scale), parameters in sorted(kinds.items(), key=lambda item: item[0], reverse=True)
         for bucket in _buckets(parameters, bucket_elements)
     ]
     optimizer: torch.optim.Optimizer = load_object(spec.optimizer)(groups, lr=0.0, **spec.arguments(config))

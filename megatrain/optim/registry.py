@@ -47,6 +47,7 @@ class OptimizerSpec:
         matrices: where it updates hidden matrices in a way of their own, as wholes. They are in groups with
             `hidden_matrix` True then, the others in groups with False, and the optimizer is given `exchange`, a
             `parallel.matrix_exchange.MatrixExchange`, for ranks hold pieces of matrices. None: all weights are alike.
+        has_mup_rates: whether the learning rates of model/mup.py, which are Adam's, are its as well.
     """
 
     section: type[OptimizerSection]
@@ -54,6 +55,7 @@ class OptimizerSpec:
     arguments: Callable[[Any], dict[str, Any]]
     state: tuple[str, ...]
     matrices: MatrixUpdate | None = None
+    has_mup_rates: bool = False
 
     def state_bytes(self, *, hidden_matrix: bool) -> int:
         """Per parameter of a hidden matrix or of another weight, without the fp32 weight."""

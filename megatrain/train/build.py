@@ -152,6 +152,7 @@ def build_engine(
         config.optimizer,
         decays=lambda name: row_of(section, name).decay,
         is_hidden_matrix=lambda name: row_of(section, name).is_hidden_matrix,
+        lr_scale=lambda name: row_of(section, name).lr_scale,
         bucket_elements=bucket_elements(ds_config),
     )
     engine = Engine(

@@ -36,6 +36,20 @@ def test_rules_between_fields(sections, field, said):
     assert said in rules(**sections)[field].rule
 
 
+def test_mup_is_refused_where_there_is_none() -> None:
+    mup = {"mup": {"base_width": 16}}
+    assert rules(model=MODEL | mup) == {}
+    (problem,) = rules(model=MODEL | mup, optimizer={"name": "muon"}).values()
+    assert problem.field == "optimizer.name"
+    assert "they are those of Adam" in problem.rule
+    assert problem.fix == "Take adamw, or leave model.mup out."
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    gemma = sizes | {"family": "gemma3", "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 256}
+    (problem,) = rules(model=gemma | mup).values()
+    assert problem.field == "model.mup"
+    assert problem.fix == "Families that do: gpt, llama."
+
+
 def test_a_constant_schedule_may_warm_up_past_the_end():
     assert rules(schedule={"name": "constant", "warmup_steps": 11}) == {}
 

@@ -65,6 +65,21 @@ def test_hidden_matrices_are_groups_of_their_own_for_an_optimizer_of_matrices() 
     assert len(together["params"]) == 2, "of AdamW all are alike"
 
 
+def test_weights_of_another_rate_are_groups_of_their_own_and_decay_as_the_others() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    scale = {"0.weight": 0.25}
+    rates = {"lr_scale": lambda name: scale.get(name, 1.0), "decays": is_matrix(model)}
+    groups = build_optimizer(model, CONFIG, **rates).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    assert [[names[p] for p in group["params"]] for group in groups] == [
+        ["1.weight"],
+        ["0.weight"],
+        ["0.bias", "1.bias"],
+    ]
+    assert [group["lr_scale"] for group in groups] == [1.0, 0.25, 1.0]
+    assert [group["lr_scale"] * group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
+
+
 def test_buckets_are_neighbours_from_the_last_on_and_hold_all_once() -> None:
     model = nn.Sequential(*(nn.Linear(2, size, bias=False) for size in (1, 2, 8, 2, 2)), nn.LayerNorm(4))
     groups = build_optimizer(model, CONFIG, decays=is_matrix(model), bucket_elements=8).param_groups

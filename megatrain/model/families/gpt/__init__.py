@@ -15,6 +15,7 @@ FAMILIES.register(
         regions=REGIONS,
         divisible=divisible,
         issues=issues,
+        has_mup=True,
         resized=resized,
         huggingface_config=huggingface_config,
         huggingface_prefix="transformer.",

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from megatrain.kernels.cross_entropy import LossTerms
 from megatrain.model.attention import Attention
 from megatrain.model.families.gpt.section import GPTSection
-from megatrain.model.layers import MLP
+from megatrain.model.layers import MLP, scaled
 from megatrain.model.lm_head import ClassHead, LMHead
+from megatrain.model.mup import attention_scale, embedding_factor, output_factor
 
 
 class Block(nn.Module):
     def __init__(self, config: GPTSection) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.attention = Attention(config, bias=True, output_bias=True)
+        self.attention = Attention(config, bias=True, output_bias=True, scale=attention_scale(config))
         self.mlp_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.mlp_width, partial(F.gelu, approximate="tanh"))
 
@@ -61,7 +62,9 @@ class GPT(nn.Module):
         if position_ids_BS is None:
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
         x_BSD = self.embedding(input_ids_BS) + self.position_embedding(position_ids_BS)
+        x_BSD = scaled(x_BSD, embedding_factor(self.config))
         for block in self.blocks:
             x_BSD = block(x_BSD, cu_seqlens)
-        out: Tensor | tuple[Tensor, Tensor] = self.head(self.norm(x_BSD), labels_BS, terms)
+        x_BSD = scaled(self.norm(x_BSD), output_factor(self.config))
+        out: Tensor | tuple[Tensor, Tensor] = self.head(x_BSD, labels_BS, terms)
         return out

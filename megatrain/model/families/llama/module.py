@@ -16,8 +16,9 @@ from megatrain.kernels.cross_entropy import LossTerms
 from megatrain.kernels.rotary import rotary_table
 from megatrain.model.attention import Attention
 from megatrain.model.families.llama.section import LlamaSection
-from megatrain.model.layers import RMSNorm, SwiGLU
+from megatrain.model.layers import RMSNorm, SwiGLU, scaled
 from megatrain.model.lm_head import ClassHead, LMHead
+from megatrain.model.mup import attention_scale, embedding_factor, output_factor
 from megatrain.model.window import Window
 
 
@@ -30,6 +31,7 @@ class Block(nn.Module):
             bias=config.attention_bias,
             head_norm=partial(RMSNorm, eps=config.rms_norm_eps) if config.qk_norm else None,
             window=window,
+            scale=attention_scale(config),
         )
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
@@ -78,8 +80,10 @@ class Llama(nn.Module):
             position_ids_BS = torch.arange(input_ids_BS.shape[1], device=input_ids_BS.device)[None]
         config = self.config
         rotary = rotary_table(position_ids_BS, config.head_size, config.rope_theta, config.rope_scaling)
-        x_BSD = self.embedding(input_ids_BS)
+        x_BSD = scaled(self.embedding(input_ids_BS), embedding_factor(config))
         for block in self.blocks:
             x_BSD = block(x_BSD, rotary, cu_seqlens)
-        out: Tensor | tuple[Tensor, Tensor] = self.head(self.norm(x_BSD), labels_BS, terms)
+        out: Tensor | tuple[Tensor, Tensor] = self.head(
+            scaled(self.norm(x_BSD), output_factor(config)), labels_BS, terms
+        )
         return out
