@@ -177,7 +177,7 @@ class TextEncoder:
         several = self._model.token_types > 1 and len(texts) > 1
         types = [min(one, self._model.token_types - 1) for one in [*types, *[types[-1]] * len(self._tail)]]
         token_types = np.array(types, dtype=np.int64) if several else None
-        return Example(np.array(ids, dtype=np.int32), 0, labels, token_types, self._values(row))
+        return Example(np.array(ids, dtype=np.int32), 0, labels, token_types, values=self._values(row))
 
     def _values(self, row: LabelledText) -> NDArray[np.float32] | None:
         """What is learnt of the example, where that is no single label."""
