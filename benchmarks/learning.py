@@ -5,7 +5,7 @@
 The manual of Python 3.11 (Debian's `python3.11-doc`), a Llama of one size, the same rows, tokens, schedule, precision
 and AdamW; the weights begin from a seed, as each of them begins them, and the rows come in its own order. Muon beside
 it: the same run with another optimizer. What counts is bits per byte of held-out pages, computed for all by
-transformers, of what megatrain exports and of what Trainer saves. Writes benchmarks/results/learning.json, then learning.md.
+transformers, of what megatrain exports and Trainer has. Writes benchmarks/results/learning.json, then learning.md.
 """
 
 import argparse

@@ -1,11 +1,8 @@
 """The one place that builds DeepSpeed, and the small face of it that the loop sees."""
 
 import contextlib
-import functools
 import io
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatrain.hardware.device import VARIABLE as DEVICE_VARIABLE
-from megatrain.hardware.device import device_type
-
-if device_type() == "cpu":
-    os.environ.setdefault(DEVICE_VARIABLE, "cpu")  # read when deepspeed is imported
-
+import megatrain.train.deepspeed_patches  # noqa: F401  isort: skip: first of what imports DeepSpeed
 import deepspeed
-from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils import set_z3_leaf_modules
 
 from megatrain.checkpoint import deepspeed_state
@@ -34,27 +25,6 @@ from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
 from megatrain.tasks.base import LossSums, Objective
 from megatrain.train.run_ahead import RunAhead
-from megatrain.train.zero1 import Zero1Optimizer
-from megatrain.train.zero2 import Zero2Optimizer
-
-deepspeed_logger.setLevel(logging.ERROR)
-
-# Asked for a compatible op, it tries out on every start what its ops need, with a C compiler. No training step uses the
-# only one that is asked for, an op for inference on a CPU: compiled at a start, and the file lock of a rank that was
-# killed meanwhile would make every later start wait for ever.
-vars(deepspeed.ops)["__compatible_ops__"] = {}
-
-# Its engine makes the optimizer of a stage itself, by these names.
-deepspeed.runtime.engine.BF16_Optimizer = Zero1Optimizer
-deepspeed.runtime.engine.DeepSpeedZeroOptimizer = Zero2Optimizer
-
-# It collects garbage for each of these lines, which are not shown: 14 times in the start of a bf16 run, 0.4 s each.
-deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *arguments, **options: None
-
-if device_type() == "cpu":
-    # It runs `numactl --hardware` to count devices, which ZeRO-3 does in the backward of each micro-batch.
-    _cpu = type(deepspeed.get_accelerator())
-    _cpu.device_count = functools.cache(_cpu.device_count)
 
 
 class Engine:
