@@ -73,8 +73,8 @@ def importers(*modules: str) -> set[str]:
 
 
 def test_deepspeed_is_known_by_the_engine_and_by_who_reads_its_state() -> None:
-    zero = {"train/zero1.py", "train/zero2.py"}  # optimizers that stand in for its own
-    assert importers("deepspeed") == {"train/engine.py", "checkpoint/deepspeed_state.py"} | zero
+    replaced = {"train/deepspeed_patches.py", "train/zero1.py", "train/zero2.py"}
+    assert importers("deepspeed") == {"train/engine.py", "checkpoint/deepspeed_state.py"} | replaced
 
 
 def test_models_kernels_and_tasks_know_no_other_ranks() -> None:
