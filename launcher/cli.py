@@ -31,6 +31,7 @@ VERBS = (
     "config.schema",
     "data.prepare",
     "data.inspect",
+    "data.preview",
     "data.verify",
     "data.plan",
     "data.stream",

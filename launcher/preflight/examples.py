@@ -5,6 +5,7 @@ from typing import Literal
 
 from launcher.planning.examples import example_set
 from launcher.planning.resolve import base_positions, run_folder, tokenizer_path
+from launcher.preflight.duplicates import check_duplicates
 from launcher.preflight.finding import Finding
 from launcher.preflight.same_data import check_same_files
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
@@ -35,6 +36,7 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
         yield Finding("error", f"tokenizer.path: {problem}", problem.exit_code)
     complete = problem is None and config.finetune.sequence_length is not None
     complete = complete and config.model is not None and config.model.vocab_size != AUTO
+    sets: dict[str, ExampleSet] = {}
     for part in _PARTS:
         if not getattr(config.finetune, part):
             continue
@@ -42,7 +44,7 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
             if not complete:
                 load_object(TASKS.get(config.task.name).check_rows)(getattr(config.finetune, part), config.task)
                 continue
-            found = example_set(config, tokenizer, part)
+            found = sets[part] = example_set(config, tokenizer, part)
         except MegatrainError as error:
             prefix = "" if str(error).startswith("finetune.") else f"finetune.{part}: "
             yield from (Finding("error", f"{prefix}{line}", error.exit_code) for line in str(error).splitlines())
@@ -51,7 +53,10 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
         yield from (Finding("warning", f"finetune.{part}: {text}") for text in found.warnings())
         if part == "train":
             yield from _epochs(config, found)
-    yield from check_same_files(_files(config.finetune.train), _files(config.finetune.validation))
+    same_files = list(check_same_files(_files(config.finetune.train), _files(config.finetune.validation)))
+    yield from same_files
+    if len(sets) == len(_PARTS) and not same_files:
+        yield from check_duplicates(sets["train"], sets["validation"])
     yield from _positions(config)
 
 

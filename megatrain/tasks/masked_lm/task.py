@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
+from megatrain.config import PretrainConfig
 from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.loading.batch import Batch
 from megatrain.data.loading.evaluation import EvaluationLoader
@@ -24,23 +25,9 @@ class MaskedLM(Task[Batch]):
     """Cross-entropy of hidden tokens, over the positions that have a label."""
 
     def __init__(self, config: ResolvedPretrain) -> None:
-        section = cast(MaskedLMSection, config.task)
-        assert config.tokenizer is not None, "a rule of the task"
         self._config = config
-        self._objective = CausalLM(loss_terms(section))
-        files, size = read_tokenizer(config.tokenizer.path), config.model.padded_vocab_size
-        special = special_tokens(files, size)
-        hidden = mask_id(section, files, config.tokenizer.path)
-        special[hidden] = True
-        self._masking = Masking(
-            seed=config.run.seed,
-            rate=section.mask_rate,
-            mask_share=section.mask_share,
-            random_share=section.random_share,
-            mask_id=hidden,
-            is_special=special,
-            continues=continuations(files, size) if section.whole_words else None,
-        )
+        self._objective = CausalLM(loss_terms(cast(MaskedLMSection, config.task)))
+        self._masking = masking_of(config)
 
     def loader(self, share: DataShare) -> Loader[Batch]:
         training = self._config.training
@@ -80,3 +67,26 @@ class MaskedLM(Task[Batch]):
 
     def evaluation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         return self._objective.evaluation_metrics(sums)
+
+
+def masking_of(config: PretrainConfig) -> Masking:
+    """Of training.
+
+    Args:
+        config: with a model that is complete.
+    """
+    section = cast(MaskedLMSection, config.task)
+    assert config.tokenizer is not None, "a rule of the task"
+    files, size = read_tokenizer(config.tokenizer.path), config.model.padded_vocab_size
+    special = special_tokens(files, size)
+    hidden = mask_id(section, files, config.tokenizer.path)
+    special[hidden] = True
+    return Masking(
+        seed=config.run.seed,
+        rate=section.mask_rate,
+        mask_share=section.mask_share,
+        random_share=section.random_share,
+        mask_id=hidden,
+        is_special=special,
+        continues=continuations(files, size) if section.whole_words else None,
+    )

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from megatrain.base.errors import ConfigError
 from megatrain.config.file import load_config
+from megatrain.data.checks.preview_samples import preview_samples
 from megatrain.data.loading.loader import TrainLoader
+from megatrain.data.loading.masking import Masking
 from megatrain.run.directory import RunDir
 from tests.launcher.conftest import saved
 from tests.project import make_project, megatrain
@@ -140,3 +142,19 @@ def test_a_step_of_a_run_is_where_its_batch_sizes_have_led(folder, monkeypatch):
     assert sorted(parts[0] + parts[1]) == list(range(20, 44))
     with pytest.raises(ConfigError, match=r"step 2 had a global batch of 10, and .* now has 24"):
         positions("--step", 2, "--ranks", 2)
+
+
+def test_hidden_tokens_of_masked_language_modelling() -> None:
+    """`megatrain data preview`."""
+    config = load_config("run.yaml")
+    (plain,) = preview_samples(config, 1, None, None)
+    special = np.zeros(10_000, dtype=np.bool_)
+    masking = Masking(seed=1, rate=0.2, mask_share=1.0, random_share=0.0, mask_id=33, is_special=special)
+    (hidden,) = preview_samples(config, 1, None, masking)
+    assert plain.targets == len(plain.token_ids) - 1
+    changed = [one for one, other in zip(hidden.token_ids, plain.token_ids, strict=True) if one != other]
+    assert set(changed) == {33}
+    assert hidden.targets == round(0.2 * len(plain.token_ids))
+    labels = [piece for piece in hidden.pieces if piece.label is not None]
+    assert len(labels) == hidden.targets
+    assert sum(piece.tokens for piece in hidden.pieces) == len(hidden.token_ids)
