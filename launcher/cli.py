@@ -23,6 +23,8 @@ VERBS = (
     "stop",
     "resubmit",
     "generate",
+    "evaluate",
+    "predict",
     "export",
     "tensorboard",
     "doctor",

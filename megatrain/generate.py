@@ -9,6 +9,7 @@ from megatrain.checkpoint.read import read_model
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Config
 from megatrain.data.examples.chat_template import ChatTemplate, Message
+from megatrain.data.examples.prompt_completion import Pair
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.prompts import Ending, Prompts
@@ -116,15 +117,23 @@ class Writer:
             prompts: where each is from, for messages, and its text.
             batch_size: prompts at once.
         """
-        ending = Ending(self._tokenizer, self._prompts.ends(of_turns=chat), self._stops)
         encoded = [
             self._prompts.conversation([{"role": "user", "content": text}], where=where)
             if chat
             else self._prompts.text(text, where)
             for where, text in prompts
         ]
-        for first in range(0, len(encoded), batch_size):
-            yield from self._continue(encoded[first : first + batch_size], ending, first=first)
+        return self._in_batches(encoded, batch_size, of_turns=chat)
+
+    def responses(self, pairs: Sequence[Pair], *, batch_size: int) -> Iterator[str]:
+        """What the model responds to the prompts of examples, in their order."""
+        encoded = [self._prompts.of_pair(pair) for pair in pairs]
+        return self._in_batches(encoded, batch_size, of_turns=any(pair.templated for pair in pairs))
+
+    def _in_batches(self, encoded: Sequence[list[int]], size: int, *, of_turns: bool) -> Iterator[str]:
+        ending = Ending(self._tokenizer, self._prompts.ends(of_turns=of_turns), self._stops)
+        for first in range(0, len(encoded), size):
+            yield from self._continue(encoded[first : first + size], ending, first=first)
 
     def _continue(self, prompts: Sequence[list[int]], ending: Ending, first: int = 0) -> list[str]:
         """
@@ -156,6 +165,7 @@ class Writer:
                 f"the prompt has {tokens:,} tokens and {self._max_new_tokens:,} are to follow; the run was trained on "
                 f"sequences of {known:,}: what lies beyond may be noise"
             )
+            self._warn = lambda text: None  # once
 
 
 def prompts_of(config: Config, tokenizer: Tokenizer, *, rows: int) -> Prompts:

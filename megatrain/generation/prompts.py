@@ -5,6 +5,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.examples.chat_template import ChatTemplate, Message
+from megatrain.data.examples.prompt_completion import Pair
 from megatrain.data.text.prompts import PromptEncoder, SpecialTokens
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
 
@@ -62,6 +63,10 @@ class Prompts:
         if isinstance(encoding, EncodeError):
             raise ConfigError(f"{where}: {encoding}")
         return self._checked(list(encoding.ids) or [self._tokenizer.eos_id], where)
+
+    def of_pair(self, pair: Pair) -> list[int]:
+        """Ids of an example's prompt. Raises as `text`."""
+        return (self.templated if pair.templated else self.text)(pair.prompt, pair.where)
 
     def conversation(self, messages: Sequence[Message], *, tools: Any = None, where: str = "PROMPT") -> list[int]:
         """Ids of a conversation up to the beginning of an answer.

@@ -48,7 +48,7 @@ class ExampleTask(Task[Batch]):
 
     def lines(self, progress: Progress) -> Iterator[str]:
         yield self._training.describe(self._config, progress)
-        yield from self._training.warnings()
+        yield from self.warnings()
         if self._left_out:
             rows, shown = len(self._held_out) + self._left_out, len(self._held_out)
             yield f"finetune.validation: an evaluation reads {shown:,} of {rows:,} rows (evaluation.sequences)"
@@ -56,6 +56,10 @@ class ExampleTask(Task[Batch]):
     def _weight_of(self, row: PackedRow) -> float:
         """What a row adds to the number that the loss of a global batch is divided by."""
         return row.targets
+
+    def warnings(self) -> list[str]:
+        """What there is to say of finetune.train, such as what was cut."""
+        return self._training.warnings()
 
     def _read(self, paths: tuple[str, ...]) -> ExampleSet:
         config = self._config

@@ -1,0 +1,182 @@
+"""The metrics of a run's own task on one of its checkpoints, in one process: what its loop reported for it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from megatrain.base.errors import ConfigError
+from megatrain.base.registry import load_object
+from megatrain.checkpoint.manifest import find_checkpoint
+from megatrain.checkpoint.read import read_model
+from megatrain.checkpoint.state import read_state
+from megatrain.config import Source
+from megatrain.config.resolved import ResolvedFinetune, ResolvedPretrain, ResolvedRun
+from megatrain.data.loading.tensor_batch import TensorBatch
+from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.evaluation.bytes import byte_lengths
+from megatrain.evaluation.classification import ClassReport, confusion_of, report_of
+from megatrain.evaluation.classified import Classified, classified
+from megatrain.hardware.device import device_type
+from megatrain.run.directory import RunDir, locate
+from megatrain.run.inputs import load_run
+from megatrain.tasks.base import DataShare, Task
+from megatrain.tasks.on_examples import ExampleTask
+from megatrain.tasks.registry import TASKS
+
+Split = Literal["validation", "train"]
+CLASSIFIERS = ("sequence_classification", "token_classification")  # whose answers can be told one by one
+_LANGUAGE_MODELS = ("pretrain_lm", "sft")
+_ALL = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """
+    Attributes:
+        data: what was evaluated on, in words.
+        metrics: values by the names under which the loop reports them, and what follows from them.
+        classes: of a classifier.
+        examples: of a classifier: what it said of each, in their order.
+    """
+
+    run: RunDir
+    checkpoint: Path
+    step: int
+    task: str
+    data: str
+    metrics: dict[str, float]
+    classes: ClassReport | None = None
+    examples: list[Classified] = field(default_factory=list)
+
+
+class OpenCheckpoint:
+    """A checkpoint's model, in the precision that its run computes in, and the run's configuration.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint.
+        ConfigError, DataError: the run's configuration or tokenizer cannot be read.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.folder = find_checkpoint(path)
+        self.run, _ = locate(path)
+        self.config: ResolvedRun = load_run(self.run, warn=warn, verify=True)
+        self.step = read_state(self.folder).step
+        self.device = torch.device(device_type())
+        dtype = torch.float32 if self.config.training.precision == "fp32" else torch.bfloat16
+        self.model: nn.Module = read_model(self.folder).eval().to(device=self.device, dtype=dtype)
+
+    def task(self, config: ResolvedRun) -> Task[Any]:
+        """The run's task, on other data where the configuration names some."""
+        made: Task[Any] = load_object(TASKS.get(config.task.name).task)(config)
+        return made
+
+    def batches(self, task: Task[Any]) -> Iterable[TensorBatch]:
+        """Of the task's validation. Raises ConfigError where there is none."""
+        found = task.validation(DataShare(rank=0, size=1))
+        if found is None:
+            section = "finetune" if isinstance(self.config, ResolvedFinetune) else "data"
+            raise ConfigError(
+                f"{self.run}: {section}.validation: is empty: there is nothing to evaluate on. Name files of examples, "
+                "or take --split train"
+            )
+        return (batch.to(self.device) for batch in found)
+
+
+def evaluate(
+    path: Path,
+    files: Sequence[str] = (),
+    *,
+    split: Split = "validation",
+    warn: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint that verifies, or one that is named.
+
+    Args:
+        files: examples for the run's task, or, of pretraining, prepared folders; default: the run's own `split`, of
+            which an evaluation reads evaluation.sequences, as the loop does.
+        warn: told what else there is to know.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint.
+        ConfigError: there is nothing to evaluate on.
+        DataError: a file cannot be read, or examples are unusable; names file and line.
+    """
+    opened = OpenCheckpoint(path, warn)
+    if opened.config.training.precision == "fp8":
+        warn("the run multiplies in fp8 and is evaluated in bf16: its loop may have reported other last digits")
+    config, data = on_data(opened.config, files, split)
+    task = opened.task(config)
+    if files and isinstance(task, ExampleTask):
+        for line in task.warnings():
+            warn(line)
+    sums: dict[str, Tensor] = {}
+    examples: list[Classified] = []
+    text_bytes = _TextBytes(config)
+    with torch.no_grad():
+        for batch in opened.batches(task):
+            for name, value in task.evaluation_sums(opened.model, batch).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+            if config.task.name in CLASSIFIERS:
+                examples += classified(opened.model, batch)  # type: ignore[arg-type]
+            text_bytes.add(batch)
+    totals = {name: value.item() for name, value in sums.items()}
+    metrics = task.evaluation_metrics(totals)
+    if config.task.name in _LANGUAGE_MODELS:
+        metrics |= _of_language(metrics, totals, text_bytes.count)
+    names = config.task.classes
+    there, said = ([number for one in examples for number in getattr(one, which)] for which in ("there", "said"))
+    return Evaluation(
+        run=opened.run,
+        checkpoint=opened.folder,
+        step=opened.step,
+        task=config.task.name,
+        data=data,
+        metrics=metrics,
+        classes=report_of(confusion_of(there, said, len(names)), names) if examples else None,
+        examples=examples,
+    )
+
+
+def on_data(config: ResolvedRun, files: Sequence[str], split: Split) -> tuple[ResolvedRun, str]:
+    """The run's configuration with what is to be evaluated on as its validation, and what that is, in words."""
+    evaluation = config.evaluation.model_copy(update={"sequences": _ALL}) if files else config.evaluation
+    if isinstance(config, ResolvedPretrain):
+        sources = tuple(Source(path=path) for path in files) or getattr(config.data, split)
+        changed: Any = {"data": config.data.model_copy(update={"validation": sources})}
+        said = ", ".join(source.path for source in sources)
+    else:
+        paths = tuple(files) or getattr(config.finetune, split)
+        # the task reads its training examples as well, which play no part
+        section = config.finetune.model_copy(update={"train": paths or config.finetune.train, "validation": paths})
+        changed = {"finetune": section}
+        said = ", ".join(paths)
+    return config.model_copy(update={"evaluation": evaluation, **changed}), said
+
+
+class _TextBytes:
+    """UTF-8 bytes of the targets of a language model; None where the tokenizer does not tell."""
+
+    def __init__(self, config: ResolvedRun) -> None:
+        lengths = None
+        if config.task.name in _LANGUAGE_MODELS and config.tokenizer is not None:
+            lengths = byte_lengths(Tokenizer.load(config.tokenizer.path))
+        self._lengths = None if lengths is None else torch.tensor(lengths)
+        self.count: int | None = None if lengths is None else 0
+
+    def add(self, batch: Any) -> None:
+        if self._lengths is not None and self.count is not None:
+            labels = batch.labels[batch.labels >= 0].cpu()
+            self.count += int(self._lengths[labels[labels < len(self._lengths)]].sum())
+
+
+def _of_language(metrics: Mapping[str, float], sums: Mapping[str, float], text_bytes: int | None) -> dict[str, float]:
+    found = {"perplexity": math.exp(min(metrics["validation_loss"], 700.0))}
+    if text_bytes:
+        found["bits_per_byte"] = sums["loss"] / math.log(2) / text_bytes
+    return found
