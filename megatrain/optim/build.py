@@ -17,9 +17,10 @@ def build_optimizer(
     decays: Callable[[str], bool],
     is_hidden_matrix: Callable[[str], bool] = lambda name: False,
     bucket_elements: int | None = None,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.Optimizer:
     """The optimizer of a run, in groups of two kinds: weights that decay, and those that do not; of an optimizer that
-    updates hidden matrices as wholes, in groups of their own.
+    updates hidden matrices as wholes, in groups of their own; and so are weights whose rates differ.
 
     Its rate is zero until the loop sets one before each step: DeepSpeed takes a step of its own to make the state, and
     at any other rate that step would already decay the weights.
@@ -29,18 +30,21 @@ def build_optimizer(
         is_hidden_matrix: whether a weight of this name is one; see `ParameterRow`.
         bucket_elements: of which a kind makes groups of so many elements each, or of a single parameter that has more;
             the group of a model's first parameters, whose gradients are made last, may be smaller. None: one group.
+        lr_scale: what the learning rate of a weight of this name is multiplied by.
     """
     spec = OPTIMIZERS.get(config.name)
-    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {
-        (hidden, decay): [] for hidden in (True, False) for decay in (True, False)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scales = sorted({lr_scale(name) for name, _ in trained}, reverse=True)  # of layers from the last one on
+    kinds: dict[tuple[bool, bool, float], list[nn.Parameter]] = {
+        (hidden, decay, scale): [] for hidden in (True, False) for decay in (True, False) for scale in scales
     }
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kinds[spec.matrices is not None and is_hidden_matrix(name), decays(name)].append(parameter)
+    for name, parameter in trained:
+        hidden = spec.matrices is not None and is_hidden_matrix(name)
+        kinds[hidden, decays(name), lr_scale(name)].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": bucket, "weight_decay": config.weight_decay if decay else 0.0, "lr_scale": 1.0}
+        {"params": bucket, "weight_decay": config.weight_decay if decay else 0.0, "lr_scale": scale}
         | ({"hidden_matrix": hidden} if spec.matrices else {})
-        for (hidden, decay), parameters in kinds.items()
+        for (hidden, decay, scale), parameters in kinds.items()
         for bucket in _buckets(parameters, bucket_elements)
     ]
     optimizer: torch.optim.Optimizer = load_object(spec.optimizer)(groups, lr=0.0, **spec.arguments(config))

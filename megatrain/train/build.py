@@ -18,6 +18,7 @@ from megatrain.monitor.environment import environment
 from megatrain.monitor.sinks.console import Console
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.optim.build import build_optimizer
+from megatrain.optim.layers import lr_scale
 from megatrain.optim.registry import OPTIMIZERS
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
@@ -153,6 +154,7 @@ def build_engine(
         decays=lambda name: row_of(section, name).decay,
         is_hidden_matrix=lambda name: row_of(section, name).is_hidden_matrix,
         bucket_elements=bucket_elements(ds_config),
+        lr_scale=lambda name: lr_scale(section, name, config.optimizer.layer_decay),
     )
     engine = Engine(
         model,
