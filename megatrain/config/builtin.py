@@ -3,7 +3,14 @@
 from megatrain.model import families
 from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
-from megatrain.tasks import masked_lm, pretrain_lm, sequence_classification, sft, token_classification
+from megatrain.tasks import (
+    masked_lm,
+    pretrain_lm,
+    question_answering,
+    sequence_classification,
+    sft,
+    token_classification,
+)
 
 __all__ = [
     "adamw",
@@ -17,6 +24,7 @@ __all__ = [
     "masked_lm",
     "muon",
     "pretrain_lm",
+    "question_answering",
     "sequence_classification",
     "sft",
     "token_classification",

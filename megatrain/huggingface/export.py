@@ -31,6 +31,7 @@ from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import Whole, folded, joined, wholes
+from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import purpose
 from megatrain.model.parameter_row import ParameterRow
 from megatrain.run.directory import RunDir, locate
@@ -59,7 +60,7 @@ class Exported:
 
 def auto_class(model: ModelSection) -> str:
     """What loads an exported model: "AutoModelForCausalLM", of an encoder "AutoModelForMaskedLM", or of a classifier
-    "AutoModelForSequenceClassification" or "AutoModelForTokenClassification"."""
+    "AutoModelForSequenceClassification", "AutoModelForTokenClassification" or "AutoModelForQuestionAnswering"."""
     if model.num_labels is not None:
         return f"AutoModel{purpose(model, '')}"
     return "AutoModelForCausalLM" if model.is_causal else "AutoModelForMaskedLM"
@@ -208,11 +209,12 @@ def _write_weights(
 def _read_weights(
     checkpoints: list[Path], wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype
 ) -> dict[str, Tensor]:
-    """Tensors of theirs, by their names."""
+    """Tensors of theirs, by their names in the class that loads them."""
     rows = {row.name: row for whole in wanted.values() for row in whole.rows}
     ours = _read(checkpoints, list(rows))
     cast = {name: _cast(row, ours[name], kind, model.padded_vocab_size) for name, row in rows.items()}
-    return {name: joined(whole, cast) for name, whole in wanted.items()}
+    exported = FAMILIES.get(model.family).huggingface_exported
+    return {exported(model, name): joined(whole, cast) for name, whole in wanted.items()}
 
 
 def _read(checkpoints: list[Path], names: list[str]) -> dict[str, Tensor]:

@@ -142,13 +142,16 @@ def recognised(
     copies = set(family.huggingface_tied if config.tie_word_embeddings else ())
     if config.num_labels is not None:
         copies = copies | wholes(_language_model(config)).keys()
-        for kind in ("sequence", "token"):
+        for kind in ("sequence", "token", "span"):
             copies |= wholes(config.model_copy(update={"classifies": kind})).keys()
+    spans = config.model_copy(update={"num_labels": 2, "classifies": "span"})
+    otherwise = {family.huggingface_exported(spans, name): name for name in wanted}
     stored, unknown = {}, []
     for name in found:
         candidates = [_renewed(name, family.huggingface_renamed)]
         if is_bare:
             candidates.append(prefix + candidates[0])
+        candidates += [otherwise[candidates[0]]] if candidates[0] in otherwise else []
         full = next((candidate for candidate in candidates if candidate in wanted), None)
         if full is not None:
             stored[full] = name

@@ -67,7 +67,7 @@ class ModelSection(Section):
         le=10_000,
         description="of a classifier, by its task; its head stands in the place of the vocabulary's",
     )
-    classifies: Literal["sequence", "token"] = Field("sequence", description="of a classifier, by its task")
+    classifies: Literal["sequence", "token", "span"] = Field("sequence", description="of a classifier, by its task")
 
     @property
     def attention_heads(self) -> int:
@@ -183,6 +183,8 @@ class ModelFamily:
         huggingface_ignored: patterns of tensors in files that are not weights of it, such as buffers; re.fullmatch of
             the name with the prefix.
         huggingface_renamed: endings of names in old files, and what they are now.
+        huggingface_exported: (section, name of a tensor) -> its name in a class of `transformers` that prefixes its
+            bare model otherwise than the others do; read under either name.
         huggingface_tied: names of copies that files may hold where word embeddings are tied.
     """
 
@@ -201,6 +203,7 @@ class ModelFamily:
     huggingface_head: tuple[str, ...] = (r"lm_head\.weight",)
     huggingface_ignored: tuple[str, ...] = ()
     huggingface_renamed: Mapping[str, str] = field(default_factory=dict)
+    huggingface_exported: Callable[[Any, str], str] = lambda section, name: name
     huggingface_tied: tuple[str, ...] = ("lm_head.weight",)
 
 

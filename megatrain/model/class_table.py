@@ -6,6 +6,11 @@ from megatrain.model.architecture import ModelSection, rows
 from megatrain.model.parameter_row import ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
 CLASS_HEAD = ("head.weight", "head.bias")
+_PURPOSES = {
+    "sequence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "span": "ForQuestionAnswering",
+}
 
 
 def class_rows(section: ModelSection, theirs: str, *, bias: bool) -> Iterator[ParameterRow]:
@@ -38,7 +43,7 @@ def purpose(section: ModelSection, language_model: str) -> str:
     """What the name of the class in `transformers` ends with."""
     if section.num_labels is None:
         return language_model
-    return "ForSequenceClassification" if section.classifies == "sequence" else "ForTokenClassification"
+    return _PURPOSES[section.classifies]
 
 
 def has_class_head(section: ModelSection) -> bool:

@@ -1,5 +1,7 @@
 """What stands on top of the blocks: a projection to the vocabulary, or to classes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,18 +60,32 @@ class LMHead(Head):
 
 class ClassHead(Head):
     """Projection to the labels of a classifier. Its rows are padded. Without labels given, logits are of all of them
-    on every rank, and of a classifier of tokens, of whole sequences: an entity has several tokens."""
+    on every rank, and of a classifier of tokens, of whole sequences: an entity has several tokens. Their gradient is of
+    what one rank makes of them, where each makes the same."""
 
     def __init__(self, config: ModelSection, *, bias: bool) -> None:
         assert config.num_labels is not None, "else it is a language model"
         super().__init__(config.padded_labels, config.hidden_size, bias=bias, classes=config.num_labels)
-        self.of_tokens = config.classifies == "token"
+        self.of_tokens = config.classifies != "sequence"
 
     def logits(self, projection: Projection, hidden_BSD: Tensor) -> Tensor:
-        """Fp32 [B, S, labels], also where the weight is a slice: they are few. Without a gradient there."""
+        """Fp32 [B, S, labels], also where the weight is a slice: they are few."""
         logits_BSC = projection.logits(hidden_BSD).float()
         if self.vocab is not None:
-            whole_BSC = logits_BSC.new_full((*logits_BSC.shape[:-1], self.vocab.size), -torch.inf)
-            whole_BSC[..., self.vocab.start : self.vocab.start + logits_BSC.shape[-1]] = logits_BSC.detach()
-            logits_BSC = self.vocab.reduce(whole_BSC, "max")
+            logits_BSC = _Whole.apply(logits_BSC, self.vocab)
         return logits_BSC[..., : self.classes]
+
+
+class _Whole(torch.autograd.Function):
+    """The logits of all slices of the classes, on every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_BSC: Tensor, vocab: VocabSlice) -> Tensor:
+        ctx.mine = slice(vocab.start, vocab.start + logits_BSC.shape[-1])
+        whole_BSC = logits_BSC.new_full((*logits_BSC.shape[:-1], vocab.size), -torch.inf)
+        whole_BSC[..., ctx.mine] = logits_BSC
+        return vocab.reduce(whole_BSC, "max")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][..., ctx.mine].contiguous(), None

@@ -101,6 +101,11 @@ class ParameterRow:
         return prod(self.shape)
 
     @property
+    def weight_decay_scale(self) -> float:
+        """What the optimizer's weight decay is multiplied by, whose effect is then that of the schedule's own rate."""
+        return self.decay / self.lr_scale
+
+    @property
     def is_hidden_matrix(self) -> bool:
         """A matrix of attention or an MLP inside a layer: what optimizers of matrices, such as Muon, are for."""
         return len(self.shape) == 2 and self.kind in (Kind.ATTENTION, Kind.MLP) and self.layers is not None

@@ -15,35 +15,35 @@ def build_optimizer(
     model: nn.Module,
     config: OptimizerSection,
     *,
-    decays: Callable[[str], bool],
+    decays: Callable[[str], float],
     is_hidden_matrix: Callable[[str], bool] = lambda name: False,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
     bucket_elements: int | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of a run, in groups of two kinds: weights that decay, and those that do not; of an optimizer that
-    updates hidden matrices as wholes, in groups of their own; so are weights of another learning rate. What decays does
-    so at the schedule's rate, whatever its own is.
+    updates hidden matrices as wholes, in groups of their own; and so are weights whose rates differ.
 
     Its rate is zero until the loop sets one before each step: DeepSpeed takes a step of its own to make the state, and
     at any other rate that step would already decay the weights.
 
     Args:
-        decays: whether a weight of this name does; of a model, its parameter table knows.
+        decays: whether a weight of this name does, or what its decay is multiplied by.
         is_hidden_matrix: whether a weight of this name is one; see `ParameterRow`.
-        lr_scale: of a weight of this name, by which the schedule's rate is multiplied.
+        lr_scale: of a weight of this name, by which the schedule's rate is multiplied; and with the rate its decay.
         bucket_elements: of which a kind makes groups of so many elements each, or of a single parameter that has more;
             the group of a model's first parameters, whose gradients are made last, may be smaller. None: one group.
     """
     spec = OPTIMIZERS.get(config.name)
-    kinds: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
+    kinds: dict[tuple[bool, bool, float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = spec.matrices is not None and is_hidden_matrix(name)
-            kinds[is_matrix, decays(name), lr_scale(name)].append(parameter)
+            decay = float(decays(name))
+            kinds[is_matrix, decay > 0, lr_scale(name), decay].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": bucket, "weight_decay": config.weight_decay / scale if decay else 0.0, "lr_scale": scale}
+        {"params": bucket, "weight_decay": config.weight_decay * decay, "lr_scale": scale}
         | ({"hidden_matrix": hidden} if spec.matrices else {})
-        for (hidden, decay, scale), parameters in sorted(kinds.items(), key=lambda item: item[0], reverse=True)
+        for (hidden, _, scale, decay), parameters in sorted(kinds.items(), key=lambda item: item[0], reverse=True)
         for bucket in _buckets(parameters, bucket_elements)
     ]
     optimizer: torch.optim.Optimizer = load_object(spec.optimizer)(groups, lr=0.0, **spec.arguments(config))

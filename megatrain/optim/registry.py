@@ -18,6 +18,11 @@ class OptimizerSection(Section):
     learning_rate: Positive = 6e-4
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="applied to matrices, not to norms")
     gradient_clipping: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0 turns it off")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="a layer's learning rate is multiplied by this, to the power of the layers above it; embeddings "
+        "lie below all of them, the head above",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

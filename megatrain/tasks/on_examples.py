@@ -21,7 +21,8 @@ class ExampleTask(Task[Batch]):
     def __init__(self, config: ResolvedFinetune) -> None:
         self._config = config
         self._training = self._read(config.finetune.train)
-        validation = self._read(config.finetune.validation).rows if config.finetune.validation else []
+        self._validation = self._read(config.finetune.validation) if config.finetune.validation else None
+        validation = self._validation.rows if self._validation is not None else []
         self._held_out = validation[: config.evaluation.sequences]
         self._left_out = len(validation) - len(self._held_out)
 

@@ -21,8 +21,8 @@ class TaskSection(Section):
         return ()
 
     @property
-    def classifies(self) -> Literal["sequence", "token"]:
-        """Of a classifier: whole examples, or each of their tokens."""
+    def classifies(self) -> Literal["sequence", "token", "span"]:
+        """Of a classifier: whole examples, each of their tokens, or where a span of them begins and ends."""
         return "sequence"
 
     @property

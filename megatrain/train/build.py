@@ -18,6 +18,7 @@ from megatrain.monitor.environment import environment
 from megatrain.monitor.sinks.console import Console
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.optim.build import build_optimizer
+from megatrain.optim.layers import lr_scale as layer_lr_scale
 from megatrain.optim.registry import OPTIMIZERS
 from megatrain.parallel.apply import build_parallel_model
 from megatrain.parallel.mesh import Mesh
@@ -150,9 +151,11 @@ def build_engine(
     optimizer = build_optimizer(
         model,
         config.optimizer,
-        decays=lambda name: row_of(section, name).decay,
+        decays=lambda name: row_of(section, name).weight_decay_scale,
         is_hidden_matrix=lambda name: row_of(section, name).is_hidden_matrix,
-        lr_scale=lambda name: row_of(section, name).lr_scale,
+        lr_scale=lambda name: (
+            row_of(section, name).lr_scale * layer_lr_scale(section, name, config.optimizer.layer_decay)
+        ),
         bucket_elements=bucket_elements(ds_config),
     )
     engine = Engine(

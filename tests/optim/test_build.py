@@ -65,10 +65,13 @@ def test_hidden_matrices_are_groups_of_their_own_for_an_optimizer_of_matrices() 
     assert len(together["params"]) == 2, "of AdamW all are alike"
 
 
-def test_weights_of_another_rate_are_groups_of_their_own_and_decay_as_the_others() -> None:
+def test_weights_of_another_rate_or_decay_are_groups_of_their_own() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
     scale = {"0.weight": 0.25}
-    rates = {"lr_scale": lambda name: scale.get(name, 1.0), "decays": is_matrix(model)}
+    rates = {
+        "lr_scale": lambda name: scale.get(name, 1.0),
+        "decays": lambda name: is_matrix(model)(name) / scale.get(name, 1.0),
+    }
     groups = build_optimizer(model, CONFIG, **rates).param_groups
     names = {p: name for name, p in model.named_parameters()}
     assert [[names[p] for p in group["params"]] for group in groups] == [

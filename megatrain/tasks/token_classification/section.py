@@ -32,5 +32,5 @@ class TokenClassificationSection(TaskSection):
         return self.labels or ()
 
     @property
-    def classifies(self) -> Literal["sequence", "token"]:
+    def classifies(self) -> Literal["sequence", "token", "span"]:
         return "token"

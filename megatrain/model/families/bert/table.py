@@ -122,8 +122,8 @@ def _of_tokens(section: BertSection, theirs: Mapping[str, str]) -> Iterator[Para
 
 def _of_classes(section: BertSection, model: str) -> Iterator[ParameterRow]:
     """The head of a classifier. RoBERTa has the same layers under other names."""
-    if section.classifies == "token":
-        yield from class_rows(section, "classifier", bias=True)
+    if section.classifies != "sequence":
+        yield from class_rows(section, "classifier" if section.classifies == "token" else "qa_outputs", bias=True)
         return
     bert = model == "bert"
     yield from _dense(section, "pooler.dense", "bert.pooler.dense" if bert else "classifier.dense")

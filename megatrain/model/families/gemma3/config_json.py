@@ -119,9 +119,9 @@ def huggingface_config(section: Gemma3Section) -> dict[str, Any]:
     local = {"rope_type": "default", "rope_theta": section.local_rope_theta}
     same = {name: getattr(section, name) for name in _SAME_NAME if name not in ("vocab_size", "initializer_range")}
     is_classifier = section.num_labels is not None
-    if is_classifier and section.classifies == "token":
+    if is_classifier and section.classifies != "sequence":
         raise ConfigError(
-            "model.family: gemma3: transformers has no classifier of its tokens, and this is not exported"
+            "model.family: gemma3: transformers has no classifier of its tokens or spans, and this is not exported"
         )
     return {
         **same,

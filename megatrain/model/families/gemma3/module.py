@@ -66,7 +66,7 @@ class Gemma3(nn.Module):
             self.head: LMHead | ClassHead = LMHead(config, softcap=config.final_logit_softcapping)
             self.head.weight = cast(nn.Parameter, self.embedding.weight)
         else:
-            self.head = ClassHead(config, bias=config.classifies == "token")
+            self.head = ClassHead(config, bias=config.classifies != "sequence")
 
     def forward(
         self,

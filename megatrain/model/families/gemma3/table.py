@@ -56,7 +56,7 @@ def rows(section: Gemma3Section) -> tuple[ParameterRow, ...]:
         matrix("mlp.up", "mlp.up_proj", inner, width, _COLUMN),
         matrix("mlp.down", "mlp.down_proj", width, inner, _ROW),
         *_norms(section),
-        *(() if section.num_labels is None else class_rows(section, "score", bias=section.classifies == "token")),
+        *(() if section.num_labels is None else class_rows(section, "score", bias=section.classifies != "sequence")),
     )
 
 

@@ -43,7 +43,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.head = (
-            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies == "token")
+            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies != "sequence")
         )
         if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)

@@ -57,8 +57,8 @@ def rows(section: GPTSection) -> tuple[ParameterRow, ...]:
         *_norm("norm", "transformer.ln_f", width, None),
     )
     if section.num_labels is not None:
-        of_tokens = section.classifies == "token"
-        return (*table, *class_rows(section, "classifier" if of_tokens else "score", bias=of_tokens))
+        name = {"sequence": "score", "token": "classifier", "span": "qa_outputs"}[section.classifies]
+        return (*table, *class_rows(section, name, bias=section.classifies != "sequence"))
     if section.tie_word_embeddings:
         return table
     head = ParameterRow(

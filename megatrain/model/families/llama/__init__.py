@@ -2,7 +2,7 @@
 
 from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.llama.config_json import MODEL_TYPES, read_config
-from megatrain.model.families.llama.huggingface import huggingface_config
+from megatrain.model.families.llama.huggingface import exported_name, huggingface_config
 from megatrain.model.families.llama.rules import issues, resized
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.llama.table import REGIONS, divisible, rows
@@ -20,6 +20,7 @@ FAMILIES.register(
         resized=resized,
         huggingface_config=huggingface_config,
         huggingface_prefix="model.",
+        huggingface_exported=exported_name,
         model_types=MODEL_TYPES,
         read_huggingface_config=read_config,
     ),

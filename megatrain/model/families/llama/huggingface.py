@@ -36,6 +36,13 @@ def huggingface_config(section: LlamaSection) -> dict[str, Any]:
     }
 
 
+def exported_name(section: LlamaSection, name: str) -> str:
+    """`…ForQuestionAnswering` of Llama and Qwen calls the bare model "transformer"; Mistral's does not."""
+    if section.classifies != "span" or section.num_labels is None or _model_type(section)["model_type"] == "mistral":
+        return name
+    return "transformer." + name.removeprefix("model.") if name.startswith("model.") else name
+
+
 def _model_type(section: LlamaSection) -> dict[str, Any]:
     """Its fields, and in `architectures` what the names of its classes begin with."""
     if section.attention_bias and section.qk_norm:

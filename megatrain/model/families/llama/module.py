@@ -51,7 +51,7 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = (
-            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies == "token")
+            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies != "sequence")
         )
         if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)

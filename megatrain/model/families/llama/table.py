@@ -73,7 +73,8 @@ def rows(section: LlamaSection) -> tuple[ParameterRow, ...]:
 
 def _head(section: LlamaSection) -> Iterator[ParameterRow]:
     if section.num_labels is not None:
-        yield from class_rows(section, "score", bias=section.classifies == "token")
+        name = "qa_outputs" if section.classifies == "span" else "score"
+        yield from class_rows(section, name, bias=section.classifies != "sequence")
     elif not section.tie_word_embeddings:
         yield ParameterRow(
             name="head.weight",
