@@ -31,6 +31,7 @@ def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.gradient_clipping if parallel.zero_stage else 0.0,
         "zero_optimization": _zero(config, tensor),
         "zero_allow_untested_optimizer": True,  # any whose state is per element: train/engine.py looks
+        "zero_force_ds_cpu_optimizer": False,  # torch's own run on a host as well
         "steps_per_print": 1_000_000_000,  # megatrain reports; DeepSpeed need not
     }
     if storage_precision(training.precision) == "bf16":
@@ -46,6 +47,8 @@ def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
 def _zero(config: ResolvedRun, tensor_parallel: int) -> dict[str, Any]:
     stage = config.parallel.zero_stage
     settings: dict[str, Any] = {"stage": stage}
+    if config.parallel.offload_optimizer == "cpu":
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if stage != 0:
         settings["reduce_bucket_size"] = reduce_bucket(config.model, tensor_parallel, stage)
     if stage == 3:

@@ -37,7 +37,9 @@ def headline(config: Config, plan: Plan) -> str:
 def plan_text(config: Config, report: PlanResult) -> str:
     """The chosen plan by its parts, the runners-up, and why the others cannot be."""
     chosen = report.chosen
-    memory = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.to_json().items() if name != "total"}
+    memory = {
+        name: f"{size / GIB:.2f}" for name, size in chosen.memory.to_json().items() if name not in ("total", "host")
+    }
     other = {name: f"{size / GIB:.2f}" for name, size in chosen.memory.other_to_json().items()}
     seconds = {name: f"{value * 1e3:.1f}" for name, value in chosen.time.to_json().items() if name != "total"}
     assert config.model is not None, "resolved"
@@ -49,6 +51,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
         "",
         f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB per rank, "
         f"at the peak ({chosen.memory.peak}): {_parts(memory)} ({_parts(other)})",
+        *_host(chosen, report),
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
         f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s per rank, MFU {chosen.mfu:.1%} "
         "(6·N + attention per token, over the dense bf16 peak)",
@@ -61,6 +64,15 @@ def plan_text(config: Config, report: PlanResult) -> str:
     if report.rejected:
         lines += ["", f"{len(report.rejected)} do not:", *_reasons(report)]
     return "\n".join(lines)
+
+
+def _host(plan: Plan, report: PlanResult) -> list[str]:
+    if not plan.memory.host or report.hardware.host is None:
+        return []
+    there = report.hardware.host.memory_gib
+    return [
+        f"host     {plan.memory.host / GIB:7.2f} of {there:.1f} GiB per rank: weights in fp32, optimizer, gradients"
+    ]
 
 
 def _examples(config: Config) -> list[str]:

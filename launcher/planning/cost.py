@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK_TOKENS
 from launcher.planning.blocks import block_shape
-from launcher.planning.hardware import Hardware, Link
+from launcher.planning.hardware import Hardware, Host, Link
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import rewritten_bytes, seconds, state_bytes
+from launcher.planning.offload import copied_bytes, host_moved_bytes
 from launcher.planning.zero import local_parameters, number_bytes
 from megatrain.config.training import storage_precision
 from megatrain.model.architecture import ModelSection, rows
@@ -241,7 +242,7 @@ def _data_parallel(
     waiting = messages * min(n - 1, 2 * n.bit_length()) * link.latency * 1e-6  # a ring, or a tree when that is shorter
     if stage == 3:
         hidden = min(OVERLAP * traffic, OVERLAP * compute)
-    elif stage == 1 and precision == "bf16" and hardware.device != "cpu":  # in the last micro-batch's backward pass
+    elif _reduces_early(layout, precision) and hardware.device != "cpu":  # in the last micro-batch's backward pass
         reducing = sent.reduce / (link.bandwidth * 1e9)
         hidden = OVERLAP * min(reducing, 2 / 3 * compute / accumulation)
     else:
@@ -270,11 +271,16 @@ def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> 
     twice in each micro-batch.
     """
     n, a, c = layout.replicas, layout.gradient_accumulation_steps, number_bytes(precision)
-    scattered = 4 if precision == "bf16" else 2 * c
+    scattered = 4 if _reduces_early(layout, precision) else 8  # all-reduced, in fp32
     reduced = {0: 2 * c, 1: scattered, 2: 2 * c * a, 3: c * a}[layout.zero_stage]
     gathered = {0: 0, 1: c, 2: c, 3: 2 * c * a}[layout.zero_stage]
     ring = local_parameters(model, layout.tensor_parallel) * (n - 1) / n
     return DataParallelBytes(reduce=reduced * ring, gather=gathered * ring)
+
+
+def _reduces_early(layout: Layout, precision: str) -> bool:
+    """Whether fp32 sums are scattered in the last backward pass (train/zero1.py)."""
+    return layout.zero_stage == 1 and precision == "bf16" and layout.offload_optimizer == "none"
 
 
 def data_parallel_link(ranks: int, ranks_in_node: int, hardware: Hardware) -> Link:
@@ -289,13 +295,20 @@ def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Ha
     """Memory that is moved to sum and send gradients, then to update. Then the host's share, which an accelerator hides
     behind its queue and a CPU rank pays."""
     owners = layout.replicas if layout.zero_stage >= 1 else 1
-    each = (
-        gradient_bytes(layout, precision)
-        + (_UPDATE_BYTES + 2 * state_bytes(model, layout) + _NORM_AND_CLIP_BYTES) / owners
-    )
+    update = (_UPDATE_BYTES + 2 * state_bytes(model, layout) + _NORM_AND_CLIP_BYTES) / owners
+    elsewhere = 0.0
+    if layout.offload_optimizer == "cpu" and hardware.host is not None:
+        elsewhere, update = _on_the_host(model, layout, precision, hardware.host), 4 / owners  # the norm
+    each = gradient_bytes(layout, precision) + update
     host = HOST_SECONDS[layout.zero_stage] * block_shape(model).tensors
     moved = each * local_parameters(model, layout.tensor_parallel) + rewritten_bytes(model, layout)
-    return _moving(moved, hardware) + (host if hardware.device == "cpu" else 0.0)
+    return _moving(moved, hardware) + elsewhere + (host if hardware.device == "cpu" else 0.0)
+
+
+def _on_the_host(model: ModelSection, layout: Layout, precision: str, host: Host) -> float:
+    """Copies and the update, one after the other, as if nothing hid a copy."""
+    copying = copied_bytes(model, layout, precision) / (host.link * 1e9)
+    return copying + host_moved_bytes(model, layout) / (host.memory_bandwidth * 1e9)
 
 
 def gradient_bytes(layout: Layout, precision: str) -> float:
@@ -307,7 +320,9 @@ def gradient_bytes(layout: Layout, precision: str) -> float:
     if layout.zero_stage == 0:  # in bf16 DeepSpeed copies them to fp32, and looks through them; and see `Engine`
         return added + bucketed + (28 if precision == "bf16" else 0)
     if layout.zero_stage == 1:  # in bf16, added to sums in fp32, which are reduced in place
-        return 10 * a - 4 if precision == "bf16" else added + bucketed
+        if _reduces_early(layout, precision):
+            return 10 * a - 4
+        return added + bucketed if precision == "fp32" else 10 * a + 24  # summed, and bucketed, in fp32
     # twice a micro-batch, put together from the ranks' parts
     gathered = 4 * c if layout.zero_stage == 3 and layout.replicas > 1 else 0
     return (bucketed + gathered) * a

@@ -29,6 +29,14 @@ class Link(_Strict):
     latency: Rate = Field(description="microseconds of one collective's hop")
 
 
+class Host(_Strict):
+    """What the GPUs of a node share, for what is offloaded to it."""
+
+    memory_gib: Rate = Field(description="of a node")
+    memory_bandwidth: Rate = Field(description="GB/s of a node, as a vectorised update over all of its cores sees it")
+    link: Rate = Field(description="GB/s between a GPU and pinned memory, while all GPUs of a node copy")
+
+
 HalfSize = Annotated[float, Field(ge=0, le=1e9)]
 Efficiency = Annotated[float, Field(gt=0, le=1)]
 
@@ -51,6 +59,7 @@ class Accelerator(_Strict):
     link: Link = Field(description="inside a node")
     network: Link = Field(description="between nodes")
     gpus_per_node: int = Field(ge=1, le=1024)
+    host: Host | None = Field(None, description="absent: nothing can be offloaded to it")
 
 
 class Processor(_Strict):
@@ -84,6 +93,7 @@ class Hardware(_Strict):
     link: Link
     network: Link
     max_ranks_per_node: int | None  # None: no limit but sense
+    host: Host | None = None  # a rank's share; None: not known, or where the ranks themselves run
 
     def tflops(self, precision: str) -> float:
         """What a large matmul reaches, in TFLOP/s."""
@@ -104,7 +114,7 @@ def load_hardware(name: str, ranks_per_node: int) -> Hardware:
             raise ConfigError(f"{path}: must be a mapping, such as `device: cuda`")
         if data.get("device") == "cpu":
             return _share(path.stem, Processor.model_validate(data), ranks_per_node)
-        return _gpu(path.stem, Accelerator.model_validate(data))
+        return _gpu(path.stem, Accelerator.model_validate(data), ranks_per_node)
     except ValidationError as error:
         lines = (f"{path}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ConfigError("\n".join(lines)) from None
@@ -130,7 +140,11 @@ def _find(name: str) -> Path:
     return shipped(PROFILES) / f"{name}.yaml"
 
 
-def _gpu(name: str, profile: Accelerator) -> Hardware:
+def _gpu(name: str, profile: Accelerator, ranks_per_node: int) -> Hardware:
+    share = None
+    if (host := profile.host) is not None:
+        ranks = max(1, ranks_per_node)
+        share = Host(memory_gib=host.memory_gib / ranks, memory_bandwidth=host.memory_bandwidth / ranks, link=host.link)
     return Hardware(
         name=name,
         device=profile.device,
@@ -145,6 +159,7 @@ def _gpu(name: str, profile: Accelerator) -> Hardware:
         link=profile.link,
         network=profile.network,
         max_ranks_per_node=profile.gpus_per_node,
+        host=share,
     )
 
 

@@ -7,6 +7,7 @@ from megatrain.optim.adamw import AdamWSection
 from megatrain.optim.registry import OptimizerSection
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
+OffloadOptimizer = Literal["none", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Layout:
     gradient_accumulation_steps: int
     activation_checkpointing: ActivationCheckpointing
     recompute_blocks: int | None = None  # the first so many blocks do; None: all
+    offload_optimizer: OffloadOptimizer = "none"
     optimizer: OptimizerSection = field(default_factory=AdamWSection)  # not a choice: the run's
 
     @property
@@ -46,9 +48,10 @@ class Layout:
     def __str__(self) -> str:
         sequence = " + sequence" if self.sequence_parallel else ""
         of_blocks = "" if self.recompute_blocks is None else f" of {self.recompute_blocks} blocks"
+        offload = ", optimizer on the host" if self.offload_optimizer == "cpu" else ""
         context = f"context {self.context_parallel}, " if self.context_parallel > 1 else ""
         return (
             f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, {context}data {self.data_parallel}, "
             f"micro-batch {self.micro_batch_size} × {self.gradient_accumulation_steps}, "
-            f"{self.activation_checkpointing} recompute{of_blocks}"
+            f"{self.activation_checkpointing} recompute{of_blocks}{offload}"
         )

@@ -148,6 +148,12 @@ def _known_stage(run: Run, choice: Choice) -> str | None:
     return None if stage in (0, 1, 2, 3) else f"zero_stage={stage}: DeepSpeed has stages 0 to 3"
 
 
+def _offload_needs_zero(run: Run, choice: Choice) -> str | None:
+    if choice["offload_optimizer"] == "cpu" and choice["zero_stage"] == 0:
+        return "offload_optimizer=cpu needs zero_stage 1, 2 or 3: without ZeRO DeepSpeed offloads nothing"
+    return None
+
+
 RULES = (
     Rule("ranks", ("tensor_parallel",), _ranks, "megatrain/topology.py"),
     Rule(
@@ -182,6 +188,12 @@ RULES = (
     Rule("fp8 sides", ("tensor_parallel",), _fp8_sides, "megatrain/parallel/float8.py"),
     Rule("fp8 tokens", ("context_parallel", "micro_batch_size"), _fp8_tokens, "torch._scaled_mm, of weight gradients"),
     Rule("stage", ("zero_stage",), _known_stage, "deepspeed/runtime/zero/config.py, ZeroStageEnum"),
+    Rule(
+        "offload needs ZeRO",
+        ("zero_stage", "offload_optimizer"),
+        _offload_needs_zero,
+        "deepspeed/runtime/engine.py, _configure_optimizer",
+    ),
     Rule(
         "micro-batch",
         ("tensor_parallel", "data_parallel", "micro_batch_size"),

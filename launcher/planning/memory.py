@@ -1,17 +1,19 @@
 """Bytes on one rank at the peak of a run's start and steps: DeepSpeed's share (zero.py) and the model's
 (activations.py), put together at each moment that can be the peak."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.planning.activations import activation_bytes
 from launcher.planning.hardware import GIB, Hardware
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import buffer_bytes
-from launcher.planning.zero import first_and_embedding, local_parameters, zero_bytes
+from launcher.planning.offload import HostBytes, device_bytes, host_bytes
+from launcher.planning.zero import ZeroBytes, first_and_embedding, local_parameters
 from megatrain.config import ModelSection
 
 FRAGMENTATION = 0.05  # of all but parameters and optimizer state, which are allocated once
 USABLE = 0.94  # of the device's memory: a plan that needs more does not fit
+HOST_USABLE = 0.8  # of the host's memory: data, caches and processes need some
 _PROCESS = {"cuda": 2.0 * GIB, "rocm": 2.0 * GIB, "cpu": 0.7 * GIB}  # context and NCCL buffers; or Python and torch
 
 
@@ -28,6 +30,7 @@ class MemoryEstimate:
     buffers: int  # buckets, gathered parameters, copies
     process: int
     margin: int  # for fragmentation
+    host: int = 0  # of the host's memory, beside what every process takes there; a CPU rank's is all in `total`
 
     @property
     def other(self) -> int:
@@ -44,7 +47,7 @@ class MemoryEstimate:
 
     def to_json(self) -> dict[str, int]:
         parts = ("parameters", "gradients", "optimizer", "activations", "other", "total")
-        return {part: getattr(self, part) for part in parts}
+        return {part: getattr(self, part) for part in parts} | ({"host": self.host} if self.host else {})
 
     def other_to_json(self) -> dict[str, int]:
         return {part: getattr(self, part) for part in ("logits", "buffers", "process", "margin")}
@@ -60,7 +63,9 @@ def estimate_memory(
     compiled: bool = False,
 ) -> MemoryEstimate:
     """What one rank needs; see `fits`."""
-    zero = zero_bytes(model, layout, precision)
+    zero, host = device_bytes(model, layout, precision), host_bytes(model, layout, precision)
+    if hardware.device == "cpu":
+        zero, host = _on_one_memory(zero, host), HostBytes()
     act = activation_bytes(
         model,
         layout,
@@ -97,9 +102,21 @@ def estimate_memory(
         logits=round(logits),
         buffers=round(zero.buckets + buffers),
         process=round(_PROCESS[hardware.device]),
+        host=round(host.peak),
         margin=round(FRAGMENTATION * (zero.gradients + gradients + activations + logits + zero.buckets + buffers)),
     )
 
 
+def _on_one_memory(zero: ZeroBytes, host: HostBytes) -> ZeroBytes:
+    """Of a rank whose device is the host; nothing is pinned there."""
+    starting = max(host.starting, zero.starting - host.standing)
+    return replace(zero, optimizer=zero.optimizer + host.standing, starting=starting)
+
+
+def host_usable(hardware: Hardware) -> float:
+    """Bytes of the host's memory that a rank can have."""
+    return HOST_USABLE * hardware.host.memory_gib * GIB if hardware.host is not None else 0.0
+
+
 def fits(memory: MemoryEstimate, hardware: Hardware) -> bool:
-    return memory.total <= USABLE * hardware.memory_bytes
+    return memory.total <= USABLE * hardware.memory_bytes and memory.host <= host_usable(hardware)

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from launcher.planning.cost import estimate_step, model_flops_utilization
 from launcher.planning.hardware import GIB, load_hardware
-from launcher.planning.layout import ActivationCheckpointing, Layout
+from launcher.planning.layout import ActivationCheckpointing, Layout, OffloadOptimizer
 from launcher.planning.legality import Run, first_violation
-from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits
+from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits, host_usable
 from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, nearest_misses
 from launcher.planning.precision import check_hardware_precision
 from launcher.planning.ranking import comfortable, rank_key
@@ -20,6 +20,7 @@ from megatrain.base.errors import ConfigError
 from megatrain.config import AUTO, Config, PretrainConfig
 from megatrain.config.resolved import ResolvedRun, resolved
 from megatrain.config.training import storage_precision
+from megatrain.optim.registry import OPTIMIZERS
 
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
 SHORTEST_PART = (
@@ -61,6 +62,7 @@ def decided(config: Config, plan: Plan) -> Config:
         "zero_stage": plan.zero_stage,
         "sequence_parallel": plan.sequence_parallel,
         "activation_checkpointing": plan.activation_checkpointing,
+        "offload_optimizer": plan.layout.offload_optimizer,
         "recompute_blocks": "all" if plan.layout.recompute_blocks is None else plan.layout.recompute_blocks,
     }
     update = {
@@ -92,7 +94,9 @@ class _Planner:
         self._check_cluster()
 
     def report(self) -> PlanResult:
-        candidates = [plan for layout in self._layouts() for plan in self._plans(layout)]
+        candidates: list[Plan] = []
+        for offload in self._offload_choices():
+            candidates = candidates or [plan for layout in self._layouts(offload) for plan in self._plans(layout)]
         if not candidates:
             raise NothingFitsError(self._nothing_fits(), self.rejected)
         candidates.sort(key=lambda plan: rank_key(plan, self.hardware))
@@ -107,6 +111,11 @@ class _Planner:
             raise ConfigError(
                 f"parallel.recompute_blocks: {blocks}: parallel.activation_checkpointing is none. Try selective."
             )
+        if self.config.parallel.offload_optimizer == "cpu" and self.hardware.device != "cpu" and not self.hardware.host:
+            raise ConfigError(
+                f"parallel.offload_optimizer: cpu: {self.hardware.name} does not say what its host has. Add to the "
+                "profile: host: {memory_gib: …, memory_bandwidth: …, link: …}, as in configs/hardware/h100-sxm.yaml."
+            )
         most = self.hardware.max_ranks_per_node
         if most is not None and self.ranks_per_node > most:
             raise ConfigError(
@@ -114,7 +123,15 @@ class _Planner:
                 f"Set it to {most} or less, and cluster.nodes to match."
             )
 
-    def _layouts(self) -> Iterator[Layout]:
+    def _offload_choices(self) -> tuple[OffloadOptimizer, ...]:
+        """In order: one is tried where nothing fits with those before it."""
+        fixed = self.config.parallel.offload_optimizer
+        if fixed != AUTO:
+            return (fixed,)
+        of_matrices = OPTIMIZERS.get(self.config.optimizer.name).matrices is not None  # see config/rules.py
+        return ("none", "cpu") if self.hardware.host is not None and not of_matrices else ("none",)
+
+    def _layouts(self, offload: OffloadOptimizer) -> Iterator[Layout]:
         """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
         parallel, batch = self.config.parallel, self.config.training.global_batch_size
         stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
@@ -122,7 +139,7 @@ class _Planner:
             both = context["tensor_parallel"] * context["context_parallel"]
             for data in self._legal(context, "data_parallel", [self.world_size // both]):
                 for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
-                    for stage in self._legal(sequence, "zero_stage", stages):
+                    for stage in self._legal({**sequence, "offload_optimizer": offload}, "zero_stage", stages):
                         for micro in self._legal(stage, "micro_batch_size", self._micro_batches(data)):
                             for recompute in self._recompute_choices():
                                 yield Layout(
@@ -234,6 +251,7 @@ class _Planner:
         memory = self._memory(layout)
         if not fits(memory, self.hardware):
             over = memory.total - USABLE * self.hardware.memory_bytes
+            over = max(over, memory.host - host_usable(self.hardware))
             self._reject(layout.to_json(), self._too_large(memory), over)
             return None
         time = estimate_step(
@@ -255,8 +273,12 @@ class _Planner:
         self.rejected.append(Rejected(fields=fields, reason=reason, overshoot=overshoot))
 
     def _too_large(self, memory: MemoryEstimate) -> str:
+        if memory.host > host_usable(self.hardware):
+            available = host_usable(self.hardware) / GIB
+            return f"needs {memory.host / GIB:.1f} GiB of its host per rank, and {available:.1f} GiB can be used"
         sizes = memory.to_json()
         total = sizes.pop("total")
+        sizes.pop("host", None)
         parts = sorted(sizes.items(), key=lambda part: -part[1])[:2]
         largest = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts)
         usable = USABLE * self.hardware.memory_bytes / GIB

@@ -18,6 +18,7 @@ from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.finding import Finding
+from launcher.preflight.host_memory import check_host_memory
 from launcher.preflight.on_disk import (
     check_checkpoint,
     check_files,
@@ -131,6 +132,7 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
     findings += check_checkpoint(resolved, source, resume if branched is None else str(branched))
     if as_job and plan:
         findings += _time(resolved, plan)
+        findings += check_host_memory(resolved, plan)
     return findings
 
 

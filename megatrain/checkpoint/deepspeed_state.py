@@ -149,6 +149,12 @@ def _masters(engine: DeepSpeedEngine) -> list[tuple[Tensor, dict[str, Any]]]:
     return [(p, group) for group in groups for p in group["params"]]
 
 
+def master_device(engine: DeepSpeedEngine) -> torch.device:
+    """Where the optimizer updates: the engine's device, or the host where it is offloaded."""
+    masters = _masters(engine)
+    return masters[0][0].device if masters else engine.device
+
+
 def set_optimizer_step(engine: DeepSpeedEngine, step: int) -> None:
     """The number of updates taken, which Adam's bias correction depends on."""
     for state in _torch_optimizer(engine).state.values():
@@ -281,5 +287,6 @@ def not_finite(pieces: Mapping[str, LocalShards]) -> list[str]:
     if not pieces:
         return []
     largest = [torch.linalg.vector_norm(piece._flat, ord=math.inf) for piece in pieces.values()]  # NaN stays NaN
-    finite: list[bool] = torch.isfinite(torch.stack(largest)).tolist()
+    device = largest[0].device  # frozen weights stay on theirs where the others are on the host
+    finite: list[bool] = torch.isfinite(torch.stack([one.to(device) for one in largest])).tolist()
     return [name for name, well in zip(pieces, finite, strict=True) if not well]

@@ -17,4 +17,7 @@ class ParallelSection(Section):
     recompute_blocks: AutoCount | Literal["all"] = Field(
         AUTO, description="blocks that recompute, from the first; the others keep everything. auto: as few as fit"
     )
+    offload_optimizer: Literal["auto", "none", "cpu"] = Field(
+        AUTO, description="where ZeRO keeps fp32 weights and optimizer state, and updates: the GPU, or its host (cpu)"
+    )
     compile: bool = Field(True, description="torch.compile each block")

@@ -22,6 +22,11 @@ def _all_unless_given(blocks: object) -> object:
     return "all" if blocks == AUTO else blocks
 
 
+def _kept_unless_given(offload: object) -> object:
+    """A run from before there was a choice offloads nothing."""
+    return "none" if offload == AUTO else offload
+
+
 class ResolvedParallel(ParallelSection):
     tensor_parallel: Count
     context_parallel: Count
@@ -29,6 +34,7 @@ class ResolvedParallel(ParallelSection):
     sequence_parallel: bool
     activation_checkpointing: Literal["none", "selective", "full"]
     recompute_blocks: Annotated[Count | Literal["all"], BeforeValidator(_all_unless_given)] = "all"
+    offload_optimizer: Annotated[Literal["none", "cpu"], BeforeValidator(_kept_unless_given)] = "none"
 
 
 class ResolvedTraining(TrainingSection):

@@ -43,6 +43,9 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
     if model is not None:
         yield from validate_model(model, parallel)
         yield from task_issues(config, model)
+    if parallel.offload_optimizer == "cpu" and OPTIMIZERS.get(config.optimizer.name).matrices is not None:
+        rule = f"{config.optimizer.name} multiplies whole matrices in each update, which a host is too slow for"
+        yield ConfigIssue("parallel.offload_optimizer", "cpu", rule, "Set it to none, or take another optimizer.")
     if isinstance(config, PretrainConfig):
         yield from _data_issues(config.data)
         if config.data.sequential and config.tokenizer is None:

@@ -64,10 +64,12 @@ class Engine:
             )
         self.device: torch.device = self._engine.device
         deepspeed_state.create_optimizer_state(self._engine)
+        self._update_device = deepspeed_state.master_device(self._engine)
         self._norm = torch.zeros((), device=self.device)  # of the last gradients, without ZeRO
         self._run_ahead = RunAhead(self.device)
-        self._on_host = self.device.type == "cpu"
-        self._held_back = torch.zeros((), device=self.device)  # 1: a norm was not finite, and no update is kept since
+        self._on_host = self._update_device.type == "cpu"
+        # 1: a norm was not finite, and no update is kept since
+        self._held_back = torch.zeros((), device=self._update_device)
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         if getattr(inner, "_step_supports_amp_scaling", False):
             inner.found_inf = self._held_back  # such an optimizer leaves weights and state as they are while it is 1
@@ -96,7 +98,7 @@ class Engine:
         Must be called after each `forward_backward`. A parameter group takes `learning_rate` times its `lr_scale`.
         Returns the norm of the whole gradient before clipping, at the last micro-batch of a step, the same on every
         rank; 0.0 at the others. On a GPU it is fp32 [] there, and the host does not wait for it: it may be a step
-        ahead.
+        ahead. Where the host updates, it has the norm.
 
         A norm that is not finite, as after a loss that is not on any rank, changes neither weights nor optimizer state,
         and nothing changes them any more. The device sees to that, so a caller may look at norms later
@@ -116,9 +118,10 @@ class Engine:
         return float(norm) if self._on_host else norm
 
     def _last_norm(self) -> Tensor:
-        """Fp32 [] on the device. DeepSpeed has it on either side, and as -1 where it is not finite: here infinite."""
+        """Fp32 [] where the update is. DeepSpeed has it on either side, and as -1 where it is not finite: here
+        infinite."""
         norm = self._engine.optimizer._global_grad_norm if self._partitioned else self._norm
-        norm = torch.as_tensor(norm, device=self.device, dtype=torch.float32)
+        norm = torch.as_tensor(norm, device=self._update_device, dtype=torch.float32)
         return torch.where(norm >= 0, norm, torch.inf)
 
     def _unless_held_back(self, step: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,6 +29,11 @@ def rules(**sections):
         ({"model": MODEL | {"num_key_value_heads": 3}}, "model.num_key_value_heads", "does not divide"),
         ({"model": MODEL | {"head_dim": 15}}, "model.head_dim", "must be even"),
         ({"parallel": {"tensor_parallel": 4}}, "parallel.tensor_parallel", "does not divide 2 key-value heads"),
+        (
+            {"parallel": {"offload_optimizer": "cpu"}, "optimizer": {"name": "muon"}},
+            "parallel.offload_optimizer",
+            "muon multiplies whole matrices in each update",
+        ),
         ({"schedule": {"warmup_steps": 11}}, "schedule.warmup_steps", "is longer than the run"),
     ],
 )

@@ -36,6 +36,7 @@ class Layout:
     micro_batch: int = 2
     tied: bool = False
     context: int = 1
+    offload: str = "none"
 
     @property
     def world_size(self) -> int:
@@ -47,6 +48,7 @@ class Layout:
         parts += [self.checkpointing] if self.checkpointing != "none" else []
         parts += ["tied"] if self.tied else []
         parts += [f"cp{self.context}"] if self.context > 1 else []
+        parts += ["offload"] if self.offload != "none" else []
         parts += [f"mb{self.micro_batch}"] if self.micro_batch != 2 else []
         return "-".join(parts)
 
@@ -85,6 +87,7 @@ def config_of(layout: Layout) -> PretrainConfig:
                 "sequence_parallel": layout.sequence_parallel,
                 "activation_checkpointing": layout.checkpointing,
                 "compile": layout.compile,
+                "offload_optimizer": layout.offload,
             },
         }
     )

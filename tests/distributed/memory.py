@@ -57,6 +57,7 @@ class Case:
                     "sequence_parallel": layout.sequence_parallel,
                     "activation_checkpointing": layout.activation_checkpointing,
                     "recompute_blocks": layout.recompute_blocks or "all",
+                    "offload_optimizer": layout.offload_optimizer,
                     "compile": False,
                 },
             }

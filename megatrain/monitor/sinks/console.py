@@ -220,7 +220,8 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     recompute = "" if parallel.activation_checkpointing == "none" else f"{parallel.activation_checkpointing} recompute"
     if recompute and isinstance(parallel.recompute_blocks, int):
         recompute += f" of {parallel.recompute_blocks} blocks"
-    features = ("compile" if parallel.compile else "", recompute)
+    offload = "optimizer on the host" if parallel.offload_optimizer == "cpu" else ""
+    features = ("compile" if parallel.compile else "", recompute, offload)
     layout = f"ZeRO-{parallel.zero_stage}, {topology}"
     batch = f"micro-batch {training.micro_batch_size} × {accumulation}"
     first = (

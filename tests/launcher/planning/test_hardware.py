@@ -25,7 +25,9 @@ def test_the_ranks_of_a_cpu_node_share_it():
     one, two = load_hardware("cpu", 1), load_hardware("cpu", 2)
     assert two.memory_bytes == one.memory_bytes // 2
     assert two.peak_tflops == one.peak_tflops / 2
-    assert load_hardware("h200", 2) == load_hardware("h200", 1)
+    one, two = load_hardware("h200", 1), load_hardware("h200", 2)
+    assert two.model_dump(exclude={"host"}) == one.model_dump(exclude={"host"})
+    assert (two.host.memory_gib, two.host.link) == (one.host.memory_gib / 2, one.host.link)
 
 
 def test_an_unknown_name_lists_the_known(tmp_path):

@@ -12,6 +12,7 @@ LEGAL = {
     "data_parallel": 2,
     "sequence_parallel": True,
     "zero_stage": 1,
+    "offload_optimizer": "cpu",
     "micro_batch_size": 2,
 }
 
@@ -66,6 +67,11 @@ BROKEN = {  # rule: the run, the choice, the reason
         "micro_batch_size=1 × 24 tokens over context_parallel=1 are no multiple of 16, as training.precision=fp8 asks",
     ),
     "stage": (run(), {"zero_stage": 4}, "zero_stage=4: DeepSpeed has stages 0 to 3"),
+    "offload needs ZeRO": (
+        run(),
+        {"zero_stage": 0, "offload_optimizer": "cpu"},
+        "offload_optimizer=cpu needs zero_stage 1, 2 or 3: without ZeRO DeepSpeed offloads nothing",
+    ),
     "micro-batch": (
         run(),
         {"tensor_parallel": 2, "data_parallel": 4, "micro_batch_size": 3},
