@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.manifest import find_checkpoint
-from megatrain.checkpoint.read import read_model
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Config
 from megatrain.data.text.prompts import PromptEncoder
 from megatrain.data.text.tokenizer import EncodeError, Tokenizer
+from megatrain.huggingface.merged import read_merged_model
 from megatrain.run.directory import locate
 from megatrain.run.inputs import load_run
 from megatrain.tasks.sft.section import SFTSection
@@ -55,7 +55,7 @@ def generate(
     if not section.is_causal:
         raise ConfigError(f"{run}: model.family: {section.family}: is an encoder, and continues no text")
     tokenizer = Tokenizer.load(config.tokenizer.path)
-    model = read_model(folder).eval()
+    model = read_merged_model(folder).eval()
     start, prefix = encode_prompt(prompt, tokenizer, config)
     if (largest := max(start)) >= (rows := section.padded_vocab_size):
         raise ConfigError(f"PROMPT: holds the id {largest} of the tokenizer; the model's embedding has {rows} rows")

@@ -7,7 +7,8 @@ from launcher.planning.activations import activation_bytes
 from launcher.planning.hardware import GIB, Hardware
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import buffer_bytes
-from launcher.planning.zero import first_and_embedding, local_parameters, zero_bytes
+from launcher.planning.trained import trained_layers, trained_parameters
+from launcher.planning.zero import first_and_embedding, zero_bytes
 from megatrain.config import ModelSection
 
 FRAGMENTATION = 0.05  # of all but parameters and optimizer state, which are allocated once
@@ -69,7 +70,7 @@ def estimate_memory(
         device=hardware.device,
         compiled=compiled,
     )
-    earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / local_parameters(model, layout.tensor_parallel)
+    earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / trained_parameters(model, layout.tensor_parallel)
     # moment: gradients, activations, logits, buffers
     moments = {
         "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
@@ -78,7 +79,7 @@ def estimate_memory(
         "bucket": (zero.held, act.in_backward(zero.late_after), 0.0, zero.gathered + zero.late_in_backward),
         "last block": (
             max(zero.held, zero.made * earlier if layout.zero_stage < 2 else 0),
-            act.in_backward(model.num_hidden_layers - 1),
+            act.in_backward(trained_layers(model) - 1),
             0.0,
             zero.gathered + zero.late_in_backward,
         ),

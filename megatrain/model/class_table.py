@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 
 from megatrain.model.architecture import ModelSection, rows
-from megatrain.model.parameter_row import ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
-
-CLASS_HEAD = ("head.weight", "head.bias")
+from megatrain.model.parameter_row import CLASS_HEAD, ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
 
 def class_rows(section: ModelSection, theirs: str, *, bias: bool) -> Iterator[ParameterRow]:
