@@ -28,6 +28,7 @@ from megatrain.config import Config
 from megatrain.data.loading.batch import assemble_rows
 from megatrain.data.loading.shards import PreparedData
 from megatrain.huggingface.export import DType, load_transformers
+from megatrain.huggingface.merged import MergedWeights
 from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.directory import RunDir, locate, parse_step
 from megatrain.run.inputs import load_run
@@ -123,12 +124,13 @@ class Checkpoint:
         return verify(self.path)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights, fp32 on the CPU, by the names of the model's parameters. Tied weights stand once.
+        """The weights, fp32 on the CPU, by the names of the model's parameters. Tied weights stand once; an adapter is
+        merged into the weights of its base.
 
         Raises:
-            CheckpointError: a file is missing or damaged.
+            CheckpointError: a file is missing or damaged, or the base of an adapter is gone.
         """
-        return read_tensors(find_checkpoint(self.path), kind="weight")
+        return MergedWeights().read(find_checkpoint(self.path))
 
     def optimizer_state(self, kind: str) -> dict[str, Tensor]:
         """One kind of optimizer state, such as "exp_avg", whole and by the names of the parameters.

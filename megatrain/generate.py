@@ -5,7 +5,6 @@ from pathlib import Path
 
 from megatrain.base.errors import CheckpointError, ConfigError
 from megatrain.checkpoint.manifest import find_checkpoint
-from megatrain.checkpoint.read import read_model
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Config
 from megatrain.data.examples.chat_template import ChatTemplate, Message
@@ -14,6 +13,7 @@ from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.prompts import Ending, Prompts
 from megatrain.generation.sampling import Sampling
+from megatrain.huggingface.merged import read_merged_model
 from megatrain.run.directory import locate
 from megatrain.run.inputs import load_run
 from megatrain.tasks.sft.section import SFTSection
@@ -92,7 +92,7 @@ class Writer:
         self._tokenizer = Tokenizer.load(self._config.tokenizer.path)
         self._prompts = prompts_of(self._config, self._tokenizer, rows=section.padded_vocab_size)
         self._longest = section.longest_sequence
-        self._model = read_model(folder).eval()
+        self._model = read_merged_model(folder).eval()
         self._sampling, self._max_new_tokens, self._seed, self._warn = sampling, max_new_tokens, seed, warn
         self._stops = tuple(stops)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from launcher.planning.blocks import BlockShape, block_shape
 from launcher.planning.layout import Layout
+from launcher.planning.trained import adapter_widths, head_is_trained
 from launcher.planning.zero import number_bytes
 from megatrain.config import ModelSection
 
@@ -98,16 +99,17 @@ def activation_bytes(
     vocabulary = model.head_rows / t
     fused_head = compiled and device != "cpu"
     chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
-    weight = vocabulary * h
+    weight = vocabulary * h if head_is_trained(model) else 0.0
     per_logit = 2 * c if fused_head else 4 + (c if c == 2 else 0)
     logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
     # around the blocks: what norms keep, and what a matrix of the head takes and gives
     outside = shape.outer_norms * width.norm + 2 * shape.outer_matrices * width.stream
-    blocks = layout.recomputing(model.num_hidden_layers)
+    first = model.first_trained_layer  # the blocks before it keep nothing
+    blocks = max(first, layout.recomputing(model.num_hidden_layers))
     return ActivationBytes(
         recomputing=recomputing,
         keeping=keeping,
-        recomputing_blocks=blocks,
+        recomputing_blocks=blocks - first,
         keeping_blocks=model.num_hidden_layers - blocks,
         outside=T * outside,
         head_gradients=4 * weight + T * c * h,
@@ -119,10 +121,12 @@ def activation_bytes(
 def _block(
     model: ModelSection, width: _Widths, layout: Layout, mode: str, T: float, c: int, *, device: str, compiled: bool
 ) -> BlockBytes:
-    everything = width.everything
+    made, inside = (c * channels for channels in adapter_widths(model, layout.tensor_parallel))
+    everything = width.everything + inside
+    selective, useful = _selective(width, layout, compiled)
     kept, still_there = {
         "none": (everything, everything),
-        "selective": _selective(width, layout, compiled),
+        "selective": (selective + made, useful + inside),
         "full": (width.stream, 0.0),
     }[mode]
     if mode != "none":

@@ -14,7 +14,7 @@ class BlockShape:
     outer_norms: int  # in front of the blocks, behind them, and in the head
     outer_matrices: int  # in the head, in front of the vocabulary's
     rotates: bool  # queries and keys
-    tensors: int  # of the whole model
+    tensors: int  # of the whole model, that are trained
 
     @property
     def is_gated(self) -> bool:
@@ -23,7 +23,7 @@ class BlockShape:
 
 @lru_cache(64)
 def block_shape(model: ModelSection) -> BlockShape:
-    table, layers = rows(model), model.num_hidden_layers
+    table, layers = rows(model.merged), model.num_hidden_layers
     norms = [row for row in table if row.kind is Kind.NORM and row.name.endswith(".weight")]
     of_blocks = sum(row.count for row in norms if row.layers is not None) / layers
     mlp = sum(row.elements for row in table if row.kind is Kind.MLP and len(row.shape) == 2)
@@ -34,5 +34,5 @@ def block_shape(model: ModelSection) -> BlockShape:
         outer_norms=sum(row.layers is None for row in norms),
         outer_matrices=sum(row.kind is Kind.HEAD and row.shape == square for row in table),
         rotates=model.longest_sequence is None,  # else positions are learned, and added to the tokens
-        tensors=sum(row.count for row in table),
+        tensors=sum(row.count for row in rows(model) if row.trained),
     )

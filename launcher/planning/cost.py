@@ -14,6 +14,7 @@ from launcher.planning.hardware import Hardware, Host, Link
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import rewritten_bytes, seconds, state_bytes
 from launcher.planning.offload import copied_bytes, host_moved_bytes
+from launcher.planning.trained import adapter_widths, head_is_trained, trained_layers, trained_parameters
 from launcher.planning.zero import local_parameters, number_bytes
 from megatrain.config.training import storage_precision
 from megatrain.model.architecture import ModelSection, rows
@@ -104,6 +105,7 @@ class BlockTime:
     last_matmul: float  # of these, the one that nothing behind it in the block needs
     attention: float
     elementwise: float
+    frozen_matmuls: float = 0.0  # of these, whose weight has no gradient
 
     @property
     def forward(self) -> float:
@@ -111,7 +113,7 @@ class BlockTime:
 
     @property
     def backward(self) -> float:
-        return 2 * self.matmuls + ATTENTION_BACKWARD * self.attention + 2 * self.elementwise
+        return 2 * self.matmuls - self.frozen_matmuls + ATTENTION_BACKWARD * self.attention + 2 * self.elementwise
 
     def again(self, recompute: str) -> float:
         """What a recomputing backward pass adds (parallel/activation_checkpointing.py)."""
@@ -125,8 +127,9 @@ def _micro_batch(
     block = block_time(model, layout, sequence_length, precision, hardware, compiled)
     T = local_tokens(layout, sequence_length)
     head = _head(model, layout, T, storage_precision(precision), hardware, compiled)
-    again = layout.recomputing(model.num_hidden_layers) * block.again(layout.activation_checkpointing)
-    return model.num_hidden_layers * (block.forward + block.backward) + again + head
+    recomputing = max(0, layout.recomputing(model.num_hidden_layers) - model.first_trained_layer)
+    again = recomputing * block.again(layout.activation_checkpointing)
+    return model.num_hidden_layers * block.forward + trained_layers(model) * block.backward + again + head
 
 
 def _head(model: ModelSection, layout: Layout, T: float, precision: str, hardware: Hardware, compiled: bool) -> float:
@@ -136,9 +139,10 @@ def _head(model: ModelSection, layout: Layout, T: float, precision: str, hardwar
     chunk = COMPILED_HEAD_CHUNK_TOKENS if fused else HEAD_CHUNK_TOKENS
     logit = 4 * c if fused else 44  # read for the maximum, for the sum and for the gradient, which is written; or by op
     # each chunk's product is written, and added to the weight's gradient in fp32; that is scaled and rounded at the end
-    weight = (2 * c + 8) * math.ceil(T / chunk) + 8 + 4 + c
+    weight = (2 * c + 8) * math.ceil(T / chunk) + 8 + 4 + c if head_is_trained(model) else 0.0
     moved = vocabulary * (T * logit + model.hidden_size * weight)
-    return 3 * _matmul(T, model.hidden_size, vocabulary, precision, hardware) + _moving(moved, hardware)
+    products = 3 if head_is_trained(model) else 2
+    return products * _matmul(T, model.hidden_size, vocabulary, precision, hardware) + _moving(moved, hardware)
 
 
 def _moving(size: float, hardware: Hardware) -> float:
@@ -152,7 +156,8 @@ def block_time(
     h, f, t = model.hidden_size, model.mlp_width / layout.tensor_parallel, layout.tensor_parallel
     T = local_tokens(layout, sequence_length)
     queries, keys = model.attention_heads * model.head_size / t, model.key_value_heads * model.head_size / t
-    matrices = [row for row in rows(model) if row.layers is not None and 0 in row.layers and len(row.shape) == 2]
+    last = model.num_hidden_layers - 1  # it is trained, if any is
+    matrices = [row for row in rows(model) if row.layers is not None and last in row.layers and len(row.shape) == 2]
     stored = storage_precision(precision)
     rate = hardware.tflops(stored) * 1e12 * hardware.training_efficiency
     seen = model.seen(sequence_length) / model.num_hidden_layers  # causal: half of the sequence
@@ -161,18 +166,20 @@ def block_time(
     rotation = (2 if compiled else 20) * (queries + keys) if shape.rotates else 0.0
     stream = 2 * h + 2 * shape.norms * h if compiled else 6 * h + 3 * shape.norms * h
     activation = (1 + shape.mlp_inputs) * f if compiled else (5 if shape.is_gated else 2) * f
-    moved = stream + rotation + activation
-    products, rounded = [], 0.0  # seconds; elements of fp8 operands
+    moved = stream + rotation + activation + (1 if compiled else 3) * adapter_widths(model, t)[0]
+    products, rounded, frozen = [], 0.0, 0.0  # seconds; elements of fp8 operands; seconds
     for row in matrices:
         n, k = row.local_shape(t)
         in_fp8 = precision == "fp8" and multiplies_in_fp8(row, t)
         products.append(_matmul(T, k, n, precision if in_fp8 else stored, hardware))
+        frozen += 0.0 if row.trained else products[-1]
         rounded += (T * k + k * n) * in_fp8
     return BlockTime(
         matmuls=sum(products),
-        last_matmul=products[-1],
+        last_matmul=next(one for one, row in zip(products[::-1], matrices[::-1], strict=True) if not row.of_adapter),
         attention=4 * T * seen * queries / (rate * ATTENTION_RATE),
         elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * rounded, hardware),
+        frozen_matmuls=frozen,
     )
 
 
@@ -274,8 +281,9 @@ def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> 
     scattered = 4 if _reduces_early(layout, precision) else 8  # all-reduced, in fp32
     reduced = {0: 2 * c, 1: scattered, 2: 2 * c * a, 3: c * a}[layout.zero_stage]
     gathered = {0: 0, 1: c, 2: c, 3: 2 * c * a}[layout.zero_stage]
-    ring = local_parameters(model, layout.tensor_parallel) * (n - 1) / n
-    return DataParallelBytes(reduce=reduced * ring, gather=gathered * ring)
+    ring = trained_parameters(model, layout.tensor_parallel) * (n - 1) / n
+    whole = local_parameters(model, layout.tensor_parallel) * (n - 1) / n
+    return DataParallelBytes(reduce=reduced * ring, gather=gathered * (whole if layout.zero_stage == 3 else ring))
 
 
 def _reduces_early(layout: Layout, precision: str) -> bool:
@@ -301,7 +309,7 @@ def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Ha
         elsewhere, update = _on_the_host(model, layout, precision, hardware.host), 4 / owners  # the norm
     each = gradient_bytes(layout, precision) + update
     host = HOST_SECONDS[layout.zero_stage] * block_shape(model).tensors
-    moved = each * local_parameters(model, layout.tensor_parallel) + rewritten_bytes(model, layout)
+    moved = each * trained_parameters(model, layout.tensor_parallel) + rewritten_bytes(model, layout)
     return _moving(moved, hardware) + elsewhere + (host if hardware.device == "cpu" else 0.0)
 
 

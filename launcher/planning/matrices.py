@@ -32,7 +32,7 @@ def state_bytes(model: ModelSection, layout: Layout) -> float:
 def _state_bytes(model: ModelSection, optimizer: str, tensor_parallel: int) -> float:
     spec = OPTIMIZERS.get(optimizer)
     size = total = 0.0
-    for row in rows(model):
+    for row in (row for row in rows(model) if row.trained):
         elements = row.count * row.local_elements(tensor_parallel)
         size += elements
         total += elements * spec.state_bytes(hidden_matrix=row.is_hidden_matrix)
@@ -40,9 +40,10 @@ def _state_bytes(model: ModelSection, optimizer: str, tensor_parallel: int) -> f
 
 
 def checkpoint_bytes(model: ModelSection, optimizer: OptimizerSection) -> int:
-    """Of a whole checkpoint: fp32 weights and the optimizer's state."""
+    """Of a whole checkpoint: fp32 weights and the optimizer's state, of what is trained."""
     state = OPTIMIZERS.get(optimizer.name).state_bytes
-    return sum(row.count * row.elements * (4 + state(hidden_matrix=row.is_hidden_matrix)) for row in rows(model))
+    trained = (row for row in rows(model) if row.trained)
+    return sum(row.count * row.elements * (4 + state(hidden_matrix=row.is_hidden_matrix)) for row in trained)
 
 
 @lru_cache(256)

@@ -8,7 +8,8 @@ from launcher.planning.hardware import GIB, Hardware
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import buffer_bytes
 from launcher.planning.offload import HostBytes, device_bytes, host_bytes
-from launcher.planning.zero import ZeroBytes, first_and_embedding, local_parameters
+from launcher.planning.trained import trained_layers, trained_parameters
+from launcher.planning.zero import ZeroBytes, first_and_embedding
 from megatrain.config import ModelSection
 
 FRAGMENTATION = 0.05  # of all but parameters and optimizer state, which are allocated once
@@ -74,7 +75,7 @@ def estimate_memory(
         device=hardware.device,
         compiled=compiled,
     )
-    earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / local_parameters(model, layout.tensor_parallel)
+    earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / trained_parameters(model, layout.tensor_parallel)
     # moment: gradients, activations, logits, buffers
     moments = {
         "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
@@ -83,7 +84,7 @@ def estimate_memory(
         "bucket": (zero.held, act.in_backward(zero.late_after), 0.0, zero.gathered + zero.late_in_backward),
         "last block": (
             max(zero.held, zero.made * earlier if layout.zero_stage < 2 else 0),
-            act.in_backward(model.num_hidden_layers - 1),
+            act.in_backward(trained_layers(model) - 1),
             0.0,
             zero.gathered + zero.late_in_backward,
         ),

@@ -172,7 +172,14 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
     task = _complete_task(config)
     found |= {
         "task": task,
-        "model": found["model"].model_copy(update={"num_labels": task.num_labels, "classifies": task.classifies}),
+        "model": found["model"].model_copy(
+            update={
+                "num_labels": task.num_labels,
+                "classifies": task.classifies,
+                "adapter": config.finetune.adapter,
+                "train_layers": config.finetune.train_layers,
+            }
+        ),
     }
     if found["model"].vocab_size == AUTO:
         found["model"] = _with_vocabulary(

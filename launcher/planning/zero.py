@@ -9,8 +9,9 @@ Read in DeepSpeed 0.19.8 and measured (docs/planning.md). Which of its optimizer
     2      DeepSpeedZeroOptimizer    DeepSpeedZeroOptimizer
     3      DeepSpeedZeroOptimizer_Stage3
 
-Symbols: Ψ parameters on this rank before ZeRO, n ranks that hold the same ones (data- and context-parallel), c bytes of
-a number in the compute dtype.
+Symbols: Ψ trained parameters on this rank before ZeRO, n ranks that hold the same ones (data- and context-parallel), c
+bytes of a number in the compute dtype. Frozen parameters have neither gradients nor state nor an fp32 copy, and only
+ZeRO-3 partitions them.
 """
 
 import math
@@ -19,6 +20,14 @@ from functools import lru_cache
 
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import state_bytes
+from launcher.planning.trained import (
+    head_is_trained,
+    largest_trained,
+    trained_embedding,
+    trained_layers,
+    trained_of_block,
+    trained_parameters,
+)
 from megatrain.model.architecture import ModelSection, rows
 
 # Elements. DeepSpeed's own size, but a part of a small model: it allocates the buckets whole.
@@ -87,9 +96,14 @@ def block_parameters(model: ModelSection, tensor_parallel: int) -> float:
 
 def reduce_bucket(model: ModelSection, tensor_parallel: int, zero_stage: int) -> int:
     """Elements; a gradient that is larger than the bucket would be reduced on its own, from a copy."""
-    psi = local_parameters(model, tensor_parallel)
-    bucket = min(REDUCE_BUCKET, max(psi / _BUCKETS_A_MODEL, largest_parameter(model, tensor_parallel)))
-    return round(max(bucket, block_parameters(model, tensor_parallel)) if zero_stage == 3 else bucket)
+    psi = trained_parameters(model, tensor_parallel)
+    bucket = min(REDUCE_BUCKET, max(psi / _BUCKETS_A_MODEL, largest_trained(model, tensor_parallel)))
+    return round(max(bucket, _trained_of_block(model, tensor_parallel)) if zero_stage == 3 else bucket)
+
+
+def _trained_of_block(model: ModelSection, tensor_parallel: int) -> float:
+    of_block = trained_of_block if model.freezes else block_parameters
+    return of_block(model, tensor_parallel)
 
 
 def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
@@ -99,7 +113,7 @@ def zero_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes
 
 def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) -> float:
     """Peaks are where DeepSpeed takes the weights over, and where the optimizer makes its state from zero gradients."""
-    psi, n = local_parameters(model, layout.tensor_parallel), layout.replicas
+    psi, n = trained_parameters(model, layout.tensor_parallel), layout.replicas
     if layout.zero_stage == 0:
         return (6 if c == 2 else 4) * psi
     if layout.zero_stage == 3:  # each parameter is gathered once, to attach hooks to it, before there are moments
@@ -109,9 +123,17 @@ def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) 
 
 
 def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
-    psi, n, c = local_parameters(model, layout.tensor_parallel), layout.replicas, number_bytes(precision)
+    trained = _of_trained(model, layout, precision)
+    frozen = local_parameters(model, layout.tensor_parallel) - trained_parameters(model, layout.tensor_parallel)
+    share = layout.replicas if layout.zero_stage == 3 else 1
+    return replace(trained, parameters=trained.parameters + number_bytes(precision) * frozen / share)
+
+
+def _of_trained(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
+    """Without what frozen parameters take between steps."""
+    psi, n, c = trained_parameters(model, layout.tensor_parallel), layout.replicas, number_bytes(precision)
     bucket = c * reduce_bucket(model, layout.tensor_parallel, layout.zero_stage)
-    largest = largest_parameter(model, layout.tensor_parallel)
+    largest = largest_trained(model, layout.tensor_parallel)
     again = layout.gradient_accumulation_steps > 1
     if layout.zero_stage == 0:
         return _unpartitioned(psi, state_bytes(model, layout), c, again, largest)
@@ -122,7 +144,7 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
             parameters=2 * psi,
             gradients=4 * psi,  # the fp32 sums, whole on every rank, reduced in place
             optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
-            reducing=2 * embedding_parameters(model, layout.tensor_parallel),  # its gradient, the last that is made
+            reducing=2 * trained_embedding(model, layout.tensor_parallel),  # its gradient, the last that is made
         )
     partition = 4 * psi / n
     if layout.zero_stage == 1:  # in fp32: whole gradients until the last micro-batch
@@ -155,10 +177,10 @@ def _training(model: ModelSection, layout: Layout, precision: str) -> ZeroBytes:
 
 
 def _blocks_of_a_bucket(model: ModelSection, tensor_parallel: int) -> int:
-    head = embedding_parameters(model, tensor_parallel)
-    block = block_parameters(model, tensor_parallel)
+    head = embedding_parameters(model, tensor_parallel) if head_is_trained(model) else 0.0
+    block = _trained_of_block(model, tensor_parallel)
     blocks = math.floor((reduce_bucket(model, tensor_parallel, 2) - head) / block)
-    return min(model.num_hidden_layers, max(0, blocks))
+    return min(trained_layers(model), max(0, blocks))
 
 
 def _unpartitioned(psi: float, state: float, c: int, again: bool, largest: float) -> ZeroBytes:
@@ -193,17 +215,19 @@ def reuse_distance(model: ModelSection, tensor_parallel: int) -> int:
 
 def first_and_embedding(model: ModelSection, tensor_parallel: int) -> float:
     """Elements of the first block and the embedding: the last whose gradients are made."""
+    if model.freezes:
+        return trained_embedding(model, tensor_parallel) + trained_of_block(model, tensor_parallel)
     return embedding_parameters(model, tensor_parallel) + block_parameters(model, tensor_parallel)
 
 
 def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bucket: float) -> ZeroBytes:
-    part = first_and_embedding(model, layout.tensor_parallel)
+    part, whole = (of(model, layout.tensor_parallel) for of in (first_and_embedding, local_parameters))
     return ZeroBytes(
         parameters=c * psi / n,
         gradients=4 * psi / n,
         optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
         buckets=bucket,
-        gathered=c * min(live_parameters(model, layout.tensor_parallel), psi) if n > 1 else 0,
+        gathered=c * min(live_parameters(model, layout.tensor_parallel), whole) if n > 1 else 0,
         in_forward=c * prefetch_bucket(model, layout.tensor_parallel) if n > 1 else 0,
         reducing=bucket + c * part if n > 1 else bucket + 4 * bucket / c,
         stepping=4 * psi / n,

@@ -6,12 +6,13 @@ from pathlib import Path
 from launcher.planning.resolve import run_folder, tokenizer_path
 from launcher.preflight.finding import Finding
 from megatrain.base.errors import ExitCode, MegatrainError
+from megatrain.checkpoint.state import read_state
 from megatrain.config import AUTO, FinetuneConfig
 from megatrain.config.rules import task_issues
 from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer_files import pad_token, read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import Vocabulary, parse_vocabulary
-from megatrain.huggingface.base_model import read_base
+from megatrain.huggingface.base_model import find_base, read_base
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.names import drawn, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
@@ -21,10 +22,12 @@ _SHOWN = 3  # tokens
 
 
 def check_base(config: FinetuneConfig) -> Iterator[Finding]:
-    """A run that has checkpoints needs its base no more; its tokenizer must fit the model in any case."""
+    """A run with checkpoints of all weights needs its base no more; its tokenizer must fit the model in any case."""
     begun = bool(run_folder(config).steps())
     if not begun:
         yield from _weights(config)
+    elif config.finetune.adapter is not None or config.finetune.train_layers is not None:
+        yield from _frozen_weights(config)
     if config.model is not None:
         for field, value, rule, fix in task_issues(config, config.model):
             yield Finding("error", f"{field}: {value}: {rule}. {fix}", ExitCode.USAGE)
@@ -52,11 +55,27 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
         return
     try:
         if config.model is not None:
-            files = weight_files(folder, config.model)
-            if absent := drawn(files, wholes_of_base(config.model), config.model):
+            model = config.model.merged
+            files = weight_files(folder, model)
+            if absent := drawn(files, wholes_of_base(model), model):
                 text = f"{folder}: has no head; drawn from run.seed: {', '.join(absent)}"
                 yield Finding("note", f"finetune.base: {text}")
+                if config.model.adapter is not None and config.model.num_labels is None:
+                    text = f"{folder}: has no head, and finetune.adapter trains none: it would stay as it is drawn"
+                    fix = "Leave finetune.adapter out, or name a base with a head."
+                    yield Finding("error", f"finetune.base: {text}. {fix}", ExitCode.USAGE)
         read_base(config.finetune.base)
+    except MegatrainError as error:
+        yield Finding("error", f"finetune.base: {error}", error.exit_code)
+
+
+def _frozen_weights(config: FinetuneConfig) -> Iterator[Finding]:
+    """Checkpoints of a part of the weights need the base that has the others."""
+    run = run_folder(config)
+    folder = run.step(run.steps()[-1])
+    try:
+        if (base := read_state(folder).base) is not None:
+            find_base(folder, base.path, base.sha256, (config.finetune.base,))
     except MegatrainError as error:
         yield Finding("error", f"finetune.base: {error}", error.exit_code)
 

@@ -11,6 +11,8 @@ from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import read_state
 from megatrain.run.directory import locate, parse_step
 
+Reader = Callable[[Path, Collection[str]], dict[str, Tensor]]
+
 
 def last_checkpoints(path: Path, count: int, *, warn: Callable[[str], None] = lambda line: None) -> list[Path]:
     """The last `count` checkpoints that verify, of one model, the newest first.
@@ -43,27 +45,35 @@ def last_checkpoints(path: Path, count: int, *, warn: Callable[[str], None] = la
     return found
 
 
-def read_mean(folders: Sequence[Path], names: Collection[str]) -> dict[str, Tensor]:
+def read_mean(folders: Sequence[Path], names: Collection[str], read: Reader | None = None) -> dict[str, Tensor]:
     """fp32 means of weights over checkpoints, on the CPU; two whole tensors more than the result are in memory.
+
+    Args:
+        read: (checkpoint, names) -> its weights; default: those that it holds itself.
 
     Raises:
         CheckpointError: as `read_tensors`; or a checkpoint lacks one, or has it in another shape.
     """
-    return {name: _mean(folders, name) for name in names}
+    read = read or _read
+    return {name: _mean(folders, name, read) for name in names}
 
 
-def _mean(folders: Sequence[Path], name: str) -> Tensor:
-    total = _weight(folders[0], name).float()
+def _mean(folders: Sequence[Path], name: str, read: Reader) -> Tensor:
+    total = _weight(folders[0], name, read).float()
     for folder in folders[1:]:
-        more = _weight(folder, name)
+        more = _weight(folder, name, read)
         if more.shape != total.shape:
             raise CheckpointError(f"{folder}: {name} has shape {tuple(more.shape)}, and not {tuple(total.shape)}")
         total += more
     return total.div_(len(folders))
 
 
-def _weight(folder: Path, name: str) -> Tensor:
-    found = read_tensors(folder, kind="weight", names=[name])
+def _read(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    return read_tensors(folder, kind="weight", names=names)
+
+
+def _weight(folder: Path, name: str, read: Reader) -> Tensor:
+    found = read(folder, [name])
     if name not in found:
         raise CheckpointError(f"{folder}: has no tensor {name}")
     return found[name]

@@ -24,12 +24,10 @@ from torch import Tensor, nn
 
 from megatrain.base.errors import ConfigError
 from megatrain.checkpoint.local_shards import LocalShards
-from megatrain.checkpoint.state import Parameters
+from megatrain.checkpoint.state import WEIGHT, Parameters
 from megatrain.parallel.matrix_exchange import Unit
 from megatrain.parallel.matrix_plan import Piece
 from megatrain.parallel.tensor_parallel import shard_of
-
-WEIGHT = "weight"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from megatrain.base.errors import CheckpointError
 from megatrain.checkpoint.planner import TensorPlanner
 from megatrain.checkpoint.state import read_state
 from megatrain.checkpoint.storage import SafeReader, cause_of
+from megatrain.config import ModelSection
 from megatrain.model.build import build_model
 
 
@@ -50,8 +51,15 @@ def read_model(folder: Path) -> nn.Module:
     Raises:
         CheckpointError: as `read_tensors`; or the weights are not those of the model that state.json describes.
     """
-    config = read_state(folder).model
-    weights = read_tensors(folder, kind="weight")
+    return model_of(folder, read_state(folder).model, read_tensors(folder, kind="weight"))
+
+
+def model_of(folder: Path, config: ModelSection, weights: dict[str, Tensor]) -> nn.Module:
+    """A model with these weights.
+
+    Raises:
+        CheckpointError: they are not its own.
+    """
     if config.ties_head and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     if config.num_hidden_layers > len(weights):  # or building it would take for ever

@@ -13,6 +13,7 @@ from megatrain.config.file import load_extensions_of
 from megatrain.run.directory import RunDir
 
 STATE = "state.json"
+WEIGHT = "weight"  # what keys of weights begin with; those of optimizer state have its names
 STATE_FORMAT = 2
 _LIMIT = 1 << 20  # bytes of the file: a loader's state has 4 KiB
 _MOST_LAYERS = 100_000
@@ -58,6 +59,15 @@ class Counts(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class BaseReference(BaseModel):
+    """The weights that a checkpoint of trained ones goes with."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    path: str  # a checkpoint, or the folder of a model in Hugging Face's format; absolute
+    sha256: Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]  # as `huggingface.base_model.fingerprints`
+
+
 class State(Counts):
     """The content of state.json."""
 
@@ -68,6 +78,7 @@ class State(Counts):
     model: AnyModel
     seed: int = Field(0, ge=-(2**63), lt=2**64)
     parameters: Parameters = "all"
+    base: BaseReference | None = None  # of "trained"
 
     @model_validator(mode="after")
     def _sane(self) -> "State":

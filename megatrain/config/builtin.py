@@ -1,5 +1,6 @@
 """Everything that registers itself with megatrain; importing this module is what makes it known."""
 
+from megatrain.adapters import lora
 from megatrain.model import families
 from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
@@ -21,6 +22,7 @@ __all__ = [
     "inverse_sqrt",
     "linear",
     "lion",
+    "lora",
     "masked_lm",
     "muon",
     "pretrain_lm",

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from megatrain.adapters.registry import AnyAdapter
 from megatrain.base.section import FREE, REPORTED, Section
 from megatrain.base.types import MOST_TOKENS, Count, Path, Positive
 
@@ -17,6 +18,10 @@ class FinetuneSection(Section):
         description="files, folders or globs of jsonl or parquet, as `data prepare` reads them"
     )
     validation: Annotated[tuple[Path, ...], Field(strict=False), REPORTED] = ()
+    adapter: AnyAdapter | None = Field(None, description="what is trained instead of the base's own weights")
+    train_layers: Count | None = Field(
+        None, description="only the last so many layers are trained, and the head; default: the whole model"
+    )
     max_epochs: Annotated[Positive, REPORTED] = Field(
         50.0, description="a run that would read the examples more often is refused; from 10 on it is warned of"
     )

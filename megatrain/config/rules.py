@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from megatrain.base.arithmetic import nearest_divisor
 from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
+from megatrain.config.trained import base_issues, part_issues
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import has_class_head
 from megatrain.optim.registry import OPTIMIZERS
@@ -40,6 +41,7 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
             f"does not divide training.global_batch_size ({training.global_batch_size})",
             f"Try {nearest_divisor(training.global_batch_size, training.micro_batch_size)}.",
         )
+    yield from (ConfigIssue(*issue) for issue in part_issues(config))
     if model is not None:
         yield from validate_model(model, parallel)
         yield from task_issues(config, model)
@@ -76,6 +78,7 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
         known = ", ".join(name for name, optimizer in OPTIMIZERS if optimizer.has_mup_rates)
         rule = "has no learning rates of model.mup: they are those of Adam"
         yield ConfigIssue("optimizer.name", config.optimizer.name, rule, f"Take {known}, or leave model.mup out.")
+    yield from (ConfigIssue(*issue) for issue in base_issues(config, model))
     longest = model.longest_sequence
     if longest is None:
         return

@@ -4,6 +4,7 @@ its weights from others. Free of torch.
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatrain.base.errors import CheckpointError, DataError
@@ -55,16 +56,46 @@ def fingerprints(base: str) -> list[str]:
     Raises:
         CheckpointError: a file cannot be read.
     """
-    folder = Path(base)
+    return [sha256 for sha256, _ in _weights_at(Path(base))]
+
+
+def find_base(checkpoint: Path, path: str, sha256: str, also: Iterable[str] = ()) -> Path:
+    """The folder whose weights a checkpoint refers to.
+
+    Args:
+        path: where they lay when it was written.
+        also: runs or folders that may hold them now.
+
+    Raises:
+        CheckpointError: none of these holds them.
+    """
+    changed = False
+    for place in dict.fromkeys((path, *also)):
+        folder = Path(place)
+        there = is_pretrained(folder) or (locate(folder)[1] or locate(folder)[0].checkpoints).is_dir()
+        for found, weights in _weights_at(folder) if there else ():
+            if found == sha256:
+                return weights
+            changed = changed or place == path
+    state = "is not what it was (SHA-256 differs)" if changed else "is not there"
+    raise CheckpointError(
+        f"{checkpoint}: holds trained weights only; the others are those of {path}, which {state}. "
+        "Restore it, or name in the run's finetune.base where it is now."
+    )
+
+
+def _weights_at(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Fingerprints, and the folders that they are of."""
     if is_pretrained(folder):
         digest = hashlib.sha256()
         for file in sorted(folder.glob("*.safetensors")):
             digest.update(_sample(file))
-        return [digest.hexdigest()]
+        yield digest.hexdigest(), folder
+        return
     run, checkpoint = locate(folder)
-    checkpoints = [run.step(step) for step in run.steps()] if checkpoint is None else [checkpoint]
-    manifests = [checkpoint / MANIFEST for checkpoint in checkpoints]
-    return [hashlib.sha256(read_bytes(file, limit=1 << 30, error=CheckpointError)).hexdigest() for file in manifests]
+    for one in [run.step(step) for step in run.steps()] if checkpoint is None else [checkpoint]:
+        content = read_bytes(one / MANIFEST, limit=1 << 30, error=CheckpointError)
+        yield hashlib.sha256(content).hexdigest(), one
 
 
 def is_same_base(run: RunDir, base: str) -> bool:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError
 from megatrain.base.files import reason, write_json
-from megatrain.checkpoint.average import last_checkpoints, read_mean
+from megatrain.checkpoint.average import Reader, last_checkpoints, read_mean
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import read_state
@@ -30,6 +30,7 @@ from megatrain.data.text.tokenizer_files import Files, read_tokenizer
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
+from megatrain.huggingface.merged import MergedWeights
 from megatrain.huggingface.names import Whole, folded, joined, wholes
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import purpose
@@ -98,12 +99,14 @@ def export(
         raise ConfigError(f"{given}: already exists; give the name of a new folder")
     checkpoints = [find_checkpoint(path)] if average_last == 1 else last_checkpoints(path, average_last, warn=warn)
     checkpoint = checkpoints[0]
-    source = _source(locate(path)[0], read_state(checkpoint).model, dtype, warn)
+    state = read_state(checkpoint)
+    source = _source(locate(path)[0], state.model.merged, dtype, warn)
+    read = MergedWeights().read if state.parameters == "trained" else _read
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files, size = _write_weights(checkpoints, temporary, source.model, dtype, shard_bytes, report)
+        files, size = _write_weights(checkpoints, temporary, source.model, dtype, shard_bytes, report, read)
         for name, content in described(source).items():
             (temporary / name).write_bytes(content)
         averaged = {"averaged": [str(folder) for folder in checkpoints]} if len(checkpoints) > 1 else {}
@@ -135,10 +138,10 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     import transformers
 
     checkpoint = find_checkpoint(path)
-    source = _source(run, read_state(checkpoint).model, dtype, lambda line: None)
+    source = _source(run, read_state(checkpoint).model.merged, dtype, lambda line: None)
     config = json.loads(described(source)[CONFIG])
     kind: torch.dtype = getattr(torch, dtype)
-    weights = _read_weights([checkpoint], wholes(source.model), source.model, kind)
+    weights = _read_weights([checkpoint], wholes(source.model), source.model, kind, MergedWeights().read)
     with torch.device("meta"):
         empty = getattr(transformers, auto_class(source.model)).from_config(transformers.AutoConfig.for_model(**config))
     model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
@@ -187,16 +190,17 @@ def _write_weights(
     dtype: DType,
     shard_bytes: int,
     report: Callable[[str], None],
+    read: Reader | None = None,
 ) -> tuple[int, int]:
     """How many files, and their tensors' bytes."""
     kind: torch.dtype = getattr(torch, dtype)
     tensors_of_theirs = wholes(model)
     shards = list(_shards(tensors_of_theirs, kind.itemsize, shard_bytes))
-    total = 0
+    total, read = 0, read or _read
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = _read_weights(checkpoints, {name: tensors_of_theirs[name] for name in names}, model, kind)
+        tensors = _read_weights(checkpoints, {name: tensors_of_theirs[name] for name in names}, model, kind, read)
         save_file(tensors, out / file, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -207,20 +211,24 @@ def _write_weights(
 
 
 def _read_weights(
-    checkpoints: list[Path], wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype
+    checkpoints: list[Path], wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype, read: Reader
 ) -> dict[str, Tensor]:
     """Tensors of theirs, by their names in the class that loads them."""
     rows = {row.name: row for whole in wanted.values() for row in whole.rows}
-    ours = _read(checkpoints, list(rows))
+    ours = _read_all(checkpoints, list(rows), read)
     cast = {name: _cast(row, ours[name], kind, model.padded_vocab_size) for name, row in rows.items()}
     exported = FAMILIES.get(model.family).huggingface_exported
     return {exported(model, name): joined(whole, cast) for name, whole in wanted.items()}
 
 
-def _read(checkpoints: list[Path], names: list[str]) -> dict[str, Tensor]:
+def _read(checkpoint: Path, names: Collection[str]) -> dict[str, Tensor]:
+    return read_tensors(checkpoint, kind="weight", names=names)
+
+
+def _read_all(checkpoints: list[Path], names: list[str], read: Reader) -> dict[str, Tensor]:
     if len(checkpoints) > 1:
-        return read_mean(checkpoints, names)
-    whole = read_tensors(checkpoints[0], kind="weight", names=names)
+        return read_mean(checkpoints, names, read)
+    whole = read(checkpoints[0], names)
     if missing := sorted(set(names) - whole.keys()):
         raise CheckpointError(f"{checkpoints[0]}: has no tensor {missing[0]}")
     return whole

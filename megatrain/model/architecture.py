@@ -13,11 +13,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from megatrain.adapters.registry import AnyAdapter
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
 from megatrain.base.types import AUTO, WIDEST, Count, Positive, VocabularySize
 from megatrain.model.mup import MupSection, parametrised
-from megatrain.model.parameter_row import EMBEDDING, Kind, ParameterRow
+from megatrain.model.parameter_row import CLASS_HEAD, EMBEDDING, Kind, ParameterRow
+from megatrain.model.trained import top_layers, with_adapter
 from megatrain.model.window import CAUSAL, Window, positions_seen
 
 LABELS_MULTIPLE = 192  # rows of a class head: 1, 2, 3, 4, 6, 8, 12, 16, … tensor-parallel ranks divide them alike
@@ -68,6 +70,8 @@ class ModelSection(Section):
         description="of a classifier, by its task; its head stands in the place of the vocabulary's",
     )
     classifies: Literal["sequence", "token", "span"] = Field("sequence", description="of a classifier, by its task")
+    adapter: AnyAdapter | None = Field(None, description="of a fine-tuning, by finetune.adapter")
+    train_layers: Count | None = Field(None, description="of a fine-tuning, by finetune.train_layers")
 
     @property
     def attention_heads(self) -> int:
@@ -142,15 +146,38 @@ class ModelSection(Section):
 
     @property
     def parameters(self) -> int:
-        """All trained numbers, each counted once."""
+        """All numbers, each counted once, an adapter's included."""
         return _sizes(self)[0]
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(row.count * row.elements for row in rows(self) if row.trained)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether some weights stay as they are."""
+        return self.adapter is not None or self.train_layers is not None
+
+    @property
+    def merged(self) -> "ModelSection":
+        """The model that results: an adapter's changes are in its weights, and nothing of it is frozen."""
+        return self.model_copy(update={"adapter": None, "train_layers": None}) if self.freezes else self
+
+    @property
+    def first_trained_layer(self) -> int:
+        """The backward pass ends there."""
+        return 0 if self.train_layers is None else max(0, self.num_hidden_layers - self.train_layers)
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Forward and backward FLOPs per token: 6·N_matmul + 12·H·Σ seen, H the heads' width, the sum over the layers.
 
-        Causal attention sees S/2 positions: 6·L·H·S, half of PaLM's appendix B, which counts the masked half too.
+        Causal attention sees S/2 positions: 6·L·H·S, half of PaLM's appendix B, which counts the masked half too. Of a
+        frozen weight no gradient is made, which leaves 4; below the first trained layer there is no backward pass.
         """
-        return 6.0 * self.matmul_parameters + 12.0 * self.attention_heads * self.head_size * self.seen(sequence_length)
+        first, depth = self.first_trained_layer, self.num_hidden_layers
+        attention = (4.0 + 8.0 * (depth - first) / depth) * self.attention_heads * self.head_size
+        matrices = (_flops(row, first) * row.count * row.elements for row in rows(self) if _is_multiplied(row, self))
+        return sum(matrices) + attention * self.seen(sequence_length)
 
     def seen(self, sequence_length: int) -> float:
         """Positions that one position attends to, on average over a sequence, summed over the layers."""
@@ -213,7 +240,25 @@ FAMILIES: Registry[ModelFamily] = Registry("model family")
 @lru_cache(64)
 def rows(section: ModelSection) -> tuple[ParameterRow, ...]:
     """The table of a model, a row for each kind of weight. Tied word embeddings have the embedding's row only."""
+    table = _own_rows(section)
+    if section.adapter is not None:
+        return tuple(with_adapter(section.adapter, table, _own_of_classifier(section)))
+    if section.train_layers is not None:
+        return tuple(top_layers(section.train_layers, table, section.num_hidden_layers))
+    return table
+
+
+def _own_rows(section: ModelSection) -> tuple[ParameterRow, ...]:
+    """Without what a fine-tuning adds to it or leaves out of training."""
     return parametrised(FAMILIES.get(section.family).rows(section), section)
+
+
+def _own_of_classifier(section: ModelSection) -> frozenset[str]:
+    """Names of what a classifier has and a language model has not, or has in another shape."""
+    if section.num_labels is None:
+        return frozenset()
+    known = {row.name for row in _own_rows(section.model_copy(update={"num_labels": None}))} - set(CLASS_HEAD)
+    return frozenset(row.name for row in _own_rows(section)) - known
 
 
 def parameter_table(section: ModelSection) -> Iterator[ParameterRow]:
@@ -251,6 +296,12 @@ def _sizes(section: ModelSection) -> tuple[int, int]:
     """Numbers of a model, and those of them that every token is multiplied with."""
     sizes = [(row.count * row.elements, _is_multiplied(row, section)) for row in rows(section)]
     return sum(size for size, _ in sizes), sum(size for size, multiplied in sizes if multiplied)
+
+
+def _flops(row: ParameterRow, first: int) -> float:
+    """Per token and parameter: 2 to multiply with it, 2 for the gradient of its input, 2 for its own."""
+    is_below = row.layers is not None and row.layers[-1] < first
+    return 2.0 if is_below else 6.0 if row.trained else 4.0
 
 
 def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:

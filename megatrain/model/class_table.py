@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 from megatrain.model.architecture import ModelSection, rows
-from megatrain.model.parameter_row import ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
+from megatrain.model.parameter_row import CLASS_HEAD, ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
-CLASS_HEAD = ("head.weight", "head.bias")
 _PURPOSES = {
     "sequence": "ForSequenceClassification",
     "token": "ForTokenClassification",

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from megatrain.model.parameter_row import Constant, ParameterRow
+from megatrain.model.parameter_row import Constant, ParameterRow, Uniform
 
 CHUNK_ELEMENTS = 2**22  # at most, but never less than a row; another number gives other weights
 _MOST_THREADS = 8  # each holds a chunk
@@ -39,7 +39,7 @@ def write_initial_weight(row: ParameterRow, parts: Iterable[tuple[Sequence[int],
         return
     if len(row.shape) != 2:
         raise ValueError(f"{row.name}: only matrices are drawn, and this has shape {row.shape}")
-    name, shape, deviation = row.name, row.shape, row.init.std
+    name, shape, init = row.name, row.shape, row.init
     columns = shape[1]
     rows = max(1, CHUNK_ELEMENTS // columns)  # of a chunk
     wanted: dict[int, list[tuple[tuple[slice, slice], Tensor]]] = defaultdict(list)  # by chunk: (where in it, to where)
@@ -54,7 +54,11 @@ def write_initial_weight(row: ParameterRow, parts: Iterable[tuple[Sequence[int],
     @torch.no_grad()
     def write(chunk: int) -> None:
         height = min(rows, shape[0] - chunk * rows)
-        values = torch.empty(height, columns).normal_(0.0, deviation, generator=_generator(seed, name, chunk))
+        values, generator = torch.empty(height, columns), _generator(seed, name, chunk)
+        if isinstance(init, Uniform):
+            values.uniform_(-init.bound, init.bound, generator=generator)
+        else:
+            values.normal_(0.0, init.std, generator=generator)
         for within, out in wanted[chunk]:
             out.copy_(values[within])
 

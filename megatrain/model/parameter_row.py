@@ -25,11 +25,19 @@ class Normal:
 
 
 @dataclass(frozen=True, slots=True)
+class Uniform:
+    """Drawn from −bound to bound, every value as likely."""
+
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class Constant:
     value: float
 
 
 EMBEDDING = "embedding.weight"  # of the tokens, in every family
+CLASS_HEAD = ("head.weight", "head.bias")  # of a classifier
 ONES, ZEROS = Constant(1.0), Constant(0.0)
 
 
@@ -77,18 +85,22 @@ class ParameterRow:
         huggingface: its name in `transformers`, with the same "{}", or what part of which tensor it is there, if that
             is not the same tensor; None where it has none.
         layers: the layers that have it; None for a weight outside of them.
+        trained: whether updates change it; else it stays as it was when training began.
+        of_adapter: it belongs to an adapter, and is no weight of the family's.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
-    init: Normal | Constant
+    init: Normal | Uniform | Constant
     split: Literal[0, 1] | None = None
     decay: bool = True
     lr_scale: float = 1.0
     partial_gradient: bool = False
     huggingface: str | HuggingFaceTensor | None = None
     layers: range | None = None
+    trained: bool = True
+    of_adapter: bool = False
 
     @property
     def count(self) -> int:

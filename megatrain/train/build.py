@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from megatrain.base.files import write_json
+from megatrain.checkpoint.state import Parameters
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config.resolved import ResolvedRun
 from megatrain.hardware.device import device_type
@@ -63,7 +64,8 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
         beat=watchdog.beat_for_all,
         guard=lambda: current(run),
     )
-    checkpointer = Checkpointer(config, engine, checkpoints)
+    kept: Parameters = "trained" if config.model.freezes else "all"
+    checkpointer = Checkpointer(config, engine, checkpoints, parameters=kept)
     watchdog.beat("loading a checkpoint")
     position = restore(
         config, engine, loader, checkpointer, console, resume=resume, layout=layout, beat=watchdog.beat_for_all
@@ -143,10 +145,7 @@ def build_engine(
         placed=placed,
         float8=config.training.fp8_scaling if config.training.precision == "fp8" else None,
     )
-    if any(not parameter.requires_grad for parameter in model.parameters()):
-        # ZeRO-3 releases a block's weights when the gradients of its inputs are there: they need some, whatever of the
-        # model before them is frozen
-        model.get_submodule("embedding").register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    _begin_backward_pass(model)
     beat("building the engine")
     optimizer = build_optimizer(
         model,
@@ -174,6 +173,20 @@ def build_engine(
         engine.check_optimizer_state(spec.state, spec.matrices.state)
         engine.exchange_matrices()
     return engine
+
+
+def _begin_backward_pass(model: nn.Module) -> None:
+    """Of a model that is partly frozen: what enters the first block with anything to train gets a gradient.
+
+    ZeRO-3 releases a block's weights when the gradients of its inputs are there: they need some, whatever of the model
+    before them is frozen. The blocks before that one have no backward pass.
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return
+    for block in model.get_submodule("blocks").children():
+        if any(parameter.requires_grad for parameter in block.parameters()):
+            block.register_forward_pre_hook(lambda module, inputs: (inputs[0].requires_grad_(), *inputs[1:]))
+            return
 
 
 def _read_plan(run: RunDir) -> dict[str, Any]:

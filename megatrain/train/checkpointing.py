@@ -11,17 +11,18 @@ from torch.distributed.checkpoint import StorageReader
 from megatrain.base.errors import CheckpointError
 from megatrain.base.progress import Progress
 from megatrain.checkpoint import rewind
-from megatrain.checkpoint.deepspeed_state import WEIGHT
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.progress import progress_of
 from megatrain.checkpoint.snapshot import Snapshot
-from megatrain.checkpoint.state import STATE, LoaderState, Parameters, State, read_state
+from megatrain.checkpoint.state import STATE, WEIGHT, BaseReference, LoaderState, Parameters, State, read_state
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config import ModelSection
-from megatrain.config.resolved import ResolvedRun
+from megatrain.config.resolved import ResolvedFinetune, ResolvedRun
+from megatrain.huggingface.base_model import fingerprints
 from megatrain.huggingface.config_json import is_pretrained
+from megatrain.huggingface.merged import base_of, weights_reader
 from megatrain.huggingface.reader import PretrainedReader
-from megatrain.model.architecture import parameter_table
+from megatrain.model.architecture import parameter_table, row_of
 from megatrain.model.class_table import is_class_head
 from megatrain.run.directory import locate, parse_resume, parse_step
 from megatrain.train.engine import Engine
@@ -54,8 +55,8 @@ class Checkpointer:
 
     Args:
         saved: called after each save with (step, folder, seconds, bytes), on every rank.
-        parameters: that a checkpoint holds: "trained" leaves out those that are frozen, whose values a start has from
-            elsewhere.
+        parameters: that a checkpoint holds: "trained" leaves out those that are frozen, and says where a start has
+            their values from.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Checkpointer:
         self._store = store
         self.saved = saved
         self._parameters = parameters
+        self._base: BaseReference | None = None  # of the frozen ones
 
     def save(self, step: int, loader_state: dict[str, Any], batches: Sequence[tuple[int, int, int]] = ()) -> Path:
         """Write a checkpoint; see `Progress` for `batches`."""
@@ -83,6 +85,7 @@ class Checkpointer:
             model=self._config.model,
             seed=self._config.run.seed,
             parameters=self._parameters,
+            base=self._base,
         )
         tensors = self._engine.sharded_state(for_saving=True, parameters=self._parameters)
         folder = self._store.save(Snapshot(state, tensors))
@@ -121,6 +124,8 @@ class Checkpointer:
             raise CheckpointError(f"{folder}/{STATE}: has no data position at this step: no run can resume from it")
         progress = progress_of(state.facts(), folder / STATE)
         self._check_model(folder, state.model)
+        if state.base is not None:
+            self._load_frozen(folder, state)
         self._store.load(folder, self._engine.sharded_state(parameters=state.parameters))
         self._engine.after_load(optimizer_step=state.step)
         self._store.set_aside(after=state.step)
@@ -139,7 +144,8 @@ class Checkpointer:
             CheckpointError: there is none, it is damaged, or of another model.
         """
         if is_pretrained(base):
-            reader = PretrainedReader(base, self._config.model)
+            reader = PretrainedReader(base, self._config.model.merged)
+            self._refer_to(base)
             return Start(base, self._load_weights(base, reader.names, reader))
         run, checkpoint = locate(base)
         if checkpoint is None:
@@ -149,18 +155,51 @@ class Checkpointer:
             folder = newest
         else:
             folder = self._verified(checkpoint)
-        then, now = read_state(folder).model, self._config.model
-        self._check_model(folder, then, but=() if now.num_labels is None else ("num_labels", "classifies"))
+        then, now = read_state(folder).model.merged, self._config.model
+        of_classifier = () if now.num_labels is None else ("num_labels", "classifies")
+        self._check_model(folder, then, but=("adapter", "train_layers", *of_classifier))
         has = {(row.name, row.shape) for row in parameter_table(then)}
-        wanted = (row for row in parameter_table(now) if not is_class_head(now, row.name))
-        return Start(folder, self._load_weights(folder, {row.name for row in wanted if (row.name, row.shape) in has}))
+        wanted = (row for row in parameter_table(now.merged) if not is_class_head(now, row.name))
+        names = {row.name for row in wanted if (row.name, row.shape) in has}
+        self._refer_to(folder)
+        return Start(folder, self._load_weights(folder, names, weights_reader(folder, then, self._verified)))
+
+    def _refer_to(self, folder: Path) -> None:
+        """Checkpoints that hold the trained weights only say what the others are."""
+        if self._parameters == "trained":
+            (sha256,) = fingerprints(str(folder))
+            self._base = BaseReference(path=str(folder.resolve()), sha256=sha256)
+
+    def _load_frozen(self, folder: Path, state: State) -> None:
+        """What a checkpoint does not hold, from where its run had it."""
+        also = (self._config.finetune.base,) if isinstance(self._config, ResolvedFinetune) else ()
+        base = base_of(folder, state, also)
+        base = base if is_pretrained(base) else self._verified(base)
+        model = self._config.model
+        frozen = {
+            key: tensor
+            for key, tensor in self._engine.sharded_state(weights_only=True).items()
+            if not row_of(model, key.removeprefix(f"{WEIGHT}.")).trained
+        }
+        self._store.load(base, frozen, weights_reader(base, model.merged, self._verified))
+        self._refer_to(base)
 
     def _load_weights(
         self, folder: Path, names: Collection[str], reader: StorageReader | None = None
     ) -> tuple[str, ...]:
-        """Read the weights, but for those of the model without one of these names: they are drawn; returns which."""
-        drawn = tuple(row.name for row in parameter_table(self._config.model) if row.name not in names)
-        keys = {f"{WEIGHT}.{name}" for name in drawn}
+        """Read the weights, but for those of the model without one of these names: they are drawn. Returns which, but
+        for an adapter's, which no base has.
+
+        Raises:
+            CheckpointError: one of them is frozen: it would stay as it was drawn.
+        """
+        drawn = [row for row in parameter_table(self._config.model) if row.name not in names]
+        if frozen := [row.name for row in drawn if not row.trained]:
+            raise CheckpointError(
+                f"{folder}: has no {frozen[0]}, which this run does not train: it would stay as it is drawn from the "
+                "seed. Train all parameters, or start from a base that has it"
+            )
+        keys = {f"{WEIGHT}.{row.name}" for row in drawn}
         tensors = self._engine.sharded_state(weights_only=True)
         self._store.load(folder, {key: tensor for key, tensor in tensors.items() if key not in keys}, reader)
         draw_weights(
@@ -169,7 +208,7 @@ class Checkpointer:
             self._config.run.seed,
         )
         self._engine.after_load(optimizer_step=0)
-        return drawn
+        return tuple(row.name for row in drawn if not row.of_adapter)
 
     def _choose(self, wanted: str) -> Path | None:
         step = parse_resume(wanted)

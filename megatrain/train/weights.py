@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from megatrain.checkpoint.deepspeed_state import WEIGHT, LocalShards
+from megatrain.checkpoint.local_shards import LocalShards
+from megatrain.checkpoint.state import WEIGHT
 from megatrain.model.architecture import ModelSection, row_of
 from megatrain.model.initialization import write_initial_weight
 from megatrain.train.engine import Engine

@@ -1,0 +1,159 @@
+"""A LoRA, or the top layers, of a Llama are the same under every layout, resumed or not, and learn what peft's do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatrain.adapters.lora import LoraSection
+from megatrain.checkpoint.read import read_tensors
+from megatrain.config.resolved import ResolvedFinetune
+from megatrain.huggingface.export import export
+from megatrain.huggingface.export_adapter import export_adapter
+from megatrain.huggingface.merged import read_merged_model
+from megatrain.model.architecture import parameter_table, row_of
+from megatrain.model.initialization import initial_weight
+from megatrain.run.directory import RunDir
+from megatrain.run.inputs import load_run
+from megatrain.tasks.base import DataShare
+from megatrain.tasks.sft.task import SFT
+from tests.distributed.lora import LORA, TOP, base_of, config_of
+from tests.distributed.ranks import RankPool
+from tests.distributed.runs import start
+from tests.distributed.test_classification import examples_of, reported
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = {
+    "zero0-dp2": ("cluster.gpus_per_node=2", "parallel.zero_stage=0"),
+    "zero1-dp2": ("cluster.gpus_per_node=2", "parallel.zero_stage=1"),
+    "zero2-dp2": ("cluster.gpus_per_node=2", "parallel.zero_stage=2", "training.micro_batch_size=1"),
+    "zero3-dp2": ("cluster.gpus_per_node=2", "parallel.zero_stage=3"),
+    "tp2": ("cluster.gpus_per_node=2", "parallel.tensor_parallel=2", "parallel.sequence_parallel=false"),
+    "tp2-sp": ("cluster.gpus_per_node=2", "parallel.tensor_parallel=2", "parallel.sequence_parallel=true"),
+    "cp2": ("cluster.gpus_per_node=2", "parallel.context_parallel=2", "parallel.zero_stage=1"),
+}
+WHAT = {"lora": LORA, "top": TOP}
+
+
+def plainly(ranks: RankPool, here: Path, what: str) -> dict[int, dict[str, float]]:
+    """Of a run by one process, which several tests look at."""
+    run = RunDir(here / "runs" / f"plain-{what}")
+    if not run.steps():
+        run = start(ranks, config_of(f"plain-{what}", base_of(here)), WHAT[what])
+    return reported(run)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("what", WHAT)
+def test_losses_of_one_process(ranks: RankPool, here: Path, what: str, layout: str) -> None:
+    plain = plainly(ranks, here, what)
+    run = start(ranks, config_of(f"{layout}-{what}", base_of(here)), WHAT[what], *LAYOUTS[layout])
+    found = reported(run)
+    assert plain.keys() == found.keys() == set(range(7))
+    for step, values in plain.items():
+        for name in [*(["loss", "grad_norm"] if step else []), *(["validation_loss"] if step % 3 == 0 else [])]:
+            assert found[step][name] == pytest.approx(values[name], rel=1e-5, abs=1e-6), (step, name)
+    assert found[6]["loss"] < found[1]["loss"]
+
+
+def test_a_resumed_run_is_the_same_to_the_bit_and_on_another_layout(ranks: RankPool, here: Path) -> None:
+    """The checkpoint holds the adapter alone; the base is read again."""
+    plain = plainly(ranks, here, "lora")
+    text = config_of("resumed", base_of(here))
+    start(ranks, text, LORA, "training.steps=3")
+    found = reported(start(ranks, text, LORA))
+    assert [found[step]["loss"] for step in range(1, 7)] == [plain[step]["loss"] for step in range(1, 7)]
+    tensors = read_tensors(RunDir(here / "runs" / "resumed").step(6))
+    assert tensors.keys() == {f"{kind}.{name}" for kind in ("weight", "exp_avg", "exp_avg_sq") for name in NAMES}
+    text = config_of("elsewhere", base_of(here))
+    start(ranks, text, LORA, "training.steps=3", *LAYOUTS["tp2-sp"])
+    found = reported(start(ranks, text, LORA, *LAYOUTS["zero3-dp2"]))
+    for step in range(1, 7):
+        assert found[step]["loss"] == pytest.approx(plain[step]["loss"], rel=1e-5)
+
+
+NAMES = {
+    f"blocks.{layer}.{module}.lora_{one}"
+    for layer in range(2)
+    for module in (
+        *(f"attention.{name}" for name in ("query", "key", "value", "output")),
+        "mlp.gate",
+        "mlp.up",
+        "mlp.down",
+    )
+    for one in "ab"
+}
+
+
+def peft_of(base: str, config: ResolvedFinetune) -> torch.nn.Module:
+    """The same LoRA of peft, on the same model of transformers, with the same start."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    adapter = config.finetune.adapter
+    assert isinstance(adapter, LoraSection)
+    options = peft.LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, use_rslora=adapter.rank_stabilized, target_modules="all-linear"
+    )
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), options)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rows = [row for row in parameter_table(config.model) if row.trained]
+    assert len(rows) == len(parameters)
+    with torch.no_grad():
+        for row in rows:
+            module, _, leaf = row.name.rpartition(".")
+            theirs = row_of(config.model, f"{module}.weight").theirs.name.removesuffix(".weight")
+            name = f"base_model.model.{theirs}.lora_{leaf[-1].upper()}.default.weight"
+            parameters[name].copy_(initial_weight(row, config.run.seed))
+    return model
+
+
+def theirs_trained(model: torch.nn.Module, config: ResolvedFinetune) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step, by torch alone, an example at a time."""
+    section, trained = config.optimizer, [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=section.learning_rate, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+    )
+    loader = SFT(config).loader(DataShare(rank=0, size=1))
+    measured = []
+    for _ in range(config.training.steps):
+        batches = loader.next()
+        loss = torch.zeros(())
+        for batch in batches.micro_batches:
+            for ids, labels in examples_of(batch):
+                logits = model(input_ids=ids[None]).logits[0]
+                loss = loss + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+        (loss / batches.targets).backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, section.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        measured.append((loss.item() / batches.targets, norm.item()))
+    return measured
+
+
+def test_it_learns_what_pefts_lora_does_and_exports_it(ranks: RankPool, here: Path, tmp_path: Path) -> None:
+    plain = plainly(ranks, here, "lora")
+    run = RunDir(here / "runs" / "plain-lora")
+    config = load_run(run)
+    assert isinstance(config, ResolvedFinetune)
+    model = peft_of(base_of(here), config)
+    for step, (loss, norm) in enumerate(theirs_trained(model, config), start=1):
+        assert plain[step]["loss"] == pytest.approx(loss, rel=1e-5)
+        assert plain[step]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(40)[None] % 7 + 100
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        merged = export(run.path, tmp_path / "merged", dtype="float32").folder
+        got = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(input_ids=ids).logits
+        assert torch.allclose(got, expected, atol=1e-4)
+        export_adapter(run.path, tmp_path / "adapter")
+        base = AutoModelForCausalLM.from_pretrained(base_of(here), dtype=torch.float32)
+        assert not torch.allclose(base(input_ids=ids).logits, expected, atol=1e-3)
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+        assert torch.allclose(theirs(input_ids=ids).logits, expected, atol=1e-4)
+        ours = read_merged_model(run.step(6))(ids)
+        assert torch.allclose(ours[..., : got.shape[-1]], got, atol=1e-5)

@@ -1,0 +1,54 @@
+"""The planner's bytes against those of real ranks, of models that are trained in part."""
+
+import pytest
+
+from launcher.planning.hardware import load_hardware
+from launcher.planning.layout import Layout
+from launcher.planning.memory import estimate_memory
+from launcher.planning.zero import zero_bytes
+from megatrain.adapters.lora import LoraSection
+from tests.distributed.memory import MODELS, Case, measure
+from tests.distributed.ranks import RankPool
+
+pytestmark = pytest.mark.distributed
+
+PARTS = {"lora": {"adapter": LoraSection(rank=8)}, "top": {"train_layers": 2}}
+CASES = [
+    ("lora", 0, "fp32", "none", 1),
+    ("lora", 1, "bf16", "none", 1),
+    ("lora", 2, "bf16", "selective", 2),
+    ("lora", 3, "bf16", "full", 1),
+    ("top", 0, "bf16", "none", 1),
+    ("top", 1, "fp32", "selective", 1),
+    ("top", 2, "fp32", "none", 1),
+    ("top", 3, "bf16", "none", 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "precision", "recompute", "tensor"),
+    [pytest.param(*case, marks=() if case[:2] in (("lora", 1), ("top", 3)) else pytest.mark.full) for case in CASES],
+)
+def test_predicted_bytes_are_there(
+    ranks: RankPool, part: str, stage: int, precision: str, recompute: str, tensor: int
+) -> None:
+    layout = Layout(
+        tensor_parallel=tensor,
+        data_parallel=2 // tensor,
+        zero_stage=stage,
+        sequence_parallel=False,
+        micro_batch_size=4,
+        gradient_accumulation_steps=1,
+        activation_checkpointing=recompute,
+    )
+    model = MODELS["narrow"].model_copy(update=PARTS[part])
+    case = Case(name=part, model=model, layout=layout, sequence_length=256, precision=precision)
+    measured = ranks.run(2, measure, case)[0]
+    predicted = estimate_memory(
+        model, layout, sequence_length=256, precision=precision, hardware=load_hardware("cpu", 1)
+    )
+    zero = zero_bytes(model, layout, precision)
+    print(f"{predicted.tensors:,} ({predicted.peak}) of {measured.peak:,} ({measured.moment}); {measured}")
+    assert predicted.parameters == pytest.approx(measured.parameters, rel=0.01)
+    assert zero.optimizer == pytest.approx(measured.optimizer, rel=0.05)
+    assert predicted.tensors == pytest.approx(measured.peak, rel=0.15)
