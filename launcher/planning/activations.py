@@ -14,6 +14,7 @@ from launcher.planning.trained import adapter_widths, head_is_trained
 from launcher.planning.zero import number_bytes
 from megatrain.config import ModelSection
 
+SOFTCAP_QUERIES = 256  # whose scores attention holds at once where they are capped; kernels/softcap_attention.py
 HEAD_CHUNK_TOKENS, COMPILED_HEAD_CHUNK_TOKENS = 1024, 4096  # of the vocabulary projection; kernels/cross_entropy.py
 
 
@@ -93,7 +94,7 @@ def activation_bytes(
     shape = block_shape(model)
     width = _widths(model, shape, layout, c, device=device, compiled=compiled)
     recomputing, keeping = (
-        _block(model, width, layout, mode, T, c, device=device, compiled=compiled)
+        _block(model, width, layout, mode, sequence_length, c, device=device, compiled=compiled)
         for mode in (layout.activation_checkpointing, "none")
     )
     vocabulary = model.head_rows / t
@@ -119,8 +120,9 @@ def activation_bytes(
 
 
 def _block(
-    model: ModelSection, width: _Widths, layout: Layout, mode: str, T: float, c: int, *, device: str, compiled: bool
+    model: ModelSection, width: _Widths, layout: Layout, mode: str, length: int, c: int, *, device: str, compiled: bool
 ) -> BlockBytes:
+    T = layout.micro_batch_size * length / layout.context_parallel
     made, inside = (c * channels for channels in adapter_widths(model, layout.tensor_parallel))
     everything = width.everything + inside
     selective, useful = _selective(width, layout, compiled)
@@ -136,9 +138,21 @@ def _block(
             still_there += width.norm / 2
     # measured: gradients of gate and up, less what they have replaced by then
     working = {"none": 0.9, "selective": 0.45, "full": 0.9}[mode] * width.mlp_inputs
-    if device != "cpu":  # the fp32 sum of dq
+    if device != "cpu" and model.score_softcap is None:  # the fp32 sum of dq
         working += 4 * model.attention_heads * model.head_size / layout.tensor_parallel
-    return BlockBytes(kept=T * kept, recomputed=T * (everything - still_there), working=T * working)
+    capped = 0.0 if model.score_softcap is None else _capped_scores(model, layout, length, c)
+    return BlockBytes(kept=T * kept, recomputed=T * (everything - still_there), working=T * working + capped)
+
+
+def _capped_scores(model: ModelSection, layout: Layout, length: int, c: int) -> float:
+    """What the backward pass of attention with a soft cap holds (kernels/softcap_attention.py): of a run of queries
+    weights, slopes and gradients of all scores in fp32, the last in the compute dtype too; fp32 sums of keys' and
+    values' gradients."""
+    heads = model.attention_heads / layout.tensor_parallel / layout.context_parallel
+    scores = heads * min(SOFTCAP_QUERIES, length) * length
+    keys = layout.micro_batch_size * length * model.key_value_heads * model.head_size
+    sums = 2 * 4 * keys / layout.tensor_parallel / layout.context_parallel
+    return scores * (12 + (c if c == 2 else 0)) + sums
 
 
 def _widths(model: ModelSection, shape: BlockShape, layout: Layout, c: int, *, device: str, compiled: bool) -> _Widths:

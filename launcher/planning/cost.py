@@ -23,6 +23,7 @@ from megatrain.model.fp8 import multiplies_in_fp8
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
 FP8_ROUNDING_BYTES = 5  # per element of an operand: read for its scale, read again, and written
+CAPPED_SCORE_BYTES = 60  # read and written for a score with a soft cap, op by op: kernels/softcap_attention.py
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 OVERLAP = 0.6  # the share that computation hides, at most: of ZeRO-3's traffic, and of ZeRO-1's reduction in bf16
 _NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled
@@ -174,11 +175,12 @@ def block_time(
         products.append(_matmul(T, k, n, precision if in_fp8 else stored, hardware))
         frozen += 0.0 if row.trained else products[-1]
         rounded += (T * k + k * n) * in_fp8
+    capped = T * seen * model.attention_heads / t * CAPPED_SCORE_BYTES if model.score_softcap is not None else 0.0
     return BlockTime(
         matmuls=sum(products),
         last_matmul=next(one for one, row in zip(products[::-1], matrices[::-1], strict=True) if not row.of_adapter),
         attention=4 * T * seen * queries / (rate * ATTENTION_RATE),
-        elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * rounded, hardware),
+        elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * rounded + capped, hardware),
         frozen_matmuls=frozen,
     )
 

@@ -10,6 +10,7 @@ is not computed:
     a GPU, half          torch's varlen attention: FlashAttention per document
     a GPU, fp32          a memory-efficient kernel per tile of document_attention.py
     a CPU                the operator of document_attention.py
+    a soft cap           the operator of softcap_attention.py
 """
 
 import inspect
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from megatrain.kernels.document_attention import document_attention, tiles
+from megatrain.kernels.softcap_attention import softcap_attention
 from megatrain.model.window import BIDIRECTIONAL, CAUSAL, Window, effective
 
 _HEAD_MULTIPLE = 8  # FlashAttention takes head sizes that are multiples of it
@@ -37,6 +39,7 @@ def attention(
     *,
     window: Window = CAUSAL,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Scaled dot-product attention over positions of the same document; [B, S, H, K] in and out.
 
@@ -47,14 +50,17 @@ def attention(
             sequences. Default: a sequence is one document.
         window: which positions of its document a position sees; default: itself and all before it.
         scale: of the scores; default: 1/√K.
+        softcap: c of c·tanh(score / c), behind the scale; None: there is none.
     """
     batch, size = q_BSHK.shape[:2]
     scale = 1 / math.sqrt(q_BSHK.shape[-1]) if scale is None else scale
     window = effective(window, size)
     if cu_seqlens is None:
-        if window in (CAUSAL, BIDIRECTIONAL):
+        if softcap is None and window in (CAUSAL, BIDIRECTIONAL):
             return _whole_sequences(q_BSHK, k_BSHK, v_BSHK, window, scale)
         cu_seqlens = torch.arange(0, batch * size + 1, size, dtype=torch.int32, device=q_BSHK.device)
+    if softcap is not None:
+        return softcap_attention(q_BSHK, k_BSHK, v_BSHK, cu_seqlens, window, scale, softcap)
     q, k, v = (x.flatten(0, 1) for x in (q_BSHK, k_BSHK, v_BSHK))
     if q.is_cpu:
         out = document_attention(q, k, v, cu_seqlens, window, scale)
@@ -92,10 +98,13 @@ def attention_reference(
     *,
     window: Window = CAUSAL,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     batch, size, heads, width = q_BSHK.shape
     k, v = (x.repeat_interleave(heads // k_BSHK.shape[2], dim=2).float() for x in (k_BSHK, v_BSHK))
     scores_BHSS = torch.einsum("bqhk,bshk->bhqs", q_BSHK.float(), k) * (scale or 1 / math.sqrt(width))
+    if softcap is not None:
+        scores_BHSS = softcap * torch.tanh(scores_BHSS / softcap)
     left, right = (size if side < 0 else side for side in window)
     places = torch.arange(size, device=q_BSHK.device)
     behind = places[None, :] - places[:, None]

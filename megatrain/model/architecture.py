@@ -98,6 +98,11 @@ class ModelSection(Section):
         return False
 
     @property
+    def score_softcap(self) -> float | None:
+        """c of a soft cap on attention's scores, which no fused kernel has; None: there is none."""
+        return None
+
+    @property
     def longest_sequence(self) -> int | None:
         """In tokens, where positions are learned; None: any."""
         return None

@@ -14,12 +14,12 @@ class AttentionCore(nn.Module):
     """Attention between positions, once every position has its query, key and value; context parallelism attaches its
     all-to-all at this boundary."""
 
-    def __init__(self, window: Window = CAUSAL, scale: float | None = None) -> None:
+    def __init__(self, window: Window = CAUSAL, scale: float | None = None, softcap: float | None = None) -> None:
         super().__init__()
-        self.window, self.scale = window, scale
+        self.window, self.scale, self.softcap = window, scale, softcap
 
     def forward(self, q_BSHK: Tensor, k_BSHK: Tensor, v_BSHK: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-        return attention(q_BSHK, k_BSHK, v_BSHK, cu_seqlens, window=self.window, scale=self.scale)
+        return attention(q_BSHK, k_BSHK, v_BSHK, cu_seqlens, window=self.window, scale=self.scale, softcap=self.softcap)
 
 
 class Attention(nn.Module):
@@ -33,6 +33,7 @@ class Attention(nn.Module):
             none.
         window: which positions a position sees; see model/window.py.
         scale: of the scores; default: 1/√K.
+        softcap: c of c·tanh(score / c); None: there is none.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Attention(nn.Module):
         head_norm: Callable[[int], nn.Module] | None = None,
         window: Window = CAUSAL,
         scale: float | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         self.head_size = config.head_size
@@ -54,7 +56,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.hidden_size, key_value_width, bias=bias)
         self.query_norm = head_norm(config.head_size) if head_norm else None
         self.key_norm = head_norm(config.head_size) if head_norm else None
-        self.core = AttentionCore(window, scale)
+        self.core = AttentionCore(window, scale, softcap)
         self.output = nn.Linear(query_width, config.hidden_size, bias=output_bias)
 
     def forward(

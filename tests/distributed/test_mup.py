@@ -8,7 +8,7 @@ from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.mup import MupSection
 from megatrain.optim.adamw import AdamWSection
-from tests.distributed.layouts import RATE, SEQUENCE, Layout, Run, plain_run, rate_at
+from tests.distributed.layouts import RATE, SEQUENCE, Layout, Run, plain_run
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
@@ -67,8 +67,3 @@ def test_losses_and_norms_of_a_plain_process(ranks: RankPool, family: str, layou
         for (loss, norm), (expected_loss, expected_norm) in zip(found, plain, strict=True):
             assert loss == pytest.approx(expected_loss, rel=2e-6)
             assert norm == pytest.approx(expected_norm, rel=2e-5)
-
-
-def test_the_rate_of_a_step_is_not_that_of_the_group_before() -> None:
-    """`plain_run` sets rates anew before each step; else those of the weights would pile up."""
-    assert rate_at(3) == rate_at(4) == RATE

@@ -7,7 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from megatrain.checkpoint.read import read_model
+from megatrain.checkpoint.state import read_state
 from megatrain.huggingface.config_json import config_json, read_pretrained
+from megatrain.huggingface.export import export
 from megatrain.huggingface.names import from_huggingface, to_huggingface
 from megatrain.model.architecture import ModelSection, row_of
 from megatrain.model.build import build_model
@@ -15,6 +18,7 @@ from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.model.mup import MupSection
+from tests.trained import make_trained_run, write_checkpoint
 
 MUP = MupSection(base_width=12, base_head_size=16, embedding_multiplier=3.0, output_multiplier=5.0)
 SIZES: dict[str, Any] = {
@@ -73,3 +77,17 @@ def test_weights_come_back_within_a_rounding(name: str) -> None:
     back = from_huggingface(to_huggingface(ours, section), section)
     for key, tensor in back.items():
         torch.testing.assert_close(tensor, ours[key].detach(), rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_a_run_is_exported_with_its_multipliers(tmp_path) -> None:
+    run = make_trained_run(tmp_path, tied=True)
+    model = read_state(run.step(10)).model.model_copy(update={"mup": MUP})
+    write_checkpoint(run, 20, model)
+    assert read_state(run.step(20)).model == model
+    ids = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+    expected = read_model(run.step(20))(ids)
+    done = export(run.step(20), tmp_path / "out", dtype="float32")
+    got = AutoModelForCausalLM.from_pretrained(done.folder, dtype=torch.float32).eval()(input_ids=ids).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(got, expected[..., : got.shape[-1]], rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatrain.base.errors import ConfigError
 from megatrain.base.files import parse_model, read_model
+from megatrain.model.families.gemma3.gemma2_json import gemma2_config, read_gemma2
 from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.huggingface_config import (
     CONFIG_LIMIT,
@@ -21,7 +22,7 @@ from megatrain.model.huggingface_config import (
 )
 from megatrain.model.rope import LinearScaling
 
-MODEL_TYPES = ("gemma3_text",)
+MODEL_TYPES = ("gemma3_text", "gemma2")
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 _ACTIVATION = "gelu_pytorch_tanh"
 
@@ -82,6 +83,8 @@ def read_config(file: Path, model_type: str) -> tuple[Gemma3Section, int]:
     Raises:
         ConfigError: it has what this architecture has not; says what.
     """
+    if model_type == "gemma2":
+        return read_gemma2(file, model_type)
     wanted = {name: field.default for name, field in _Function.model_fields.items()}
     require(file, read_model(file, _Function, error=ConfigError, limit=CONFIG_LIMIT), wanted, model_type)
     content = read_model(file, _ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
@@ -113,6 +116,17 @@ def _theta(at_top: float | None, ropes: dict[str, dict[str, Any] | None], file: 
 
 
 def huggingface_config(section: Gemma3Section) -> dict[str, Any]:
+    """
+    Raises:
+        ConfigError: transformers has no such model.
+    """
+    if not section.qk_norm:
+        return gemma2_config(section)
+    if section.attn_logit_softcapping is not None:
+        raise ConfigError(
+            f"model.attn_logit_softcapping: {section.attn_logit_softcapping}: transformers has Gemma 3 without, and "
+            "this is not exported. Gemma 2 has it (model.qk_norm: false)."
+        )
     types = [section.layer_types[layer % len(section.layer_types)] for layer in range(section.num_hidden_layers)]
     linear = {"rope_type": "linear", "factor": section.rope_factor} if section.rope_factor > 1 else None
     everywhere = (linear or {"rope_type": "default"}) | {"rope_theta": section.rope_theta}

@@ -40,7 +40,13 @@ class Block(nn.Module):
         super().__init__()
         norm = partial(ZeroCenteredRMSNorm, eps=config.rms_norm_eps)
         self.attention_norm = norm(config.hidden_size)
-        self.attention = Attention(config, head_norm=norm, window=window, scale=config.query_pre_attn_scalar**-0.5)
+        self.attention = Attention(
+            config,
+            head_norm=norm if config.qk_norm else None,
+            window=window,
+            scale=config.query_pre_attn_scalar**-0.5,
+            softcap=config.attn_logit_softcapping,
+        )
         self.attention_output_norm = norm(config.hidden_size)
         self.mlp_norm = norm(config.hidden_size)
         self.mlp = GeGLU(config.hidden_size, config.intermediate_size, partial(F.gelu, approximate="tanh"))

@@ -1,4 +1,4 @@
-"""`model:` of the Gemma 3 family."""
+"""`model:` of the Gemma 3 family, to which Gemma 2 belongs."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _PATTERN: tuple[LayerType, ...] = (*("sliding_attention",) * 5, "full_attention"
 
 
 class Gemma3Section(ModelSection):
-    """A decoder as Gemma 3. Embedded tokens are multiplied by √hidden_size; norm weights are kept less one."""
+    """A decoder as Gemma 3, or 2. Embedded tokens are multiplied by √hidden_size; norm weights are kept less one."""
 
     norm: ClassVar = "fp32 rms"
 
@@ -26,6 +26,7 @@ class Gemma3Section(ModelSection):
     )
     head_dim: Count = Field(256, le=WIDEST)
     intermediate_size: Count = Field(le=WIDEST, description="width inside the GeGLU MLP")
+    qk_norm: bool = Field(True, description="RMSNorm of every query and key head; Gemma 2 has none")
     query_pre_attn_scalar: Count = Field(256, le=WIDEST, description="scores are multiplied by its √, inverted")
     sliding_window: Count = Field(
         1024, le=MOST_TOKENS, description="a position of a local layer sees so many, itself and those before it"
@@ -38,6 +39,7 @@ class Gemma3Section(ModelSection):
     rope_factor: Annotated[float, Field(ge=1, le=1e9)] = Field(
         1.0, description="linear RoPE scaling of global layers: how much slower they turn; 8 of the 4B and larger"
     )
+    attn_logit_softcapping: Positive | None = Field(None, description="c of c·tanh(score / c): 50 of Gemma 2")
     final_logit_softcapping: Positive | None = Field(None, description="c of c·tanh(logits / c)")
     tie_word_embeddings: Literal[True] = True
     rms_norm_eps: Positive = Field(1e-6, le=1)
@@ -69,4 +71,8 @@ class Gemma3Section(ModelSection):
 
     @property
     def normalizes_heads(self) -> bool:
-        return True
+        return self.qk_norm
+
+    @property
+    def score_softcap(self) -> float | None:
+        return self.attn_logit_softcapping

@@ -69,7 +69,7 @@ def _norms(section: Gemma3Section) -> Iterator[ParameterRow]:
         ("mlp_output_norm", "post_feedforward_layernorm"),
     ):
         yield _norm(f"blocks.{{}}.{name}", f"model.layers.{{}}.{theirs}", section.hidden_size, layers)
-    for name in ("query", "key"):  # each rank normalises its own heads with them
+    for name in ("query", "key") if section.qk_norm else ():  # each rank normalises its own heads with them
         ours, theirs = f"blocks.{{}}.attention.{name}_norm", f"model.layers.{{}}.self_attn.{name[0]}_norm"
         yield _norm(ours, theirs, section.head_size, layers, partial_gradient=True)
     yield _norm("norm", "model.norm", section.hidden_size, None)

@@ -45,6 +45,12 @@ def exported_name(section: LlamaSection, name: str) -> str:
 
 def _model_type(section: LlamaSection) -> dict[str, Any]:
     """Its fields, and in `architectures` what the names of its classes begin with."""
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := getattr(section, name)) is not None and (section.num_labels is None or name.startswith("attn")):
+            raise ConfigError(
+                f"model.{name}: {cap}: a Llama with soft caps has no counterpart in transformers, and is not exported. "
+                "Gemma 2 has (model.family: gemma3, model.qk_norm: false)."
+            )
     if section.attention_bias and section.qk_norm:
         raise ConfigError(
             "model.qk_norm: True: together with model.attention_bias has no counterpart in transformers, and is not "

@@ -32,6 +32,7 @@ class Block(nn.Module):
             head_norm=partial(RMSNorm, eps=config.rms_norm_eps) if config.qk_norm else None,
             window=window,
             scale=attention_scale(config),
+            softcap=config.attn_logit_softcapping,
         )
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
@@ -51,7 +52,9 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = (
-            LMHead(config) if config.num_labels is None else ClassHead(config, bias=config.classifies != "sequence")
+            LMHead(config, softcap=config.final_logit_softcapping)
+            if config.num_labels is None
+            else ClassHead(config, bias=config.classifies != "sequence")
         )
         if config.ties_head:
             self.head.weight = cast(nn.Parameter, self.embedding.weight)

@@ -27,7 +27,8 @@ class LlamaSection(ModelSection):
     rms_norm_eps: Positive = Field(1e-5, le=1)
     attention_bias: bool = Field(False, description="biases on query, key and value, not on the output: as Qwen2")
     qk_norm: bool = Field(False, description="RMSNorm of every query and key head before the rotation: as Qwen3")
-
+    attn_logit_softcapping: Positive | None = Field(None, description="c of c·tanh(score / c): as Gemma 2")
+    final_logit_softcapping: Positive | None = Field(None, description="c of c·tanh(logit / c): as Gemma 2")
     sliding_window: Count | None = Field(
         None, le=MOST_TOKENS, description="a position sees so many, itself and those before it: as Mistral"
     )
@@ -66,3 +67,7 @@ class LlamaSection(ModelSection):
     @property
     def normalizes_heads(self) -> bool:
         return self.qk_norm
+
+    @property
+    def score_softcap(self) -> float | None:
+        return self.attn_logit_softcapping
