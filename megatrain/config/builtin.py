@@ -3,7 +3,7 @@
 from megatrain.model import families
 from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
-from megatrain.tasks import masked_lm, pretrain_lm, sequence_classification, sft, token_classification
+from megatrain.tasks import masked_lm, preference, pretrain_lm, sequence_classification, sft, token_classification
 
 __all__ = [
     "adamw",
@@ -16,6 +16,7 @@ __all__ = [
     "lion",
     "masked_lm",
     "muon",
+    "preference",
     "pretrain_lm",
     "sequence_classification",
     "sft",

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,12 @@ from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.matrix_exchange import MatrixExchange
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
-from megatrain.tasks.base import LossSums, Objective
+from megatrain.tasks.base import LossSums, Model, Objective
 from megatrain.train.run_ahead import RunAhead
 from megatrain.train.zero1 import Zero1Optimizer
 from megatrain.train.zero2 import Zero2Optimizer
+
+T = TypeVar("T")
 
 deepspeed_logger.setLevel(logging.ERROR)
 
@@ -169,13 +171,18 @@ class Engine:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""
         self._held_back.logical_or_(~torch.isfinite(self._last_norm()))
 
-    @torch.no_grad()
     def evaluate(self, batch: TensorBatch) -> dict[str, Tensor]:
         """The objective's evaluation sums over what this rank sees of one micro-batch, fp64 []."""
-        self._engine.eval()
-        sums = self._objective.evaluation_sums(self._engine, self._mine(batch))
-        self._engine.train()
+        sums = self.compute(self._objective.evaluation_sums, batch)
         return {name: value.double() for name, value in sums.items()}
+
+    @torch.no_grad()
+    def compute(self, function: Callable[[Model, Any], T], batch: TensorBatch) -> T:
+        """A function of the model and of what this rank sees of one micro-batch, without gradients."""
+        self._engine.eval()
+        found = function(self._engine, self._mine(batch))
+        self._engine.train()
+        return found
 
     def sharded_state(
         self, *, parameters: Parameters = "all", for_saving: bool = False, weights_only: bool = False
