@@ -87,7 +87,12 @@ def test_the_reference_by_hand(here: Path, rows, plain: RunDir) -> None:
 def test_the_first_gradient_by_hand(ranks: RankPool, here: Path, rows) -> None:
     """TRL's loss of a global batch that holds all pairs."""
     (here / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
-    overrides = ("finetune.train=[few.jsonl]", "training.global_batch_size=2", "training.steps=1")
+    overrides = (
+        "finetune.train=[few.jsonl]",
+        "training.global_batch_size=2",
+        "training.steps=1",
+        "finetune.sequence_length=64",
+    )
     run = start(
         ranks, config_of("preferred-few", base_of(here, "llama")), *TASK, "finetune.sequence_length=64", *overrides
     )
