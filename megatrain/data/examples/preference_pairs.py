@@ -136,7 +136,8 @@ class _PairEncoder:
             for preferred in batch:
                 both = [next(encoded) for _ in preferred]
                 try:
-                    examples = [self._one.fitted(pair, of, report) for pair, of in zip(preferred, both, strict=True)]
+                    of_one = FileReport(report.path, report.sequence_length)  # its turns are no turns of a dialogue
+                    examples = [self._one.fitted(pair, of, of_one) for pair, of in zip(preferred, both, strict=True)]
                     fits = self._fits(preferred.chosen.where, [one for one in examples if one is not None])
                 except DataError as error:
                     mistakes.add(error)

@@ -47,7 +47,8 @@ def test_texts(read) -> None:
     ],
 )
 def test_messages(read, row) -> None:
-    _, texts = read(row, sequence_length=400)
+    found, texts = read(row, sequence_length=400)
+    assert (found.notes(), found.examples) == ([], 1)
     prompts, answers = zip(*texts, strict=True)
     assert answers == ("me<|im_end|>", "you<|im_end|>")
     assert all(prompt.endswith("<|im_start|>user\nwho<|im_end|>\n<|im_start|>assistant\n\n") for prompt in prompts)
