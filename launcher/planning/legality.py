@@ -23,6 +23,7 @@ class Run:
     global_batch_size: int
     sequence_lengths: tuple[int, ...]  # the run's, and those that phases of its curriculum cut it into
     precision: str = "bf16"
+    whole_sequences: bool = False  # a rank needs them whole, for the task's loss
 
 
 Choice = Mapping[str, Any]  # fields of a Layout, as far as they are decided
@@ -109,6 +110,13 @@ def _context_length(run: Run, choice: Choice) -> str | None:
     return f"context_parallel={context} does not divide the sequence length ({odd[0]})" if odd else None
 
 
+def _context_of_the_task(run: Run, choice: Choice) -> str | None:
+    context = choice["context_parallel"]
+    if context == 1 or not run.whole_sequences:
+        return None
+    return f"context_parallel={context} shares out sequences, of which the task's loss needs the whole"
+
+
 def _sequence_needs_tensor(run: Run, choice: Choice) -> str | None:
     if choice["sequence_parallel"] and choice["tensor_parallel"] == 1:
         return "sequence_parallel needs tensor_parallel > 1"
@@ -173,6 +181,7 @@ RULES = (
         _context_length,
         "equal parts of each sequence; megatrain/parallel/context_parallel.py",
     ),
+    Rule("context of the task", ("context_parallel",), _context_of_the_task, "megatrain/tasks/preference/task.py"),
     Rule(
         "batch", ("tensor_parallel", "data_parallel"), _whole_batches, "deepspeed/runtime/config.py, _batch_assertion"
     ),

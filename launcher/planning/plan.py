@@ -21,6 +21,7 @@ from megatrain.config import AUTO, Config, PretrainConfig
 from megatrain.config.resolved import ResolvedRun, resolved
 from megatrain.config.training import storage_precision
 from megatrain.optim.registry import OPTIMIZERS
+from megatrain.tasks.registry import TASKS
 
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
 SHORTEST_PART = (
@@ -89,6 +90,7 @@ class _Planner:
             global_batch_size=config.training.global_batch_size,
             sequence_lengths=(config.sequence_length, *_phase_lengths(config)),
             precision=config.training.precision,
+            whole_sequences=TASKS.get(config.task.name).whole_sequences,
         )
         self.rejected: list[Rejected] = []
         self._check_cluster()

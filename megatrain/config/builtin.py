@@ -6,6 +6,7 @@ from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
 from megatrain.tasks import (
     masked_lm,
+    preference,
     pretrain_lm,
     question_answering,
     sequence_classification,
@@ -25,6 +26,7 @@ __all__ = [
     "lora",
     "masked_lm",
     "muon",
+    "preference",
     "pretrain_lm",
     "question_answering",
     "sequence_classification",

@@ -51,10 +51,12 @@ class LossTerms:
     Attributes:
         z_loss: factor of logsumexp(logits)², which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5).
         label_smoothing: part of the target that is spread evenly over the vocabulary, that of the label included.
+        by_token: the cross-entropy of each token is wanted instead, with no term; see kernels/token_losses.py.
     """
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    by_token: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.z_loss or self.label_smoothing)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from megatrain.kernels.cross_entropy import NO_TERMS, LossTerms, Projection, VocabSlice, linear_loss
+from megatrain.kernels.token_losses import linear_token_losses
 from megatrain.model.architecture import ModelSection
 
 
@@ -32,10 +33,14 @@ class Head(nn.Module):
     def forward(
         self, hidden_BSD: Tensor, labels_BS: Tensor | None = None, terms: LossTerms | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits; with labels, the summed loss; with terms as well, also the cross-entropy in it."""
+        """Logits; with labels, the summed loss; with terms as well, also the cross-entropy in it; with terms by token,
+        the cross-entropy of each token, fp32 [B, S]."""
         projection = Projection(self.weight, self.bias, self.softcap, self.classes)
         if labels_BS is None:
             return self.logits(projection, hidden_BSD)
+        if terms is not None and terms.by_token:
+            losses_N = linear_token_losses(hidden_BSD.flatten(0, 1), projection, labels_BS.flatten(), self.vocab)
+            return losses_N.view(labels_BS.shape)
         loss, cross_entropy = linear_loss(
             hidden_BSD.flatten(0, 1),
             projection,

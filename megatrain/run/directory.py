@@ -6,6 +6,7 @@ RUN/
     plan.json              the chosen layout and what was predicted of it
     inputs.json            where tokenizer/ and base/ were copied from, and their hashes; see `inputs`
     tokenizer/             the tokenizer as it was when the run began
+    reference.npy          of preferences: log-probabilities of the model that the run began with
     base/                  what the pretrained model of a fine-tuning said of itself
     environment.json       versions, git revision, hosts
     metrics.jsonl          an object per logged step

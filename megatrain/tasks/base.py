@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -65,6 +66,27 @@ class Objective(Protocol[B_contra]):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where training begins, for a task that has something to compute before it.
+
+    Attributes:
+        resumed: from a checkpoint of this run; else the weights are those that the run starts from.
+        folder: the run's.
+        is_main: of all ranks the one that writes files.
+        compute: of a function of (model, batch) and a batch, its result without gradients. Collective: every rank calls
+            it as often.
+        sum_over_data: a tensor summed over the data-parallel ranks.
+    """
+
+    resumed: bool
+    folder: Path
+    share: DataShare
+    is_main: bool
+    compute: Callable[[Callable[[Model, Any], Tensor], Any], Tensor]
+    sum_over_data: Callable[[Tensor], Tensor]
+
+
 class Task(ABC, Generic[B]):
     """Batches, and what is computed of them. Constructed with the resolved run, before the ranks know each other: what
     takes long, such as reading examples, belongs there."""
@@ -77,6 +99,10 @@ class Task(ABC, Generic[B]):
         """This rank's share of an evaluation, the same at each pass, as many batches as on any other rank; None: there
         is nothing to evaluate on."""
         return None
+
+    def begin(self, start: Start) -> None:
+        """Called on every rank once the weights are there, and the loader is where training starts."""
+        return
 
     @abstractmethod
     def loss(self, model: Model, batch: B) -> LossSums:

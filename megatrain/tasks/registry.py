@@ -50,6 +50,7 @@ class TaskSpec:
         check_rows: likewise, of `check_rows` beside it, for when there is no tokenizer yet.
         attention: of the models that it trains.
         issues: rules between the fields of a run: (field, value, rule, fix).
+        whole_sequences: its loss needs whole sequences on a rank: no context parallelism.
         check_tokenizer: "package.module:function" of (section, tokenizer.path), which raises what the task misses.
     """
 
@@ -62,6 +63,7 @@ class TaskSpec:
     attention: Literal["causal", "bidirectional", "any"] = "causal"
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda config: iter(())
     check_tokenizer: str = ""
+    whole_sequences: bool = False
 
     def __post_init__(self) -> None:
         if self.trains == "finetune" and not (self.read_examples and self.check_rows):

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatrain.base.files import write_json
 from megatrain.checkpoint.state import Parameters
@@ -22,10 +22,11 @@ from megatrain.optim.build import build_optimizer
 from megatrain.optim.layers import lr_scale as layer_lr_scale
 from megatrain.optim.registry import OPTIMIZERS
 from megatrain.parallel.apply import build_parallel_model
+from megatrain.parallel.collectives import all_reduce
 from megatrain.parallel.mesh import Mesh
 from megatrain.run.claim import current
 from megatrain.run.directory import RunDir
-from megatrain.tasks.base import DataShare, Objective, Task
+from megatrain.tasks.base import DataShare, Objective, Start, Task
 from megatrain.topology import Topology
 from megatrain.train import rank
 from megatrain.train.checkpointing import Checkpointer, Position
@@ -70,6 +71,8 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
     position = restore(
         config, engine, loader, checkpointer, console, resume=resume, layout=layout, beat=watchdog.beat_for_all
     )
+    watchdog.beat("computing what the task needs", position.step)
+    task.begin(_start(run, mesh, engine, share, resumed=position.checkpoint is not None))
     watchdog.beat("first step", position.step)
     report = Reporter(config, run, mesh, console, start=position.progress)
     checkpointer.saved = report.saved
@@ -86,6 +89,20 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
         watchdog=watchdog,
     )
     return parts, position
+
+
+def _start(run: RunDir, mesh: Mesh, engine: Engine, share: DataShare, *, resumed: bool) -> Start:
+    def sum_over_data(tensor: Tensor) -> Tensor:
+        return all_reduce(tensor.to(engine.device), mesh.dp_cp_group).cpu()
+
+    return Start(
+        resumed=resumed,
+        folder=run.path,
+        share=share,
+        is_main=mesh.is_main,
+        compute=engine.compute,
+        sum_over_data=sum_over_data,
+    )
 
 
 def _join(config: ResolvedRun, stop: StopRequest) -> tuple[torch.device, Mesh]:

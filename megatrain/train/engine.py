@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.matrix_exchange import MatrixExchange
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
-from megatrain.tasks.base import LossSums, Objective
+from megatrain.tasks.base import LossSums, Model, Objective
 from megatrain.train.run_ahead import RunAhead
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -153,13 +155,16 @@ class Engine:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""
         self._held_back.logical_or_(~torch.isfinite(self._last_norm()))
 
-    @torch.no_grad()
     def evaluate(self, batch: TensorBatch) -> dict[str, Tensor]:
         """The objective's evaluation sums over what this rank sees of one micro-batch, fp64 []."""
-        self._engine.eval()
-        sums = self._objective.evaluation_sums(self._engine, self._mine(batch))
-        self._engine.train()
+        sums = self.compute(self._objective.evaluation_sums, batch)
         return {name: value.double() for name, value in sums.items()}
+
+    @torch.no_grad()
+    def compute(self, function: Callable[[Model, Any], T], batch: TensorBatch) -> T:
+        """A function of the model and of what this rank sees of one micro-batch, without gradients."""
+        with self.evaluating() as (_, forward):
+            return function(forward, self._mine(batch))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:

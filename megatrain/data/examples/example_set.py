@@ -78,6 +78,7 @@ class ExampleSet:
     rows: list[PackedRow]
     files: Sequence[FileReport]
     sequence_length: int
+    parts: int = 1  # packed documents of an example
 
     @property
     def examples(self) -> int:
@@ -158,12 +159,15 @@ def packed(
     encoder: Encoder[T, R],
     report: Callable[[str, int], R],
     sequence_length: int,
+    *,
+    together: int = 1,
 ) -> tuple[list[PackedRow], list[R]]:
     """Read, encode and pack the examples of files, folders and glob patterns, in their order.
 
     Args:
         read: what a row is.
         report: of a file and the sequence length: what is told of it.
+        together: so many of the encoder's examples are one of the file, and stay in one row.
 
     Raises:
         DataError: a file cannot be read, or examples are unusable; names the file and line of each, up to a limit.
@@ -179,7 +183,7 @@ def packed(
     mistakes.demand_none()
     if not examples:
         raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are dropped")
-    return pack(examples, sequence_length, encoder.pad_id), files
+    return pack(examples, sequence_length, encoder.pad_id, together=together), files
 
 
 def padding_of(tokenizer: Tokenizer, model_rows: int) -> int:
@@ -228,19 +232,23 @@ class ExampleEncoder:
         """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""
         while batch := list(itertools.islice(pairs, _AT_ONCE)):
             report.examples += len(batch)
-            encoded = self._encoder.pairs([(pair.prompt, pair.response) for pair in batch])
-            for pair, found in zip(batch, encoded, strict=True):
+            for pair, found in zip(batch, self.encoded(batch), strict=True):
                 try:
-                    if isinstance(found, DataError):
-                        raise DataError(f"{pair.where}: {found}")
-                    example = self._fitted(pair, found, report)
+                    example = self.fitted(pair, found, report)
                 except DataError as error:
                     mistakes.add(error)
                     continue
                 if example is not None:
                     yield example
 
-    def _fitted(self, pair: Pair, encoded: EncodedPair, report: FileReport) -> Example | None:
+    def encoded(self, pairs: Sequence[Pair]) -> Iterator[EncodedPair | DataError]:
+        """Of each pair; an error in the place of one that cannot be encoded."""
+        return self._encoder.pairs([(pair.prompt, pair.response) for pair in pairs])
+
+    def fitted(self, pair: Pair, encoded: EncodedPair | DataError, report: FileReport) -> Example | None:
+        """The example, or None where it is dropped. Raises DataError, naming the place, where it is unusable."""
+        if isinstance(encoded, DataError):
+            raise DataError(f"{pair.where}: {encoded}")
         tokens, split = encoded.tokens, encoded.prompt_tokens
         learnt = np.arange(len(tokens)) >= split
         if pair.spans is not None:

@@ -52,8 +52,7 @@ class ExampleLoader:
         self.wait_seconds = 0.0  # rows are in memory
 
     def next(self) -> StepBatches[Batch]:
-        chosen = self._rows_from(self._position)
-        self._position += self._global_batch_size
+        chosen = [self._rows[number] for number in self._advance()]
         micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in self._mine.tolist())
         return StepBatches(micro_batches, sum(self._weight_of(row) for row in chosen))
 
@@ -69,14 +68,15 @@ class ExampleLoader:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _rows_from(self, position: int) -> list[PackedRow]:
-        """The global batch that begins at a position."""
-        samples = np.arange(position, position + self._global_batch_size, dtype=np.int64)
+    def _advance(self) -> list[int]:
+        """Numbers of the rows of the next global batch."""
+        samples = np.arange(self._position, self._position + self._global_batch_size, dtype=np.int64)
+        self._position += self._global_batch_size
         epochs, places = np.divmod(samples, len(self._rows))
-        chosen: list[PackedRow] = []
+        chosen: list[int] = []
         for epoch in np.unique(epochs):
             of_epoch = places[epochs == epoch]
-            chosen += [self._rows[i] for i in permute(of_epoch, len(self._rows), key(self._seed, int(epoch)))]
+            chosen += permute(of_epoch, len(self._rows), key(self._seed, int(epoch))).tolist()
         return chosen
 
 

@@ -48,17 +48,23 @@ class PackedRow:
         return int(self.is_target[1:].sum()) if self.labels is None else int((self.labels != NO_LABEL).sum())
 
 
-def pack(examples: Sequence[Example], sequence_length: int, pad_id: int) -> list[PackedRow]:
-    """Fill rows with examples in their order, starting a new row when the next one does not fit."""
+def pack(examples: Sequence[Example], sequence_length: int, pad_id: int, *, together: int = 1) -> list[PackedRow]:
+    """Fill rows with examples in their order, starting a new row when the next one does not fit.
+
+    Args:
+        together: so many in succession stay in one row.
+    """
     rows: list[PackedRow] = []
     waiting: list[Example] = []
     used = 0
-    for example in examples:
-        if used + len(example.tokens) > sequence_length and waiting:
+    for first in range(0, len(examples), together):
+        group = examples[first : first + together]
+        length = sum(len(example.tokens) for example in group)
+        if used + length > sequence_length and waiting:
             rows.append(_row(waiting, sequence_length, pad_id))
             waiting, used = [], 0
-        waiting.append(example)
-        used += len(example.tokens)
+        waiting += group
+        used += length
     if waiting:
         rows.append(_row(waiting, sequence_length, pad_id))
     return rows

@@ -60,7 +60,7 @@ class PairReader:
                     f"{where}: {name}: is not there as text; the row has {names_of(row)}. "
                     "task.prompt_field and task.response_field name the fields to read"
                 )
-        return _checked(Pair(where, prompt, response), section.prompt_field, section.response_field)
+        return checked(Pair(where, prompt, response), section.prompt_field, section.response_field)
 
     def _messages(self, where: str, field: str, row: Mapping[str, Any]) -> Pair:
         system = row.get("system") if field == SHAREGPT_FIELD else None
@@ -80,14 +80,14 @@ class PairReader:
                 if messages[-1].get("weight") == 0:
                     raise DataError("the last message has weight 0: nothing to learn")
                 prompt, response = self.template.pair(messages, tools=tools)
-                return _checked(Pair(where, prompt, response, templated=True), field, field)
+                return checked(Pair(where, prompt, response, templated=True), field, field)
             found = render_dialogue(self.template, messages, tools=tools)
         except DataError as error:
             raise DataError(f"{where}: {field}: {error}") from None
         begin = found.spans[0][0]
         prompt, response = found.text[:begin], found.text[begin:]
         pair = Pair(where, prompt, response, templated=True, spans=found.spans, marked=found.marked)
-        return _checked(pair, field, field)
+        return checked(pair, field, field)
 
 
 def _alpaca(where: str, row: Mapping[str, Any]) -> Pair:
@@ -96,10 +96,11 @@ def _alpaca(where: str, row: Mapping[str, Any]) -> Pair:
             raise DataError(f"{where}: {name}: must be text")
     parts = _ALPACA_WITH_INPUT if row.get("input") else _ALPACA
     prompt = "".join(row[part[1:-1]] if part in ("{instruction}", "{input}") else part for part in parts)
-    return _checked(Pair(where, prompt, row["output"]), "instruction", "output")
+    return checked(Pair(where, prompt, row["output"]), "instruction", "output")
 
 
-def _checked(pair: Pair, prompt_field: str, response_field: str) -> Pair:
+def checked(pair: Pair, prompt_field: str, response_field: str) -> Pair:
+    """The pair. Raises DataError where a text is not Unicode, or the response is empty."""
     for name, text in ((prompt_field, pair.prompt), (response_field, pair.response)):
         try:
             text.encode("utf-8")

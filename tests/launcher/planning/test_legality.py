@@ -41,6 +41,11 @@ BROKEN = {  # rule: the run, the choice, the reason
         {"context_parallel": 2},
         "context_parallel=2 does not divide the sequence length (3)",
     ),
+    "context of the task": (
+        run(whole_sequences=True),
+        {"context_parallel": 2},
+        "context_parallel=2 shares out sequences, of which the task's loss needs the whole",
+    ),
     "batch": (
         run(global_batch_size=6),
         {"tensor_parallel": 2, "data_parallel": 4},

@@ -6,7 +6,9 @@ import pytest
 
 from launcher.preflight.duplicates import check_duplicates
 from megatrain.data.examples.example_set import read_example_set
+from megatrain.data.examples.preference_pairs import read_preferences
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.tasks.preference.section import PreferenceSection
 from megatrain.tasks.sft.section import SFTSection
 from tests.data.examples.test_example_set import model
 
@@ -46,3 +48,17 @@ def test_where_lines_are_not_examples_one_by_one(read) -> None:
 
 def test_others_are_no_duplicates(read) -> None:
     assert list(check_duplicates(read("a.jsonl", "who", "what"), read("b.jsonl", "when"))) == []
+
+
+def test_both_answers_of_a_preference_are_one_example(make_tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load(make_tokenizer("byte_level"))
+
+    def read(name, *answers):
+        rows = ({"prompt": "who", "chosen": chosen, "rejected": rejected} for chosen, rejected in answers)
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return read_preferences([name], tokenizer, PreferenceSection(), sequence_length=64, model=model(10**6))
+
+    train = read("a.jsonl", ("me", "you"), ("what", "where"))
+    (found,) = check_duplicates(train, read("b.jsonl", ("me", "where"), ("what", "where")))
+    assert "1 of 2 examples are in finetune.train as well: b.jsonl:2 = a.jsonl:2. " in found.text
