@@ -21,6 +21,9 @@ from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.evaluation.bytes import byte_lengths
 from megatrain.evaluation.classification import ClassReport, confusion_of, report_of
 from megatrain.evaluation.classified import Classified, classified
+from megatrain.evaluation.generated import ResponseEvaluation
+from megatrain.generation.decode import continued, with_cache
+from megatrain.generation.sampling import Sampling
 from megatrain.hardware.device import device_type
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run
@@ -129,6 +132,8 @@ def evaluate(
     metrics = task.evaluation_metrics(totals)
     if config.task.name in _LANGUAGE_MODELS:
         metrics |= _of_language(metrics, totals, text_bytes.count)
+    if (responses := ResponseEvaluation.of(config)) is not None:
+        metrics |= responses.measure(responses.generated(_answered(opened, responses)))
     names = config.task.classes
     there, said = ([number for one in examples for number in getattr(one, which)] for which in ("there", "said"))
     return Evaluation(
@@ -157,6 +162,18 @@ def on_data(config: ResolvedRun, files: Sequence[str], split: Split) -> tuple[Re
         changed = {"finetune": section}
         said = ", ".join(paths)
     return config.model_copy(update={"evaluation": evaluation, **changed}), said
+
+
+def _answered(opened: OpenCheckpoint, responses: ResponseEvaluation) -> list[list[int]]:
+    """What the model generates behind each prompt."""
+    made: list[list[int]] = []
+    size = opened.config.training.micro_batch_size
+    for first in range(0, len(responses.prompts), size):
+        prompts = responses.prompts[first : first + size]
+        places = max(map(len, prompts)) + responses.max_new_tokens
+        with with_cache(opened.model, places=places) as next_logits:
+            made += continued(next_logits, prompts, Sampling(), **responses.options())
+    return made
 
 
 class _TextBytes:
