@@ -29,7 +29,6 @@ from megatrain.model.initialization import initial_weight, materialize
 PROMPT = 32  # tokens
 SHAPES = {
     "28M (512 wide, 6 layers)": {"num_hidden_layers": 6, "hidden_size": 512, "intermediate_size": 1408},
-    "125M (768 wide, 12 layers)": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2048},
 }
 
 
