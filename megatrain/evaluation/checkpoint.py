@@ -57,6 +57,11 @@ class Evaluation:
     examples: list[Classified] = field(default_factory=list)
 
 
+def says_one_label(config: ResolvedRun) -> bool:
+    """Whether the run's task tells one of several labels of each text or word."""
+    return config.task.name in CLASSIFIERS and getattr(config.task, "problem", "single_label") == "single_label"
+
+
 class OpenCheckpoint:
     """A checkpoint's model, in the precision that its run computes in, and the run's configuration.
 
@@ -118,17 +123,21 @@ def evaluate(
     if files and isinstance(task, ExampleTask):
         for line in task.warnings():
             warn(line)
-    sums: dict[str, Tensor] = {}
+    records: dict[str, list[Tensor]] = {}
     examples: list[Classified] = []
     text_bytes = _TextBytes(config)
     with torch.no_grad():
         for batch in opened.batches(task):
             for name, value in task.evaluation_sums(opened.model, batch).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
-            if config.task.name in CLASSIFIERS:
+                records.setdefault(name, []).append(value.double().cpu())
+            if says_one_label(config):
                 examples += classified(opened.model, batch)  # type: ignore[arg-type]
             text_bytes.add(batch)
-    totals = {name: value.item() for name, value in sums.items()}
+    # numbers are summed; rows of numbers, one an example, stay rows
+    totals: dict[str, Any] = {
+        name: torch.cat(values) if values[0].ndim else torch.stack(values).sum().item()
+        for name, values in records.items()
+    }
     metrics = task.evaluation_metrics(totals)
     if config.task.name in _LANGUAGE_MODELS:
         metrics |= _of_language(metrics, totals, text_bytes.count)

@@ -13,7 +13,7 @@ from megatrain.base.errors import ConfigError, DataError
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.examples.example_rows import field_of
 from megatrain.data.text.rows import Row
-from megatrain.evaluation.checkpoint import CLASSIFIERS, OpenCheckpoint, on_data
+from megatrain.evaluation.checkpoint import CLASSIFIERS, OpenCheckpoint, on_data, says_one_label
 from megatrain.evaluation.classified import Classified, classified
 from megatrain.tasks.on_examples import ExampleTask
 from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
@@ -38,9 +38,10 @@ def labels_of(
         DataError: a row has no text; names file and line.
     """
     config = opened.config
-    if config.task.name not in CLASSIFIERS or not isinstance(config, ResolvedFinetune):
+    if not says_one_label(config) or not isinstance(config, ResolvedFinetune):
         raise ConfigError(
-            f"{opened.run}: task.name: {config.task.name}: predictions are of {', '.join(CLASSIFIERS)} and sft"
+            f"{opened.run}: task.name: {config.task.name}: predictions are of {', '.join(CLASSIFIERS)} with one label "
+            "each, and of sft"
         )
     section = cast(Section, config.task)
     # no row is left out: one that is too long is cut
