@@ -30,6 +30,7 @@ from launcher.preflight.on_disk import (
 from launcher.preflight.own_copies import check_own_copies
 from launcher.preflight.precision import check_precision
 from launcher.preflight.same_data import check_same
+from launcher.preflight.text_metrics import check_text_metrics
 from launcher.runs.prepare import check_branch, check_resume, check_same_run
 from megatrain.base.errors import DataError, ExitCode, MegatrainError, PreflightError
 from megatrain.base.progress import Progress
@@ -123,6 +124,7 @@ def check(config: Config, plan: Plan | None, *, resume: str = "auto", as_job: bo
         findings += _caught(lambda: check_branch(run, resolved, resume))
         findings += check_changes(resolved, run, resume)
     findings += check_precision(config)
+    findings += check_text_metrics(config)
     findings += _disk(resolved, run.path)
     progress = progress_at_start(resolved, run, resume)
     findings += _data(resolved, progress) if isinstance(resolved, PretrainConfig) else _finetune(resolved)

@@ -12,6 +12,7 @@ from megatrain.model.class_table import has_class_head
 from megatrain.optim.registry import OPTIMIZERS
 from megatrain.schedule.registry import SCHEDULES
 from megatrain.tasks.registry import TASKS
+from megatrain.tasks.sft.section import SFTSection
 
 
 class ConfigIssue(NamedTuple):
@@ -48,12 +49,25 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
     if parallel.offload_optimizer == "cpu" and OPTIMIZERS.get(config.optimizer.name).matrices is not None:
         rule = f"{config.optimizer.name} multiplies whole matrices in each update, which a host is too slow for"
         yield ConfigIssue("parallel.offload_optimizer", "cpu", rule, "Set it to none, or take another optimizer.")
+    yield from _generation_issues(config)
     if isinstance(config, PretrainConfig):
         yield from _data_issues(config.data)
         if config.data.sequential and config.tokenizer is None:
             yield ConfigIssue("tokenizer", None, "webdataset sources hold text", "Add `tokenizer: {path: …}` for them.")
     if training.steps is not None and (issue := warmup_issue(config)):
         yield issue
+
+
+def _generation_issues(config: Config) -> Iterator[ConfigIssue]:
+    if (section := config.evaluation.generate) is None:
+        return
+    given = section.model_dump(mode="json")
+    if not isinstance(config, FinetuneConfig) or not isinstance(config.task, SFTSection):
+        rule = f"is of task sft, whose examples have a response, and task.name is {config.task.name}"
+        yield ConfigIssue("evaluation.generate", given, rule, "Leave it out.")
+    elif not config.finetune.validation:
+        rule = "needs finetune.validation: its prompts are answered"
+        yield ConfigIssue("evaluation.generate", given, rule, "Name files of examples there.")
 
 
 def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:

@@ -21,6 +21,9 @@ from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.evaluation.bytes import byte_lengths
 from megatrain.evaluation.classification import ClassReport, confusion_of, report_of
 from megatrain.evaluation.classified import Classified, classified
+from megatrain.evaluation.generated import ResponseEvaluation
+from megatrain.generation.decode import continued, with_cache
+from megatrain.generation.sampling import Sampling
 from megatrain.hardware.device import device_type
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run
@@ -52,6 +55,11 @@ class Evaluation:
     metrics: dict[str, float]
     classes: ClassReport | None = None
     examples: list[Classified] = field(default_factory=list)
+
+
+def says_one_label(config: ResolvedRun) -> bool:
+    """Whether the run's task tells one of several labels of each text or word."""
+    return config.task.name in CLASSIFIERS and getattr(config.task, "problem", "single_label") == "single_label"
 
 
 class OpenCheckpoint:
@@ -115,20 +123,26 @@ def evaluate(
     if files and isinstance(task, ExampleTask):
         for line in task.warnings():
             warn(line)
-    sums: dict[str, Tensor] = {}
+    records: dict[str, list[Tensor]] = {}
     examples: list[Classified] = []
     text_bytes = _TextBytes(config)
     with torch.no_grad():
         for batch in opened.batches(task):
             for name, value in task.evaluation_sums(opened.model, batch).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
-            if config.task.name in CLASSIFIERS:
+                records.setdefault(name, []).append(value.double().cpu())
+            if says_one_label(config):
                 examples += classified(opened.model, batch)  # type: ignore[arg-type]
             text_bytes.add(batch)
-    totals = {name: value.item() for name, value in sums.items()}
+    # numbers are summed; rows of numbers, one an example, stay rows
+    totals: dict[str, Any] = {
+        name: torch.cat(values) if values[0].ndim else torch.stack(values).sum().item()
+        for name, values in records.items()
+    }
     metrics = task.evaluation_metrics(totals)
     if config.task.name in _LANGUAGE_MODELS:
         metrics |= _of_language(metrics, totals, text_bytes.count)
+    if (responses := ResponseEvaluation.of(config)) is not None:
+        metrics |= responses.measure(responses.generated(_answered(opened, responses)))
     names = config.task.classes
     there, said = ([number for one in examples for number in getattr(one, which)] for which in ("there", "said"))
     return Evaluation(
@@ -157,6 +171,18 @@ def on_data(config: ResolvedRun, files: Sequence[str], split: Split) -> tuple[Re
         changed = {"finetune": section}
         said = ", ".join(paths)
     return config.model_copy(update={"evaluation": evaluation, **changed}), said
+
+
+def _answered(opened: OpenCheckpoint, responses: ResponseEvaluation) -> list[list[int]]:
+    """What the model generates behind each prompt."""
+    made: list[list[int]] = []
+    size = opened.config.training.micro_batch_size
+    for first in range(0, len(responses.prompts), size):
+        prompts = responses.prompts[first : first + size]
+        places = max(map(len, prompts)) + responses.max_new_tokens
+        with with_cache(opened.model, places=places) as next_logits:
+            made += continued(next_logits, prompts, Sampling(), **responses.options())
+    return made
 
 
 class _TextBytes:

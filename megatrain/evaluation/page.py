@@ -13,6 +13,8 @@ svg { width: 100%; height: auto; }
 
 
 class Table(NamedTuple):
+    """Without rows it is not shown."""
+
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -28,7 +30,7 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         rows = [section.table.head, ["---"] * len(section.table.head), *section.table.rows]
         table = "\n".join("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows)
-        parts += [f"## {section.title}", section.text, table]
+        parts += [f"## {section.title}", section.text, *([table] if section.table.rows else [])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -40,7 +42,7 @@ def html_page(title: str, sections: Sequence[Section], curve: str) -> str:
     parts = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
         parts += [f"<h2>{html.escape(section.title)}</h2>", f"<p>{html.escape(section.text)}</p>"]
-        parts.append(_table(section.table))
+        parts += [_table(section.table)] if section.table.rows else []
     if curve:
         parts += ["<h2>Learning curve</h2>", curve]
     body = "\n".join(parts)

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,8 +13,9 @@ from megatrain.base.errors import ConfigError, DataError
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.examples.example_rows import field_of
 from megatrain.data.text.rows import Row
-from megatrain.evaluation.checkpoint import CLASSIFIERS, OpenCheckpoint, on_data
+from megatrain.evaluation.checkpoint import CLASSIFIERS, OpenCheckpoint, on_data, says_one_label
 from megatrain.evaluation.classified import Classified, classified
+from megatrain.tasks.on_examples import ExampleTask
 from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
 from megatrain.tasks.token_classification.section import TokenClassificationSection
 
@@ -22,18 +23,25 @@ Section = SequenceClassificationSection | TokenClassificationSection
 _DIGITS = 6  # of a probability
 
 
-def labels_of(opened: OpenCheckpoint, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def labels_of(
+    opened: OpenCheckpoint, rows: Sequence[Row], *, name: str, warn: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """Of each row `label` and `probabilities`, or `tags`, of which a word beyond the end of a sequence has None. Rows
     need no label.
+
+    Args:
+        name: of the rows' file.
+        warn: told how many are cut.
 
     Raises:
         ConfigError: the run's task is none of CLASSIFIERS.
         DataError: a row has no text; names file and line.
     """
     config = opened.config
-    if config.task.name not in CLASSIFIERS or not isinstance(config, ResolvedFinetune):
+    if not says_one_label(config) or not isinstance(config, ResolvedFinetune):
         raise ConfigError(
-            f"{opened.run}: task.name: {config.task.name}: predictions are of {', '.join(CLASSIFIERS)} and sft"
+            f"{opened.run}: task.name: {config.task.name}: predictions are of {', '.join(CLASSIFIERS)} with one label "
+            "each, and of sft"
         )
     section = cast(Section, config.task)
     # no row is left out: one that is too long is cut
@@ -42,6 +50,10 @@ def labels_of(opened: OpenCheckpoint, rows: Sequence[Row]) -> Iterator[dict[str,
         changed, _ = on_data(config, [copy], "validation")
         with _own_places(copy, rows):
             task = opened.task(changed)
+        assert isinstance(task, ExampleTask)
+        for line in task.warnings():
+            if line.startswith(copy):  # others are of the labels, which are made up
+                warn(line.replace(copy, name).partition(". Raise")[0])
         batches: Any = opened.batches(task)
         examples = (one for batch in batches for one in classified(opened.model, batch))
         for row, example in zip(rows, examples, strict=True):

@@ -45,7 +45,7 @@ def predictions(
         writer = Writer(path, Sampling(), max_new_tokens=max_new_tokens, warn=warn)
         said: Iterator[dict[str, Any]] = ({"response": text} for text in writer.responses(pairs, batch_size=batch_size))
     else:
-        said = labels_of(OpenCheckpoint(path, warn), rows)
+        said = labels_of(OpenCheckpoint(path, warn), rows, name=str(file), warn=warn)
     return ((row.fields, one) for row, one in zip(rows, said, strict=True))
 
 

@@ -12,6 +12,7 @@ from megatrain.base.files import write_json
 from megatrain.checkpoint.state import Parameters
 from megatrain.checkpoint.store import CheckpointStore
 from megatrain.config.resolved import ResolvedRun
+from megatrain.evaluation.generated import ResponseEvaluation
 from megatrain.hardware.device import device_type
 from megatrain.hardware.health import check_health
 from megatrain.model.architecture import row_of
@@ -33,6 +34,7 @@ from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.determinism import make_deterministic
 from megatrain.train.engine import Engine, bucket_elements, compute_dtype, partitioner, read_ds_config
 from megatrain.train.finite import FiniteGuard
+from megatrain.train.generating import Responder
 from megatrain.train.loop import TrainingComponents
 from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
@@ -85,6 +87,7 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
         validation=task.validation(share),
         checkpointer=checkpointer,
         report=report,
+        responder=_responder(config, run, console),
         stop=stop,
         watchdog=watchdog,
     )
@@ -103,6 +106,15 @@ def _start(run: RunDir, mesh: Mesh, engine: Engine, share: DataShare, *, resumed
         compute=engine.compute,
         sum_over_data=sum_over_data,
     )
+
+
+def _responder(config: ResolvedRun, run: RunDir, console: Console) -> Responder | None:
+    responses = ResponseEvaluation.of(config)
+    if responses is None:
+        return None
+    for line in responses.lines():
+        console.line(line)
+    return Responder(config, run, responses)
 
 
 def _join(config: ResolvedRun, stop: StopRequest) -> tuple[torch.device, Mesh]:

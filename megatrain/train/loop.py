@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
 from megatrain.train.finite import FiniteGuard
+from megatrain.train.generating import Responder
 from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
 
@@ -34,6 +36,7 @@ class TrainingComponents:
     validation: Iterable[TensorBatch] | None  # this rank's share, the same at each pass; None: no validation
     checkpointer: Checkpointer
     report: Reporter
+    responder: Responder | None  # None: no responses are generated
     stop: StopRequest
     watchdog: Watchdog
 
@@ -95,6 +98,10 @@ def run_validation(parts: TrainingComponents, progress: Progress) -> None:
         sums, own_sums = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
         metrics = parts.task.evaluation_metrics(sums) if sums else {}
     parts.guard.evaluation(progress, metrics, own_sums)
+    if parts.responder is not None:
+        with parts.report.paused():
+            watched = partial(parts.watchdog.beat_for_all, "generating responses")
+            metrics |= parts.responder.evaluate(parts.engine, progress.step, watched)
     parts.report.evaluation(progress.step, metrics)
 
 

@@ -129,7 +129,9 @@ def test_a_classifier_of_words(tagger: RunDir, here: Path) -> None:
     long = {"tokens": ["the"] * 60}  # longer than a sequence
     rows = [json.loads(line) for line in (here / "tagged-held-out.jsonl").read_text().splitlines()]
     file.write_text("".join(json.dumps({"tokens": row["tokens"]}) + "\n" for row in [*rows[:5], long, *rows[5:]]))
-    said = list(predictions(tagger.path, file, max_new_tokens=1, batch_size=1))
+    warnings: list[str] = []
+    said = list(predictions(tagger.path, file, max_new_tokens=1, batch_size=1, warn=warnings.append))
+    assert warnings == [f"{file}: 1 of 62 examples, cut to 48 tokens, lose 12 tokens at their end"]
     (row, cut), said = said[5], [*said[:5], *said[6:]]
     assert row == long
     assert len(cut["tags"]) == 60

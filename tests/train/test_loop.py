@@ -71,6 +71,7 @@ class Parts:
                 retain=lambda: note("retain"),
             ),
             report=report,
+            responder=None,
             stop=SimpleNamespace(agreed=lambda step: "SIGTERM" if step == self.stop_at else None),
             watchdog=SimpleNamespace(beat=lambda *_: None, watched=lambda batches, what: batches),
         )
