@@ -50,6 +50,8 @@ class TaskSpec:
         check_rows: likewise, of `check_rows` beside it, for when there is no tokenizer yet.
         attention: of the models that it trains.
         issues: rules between the fields of a run: (field, value, rule, fix).
+        metrics: of a section: names of what its evaluations measure, as far as they are known before the start; none
+            where they are not.
         check_tokenizer: "package.module:function" of (section, tokenizer.path), which raises what the task misses.
     """
 
@@ -61,6 +63,7 @@ class TaskSpec:
     complete: str = ""
     attention: Literal["causal", "bidirectional", "any"] = "causal"
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda config: iter(())
+    metrics: Callable[[Any], tuple[str, ...]] = lambda section: ()
     check_tokenizer: str = ""
 
     def __post_init__(self) -> None:
