@@ -163,7 +163,7 @@ def _disk(config: Config, folder: Path) -> Iterator[Finding]:
     if config.model is None or config.model.vocab_size == AUTO:
         return  # another finding says why it could not be completed
     each = checkpoint_bytes(config.model, config.optimizer)
-    wanted = each * (config.checkpoint.keep_last + 1)
+    wanted = each * (config.checkpoint.keep_last + (1 if config.training.early_stopping is None else 2))
     free = shutil.disk_usage(existing).free + leftover_bytes(RunDir(folder))  # those go when the run starts
     if wanted > free:
         yield Finding(

@@ -5,6 +5,7 @@ from typing import Any
 
 from megatrain.base.errors import CheckpointError
 from megatrain.base.progress import Progress
+from megatrain.checkpoint.best import is_over
 from megatrain.checkpoint.state import STATE, read_counts
 from megatrain.config import Config
 from megatrain.run.branch import origin
@@ -55,6 +56,14 @@ def start_progress(run: RunDir, config: Config, *, step: int | None = None) -> P
 
 
 def is_complete(run: RunDir, config: Config) -> bool:
-    """Whether the run has a checkpoint of its end: all the steps, or all the tokens, that were asked for."""
+    """Whether the run has a checkpoint of its end: all the steps, or all the tokens, that were asked for; or where
+    early stopping ended it."""
     progress = saved_progress(run)
-    return progress.step > 0 and config.steps_left(progress) == 0
+    if progress.step == 0:
+        return False
+    return config.steps_left(progress) == 0 or _ended_early(run, config, progress.step)
+
+
+def _ended_early(run: RunDir, config: Config, step: int) -> bool:
+    section = config.training.early_stopping
+    return section is not None and is_over(section, read_counts(run.step(step)).early_stopping)

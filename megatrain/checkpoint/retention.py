@@ -24,6 +24,7 @@ class Retention:
         self._run = run
         self._keep_last = keep_last
         self._report = report
+        self.protected: int | None = None  # a step that is kept, whatever its age
         self._unproven = True  # the newest, which may be of an earlier start
         self._whole: set[int] = set()  # steps that verified, or were saved, since this start
 
@@ -56,7 +57,8 @@ class Retention:
     def _superseded(self) -> list[int]:
         steps = self._run.steps()
         self._whole |= {step for step in steps if step not in self._whole and has_all_files(self._run.step(step))}
-        return [step for step in steps if step in self._whole][: -self._keep_last]
+        old = [step for step in steps if step in self._whole][: -self._keep_last]
+        return [step for step in old if step != self.protected]
 
 
 def move_away(run: RunDir, step: int) -> Path:

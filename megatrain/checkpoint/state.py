@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import read_model
+from megatrain.checkpoint.best import Best
 from megatrain.config import AUTO
 from megatrain.config.chosen import AnyModel
 from megatrain.config.file import load_extensions_of
@@ -53,6 +54,7 @@ class Counts(BaseModel):
     step: _Number  # optimizer steps done
     loader: LoaderState | None = None  # of the next batch
     batches: list[_Batch] = []  # step, samples and size where each global batch size began: checkpoint/progress.py
+    early_stopping: Best | None = None  # of a run that has it
 
     def facts(self) -> dict[str, Any]:
         """As it was written."""
@@ -88,7 +90,9 @@ class State(Counts):
 
     def to_json(self) -> dict[str, Any]:
         """The content of a new state.json."""
-        return self.model_dump(mode="json") | {"format": STATE_FORMAT, "loader": self.loader_state()}
+        left_out = {"early_stopping"} if self.early_stopping is None else None
+        found = self.model_dump(mode="json", exclude=left_out)
+        return found | {"format": STATE_FORMAT, "loader": self.loader_state()}
 
     def loader_state(self) -> dict[str, Any]:
         """As the loader gave it; empty where there is none."""

@@ -60,6 +60,10 @@ class CheckpointStore:
         self._retention.saved(snapshot.step)
         return folder
 
+    def protect(self, step: int | None) -> None:
+        """Keep the checkpoint of a step, beside the newest ones; and no other such one."""
+        self._retention.protected = step
+
     def retain(self) -> None:
         """Delete checkpoints beyond keep_last: see `Retention.delete_superseded`."""
         if self._ranks.is_first:

@@ -93,6 +93,7 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
         rule = "has no learning rates of model.mup: they are those of Adam"
         yield ConfigIssue("optimizer.name", config.optimizer.name, rule, f"Take {known}, or leave model.mup out.")
     yield from (ConfigIssue(*issue) for issue in base_issues(config, model))
+    yield from _early_stopping_issues(config)
     longest = model.longest_sequence
     if longest is None:
         return
@@ -101,6 +102,19 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
     if length is not None and length > longest:
         rule = f"is longer than the model's learned positions ({longest})"
         yield ConfigIssue(name, length, rule, f"At most {longest}.")
+
+
+def _early_stopping_issues(config: Config) -> Iterator[ConfigIssue]:
+    section, name = config.training.early_stopping, "training.early_stopping"
+    if section is None:
+        return
+    part = "data" if isinstance(config, PretrainConfig) else "finetune"
+    if not (config.data.validation if isinstance(config, PretrainConfig) else config.finetune.validation):
+        yield ConfigIssue(name, section.metric, f"needs {part}.validation: what an evaluation reads", "Give it some.")
+    known = TASKS.get(config.task.name).metrics(config.task)
+    if known and section.metric not in known:
+        shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+        yield ConfigIssue(f"{name}.metric", section.metric, "is not measured by this task", f"There are: {shown}.")
 
 
 def warmup_issue(config: Config, progress: Progress | None = None) -> ConfigIssue | None:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from megatrain.base.section import FREE, Section
 from megatrain.base.types import AUTO, AutoCount, Count
+from megatrain.config.early_stopping import EarlyStoppingSection
 
 Precision = Literal["bf16", "fp32", "fp8"]
 
@@ -23,6 +24,9 @@ class TrainingSection(Section):
     )
     global_batch_size: Count = Field(le=10**9, description="sequences per optimizer step, over all ranks")
     micro_batch_size: Annotated[AutoCount, FREE] = Field(AUTO, description="sequences per rank and pass")
+    early_stopping: EarlyStoppingSection | None = Field(
+        None, description="end the run where its evaluations get no better; the best checkpoint is kept"
+    )
     deterministic: bool = Field(
         False, description="the same bits at every start, also on a GPU: slower kernels that add in a fixed order"
     )

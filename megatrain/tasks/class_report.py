@@ -4,9 +4,7 @@ import re
 from collections.abc import Sequence
 
 from megatrain.monitor.metric import METRICS, Metric
-
-MOST_LABELS = 200  # that are reported one by one: their values stand in a line of metrics.jsonl
-_LONGEST = 60  # characters of a label in the name of a metric
+from megatrain.tasks.class_names import KINDS, class_names
 
 Counts = Sequence[Sequence[float]]  # of each label: how often it is right, predicted, and there
 
@@ -19,15 +17,12 @@ class ClassReport:
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
-        short = [label[:_LONGEST] for label in labels]
-        unique = len(set(short)) == len(short)
-        names = short if unique else [f"{number} {label}" for number, label in enumerate(short)]
-        self._names = names if len(names) <= MOST_LABELS else []
+        self._names = class_names(labels)
         charts = [re.sub(r"[^-\w./ ]", "_", name) for name in self._names]
         if len(set(charts)) < len(charts):
             charts = [f"{number} {chart}" for number, chart in enumerate(charts)]
         for name, chart in zip(self._names, charts, strict=True):
-            for kind in ("precision", "recall", "f1"):
+            for kind in KINDS:
                 if f"{kind}/{name}" not in METRICS:
                     unit = f"{kind} of the label {name} in an evaluation; 0 where it is not defined"
                     METRICS.register(

@@ -33,6 +33,15 @@ METRICS.register(
     ),
 )
 METRICS.register(
+    "micro_f1",
+    Metric(
+        unit="F1 of all labels of an evaluation, counted together; of relations, without that of none",
+        tag="validation/micro_f1",
+        format="{:.3f}".format,
+        console="micro F1 {value}",
+    ),
+)
+METRICS.register(
     "validation_examples",
     Metric(unit="examples of an evaluation", tag=None, format="{:,.0f}".format, console="({value} examples)"),
 )
@@ -62,15 +71,21 @@ class Classification:
 
     def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The loss, and of each label how often it is right, said, and there."""
-        counted = batch.labels != IGNORE_INDEX
-        logits_NC, labels_N = forward(model, batch, None)[counted].float(), batch.labels[counted]
+        logits_BSC = forward(model, batch, None)
+        labels_BS, share = batch.labels, 1.0
+        if logits_BSC.shape[1] != labels_BS.shape[1]:  # every rank of a sequence sees all of it, and counts its share
+            share = labels_BS.shape[1] / logits_BSC.shape[1]
+            nothing = labels_BS.new_full(logits_BSC.shape[:2], IGNORE_INDEX)
+            labels_BS = nothing if batch.whole_labels is None else batch.whole_labels
+        counted = labels_BS != IGNORE_INDEX
+        logits_NC, labels_N = logits_BSC[counted].float(), labels_BS[counted]
         said_N = logits_NC.argmax(-1)
         right = torch.bincount(labels_N[said_N == labels_N], minlength=self._labels)
         said, there = (torch.bincount(of, minlength=self._labels) for of in (said_N, labels_N))
         sums = {"loss": F.cross_entropy(logits_NC, labels_N, reduction="sum")}
         for name, counts in (("right", right), ("said", said), ("there", there)):
             sums |= {f"{name} {label}": count for label, count in enumerate(counts)}
-        return sums
+        return sums if share == 1.0 else {name: value.double() * share for name, value in sums.items()}
 
     def evaluation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         counts = [[sums[f"{name} {label}"] for name in ("right", "said", "there")] for label in range(self._labels)]

@@ -51,6 +51,8 @@ class TaskSpec:
         attention: of the models that it trains.
         issues: rules between the fields of a run: (field, value, rule, fix).
         whole_sequences: its loss needs whole sequences on a rank: no context parallelism.
+        metrics: of a section: names of what its evaluations measure, as far as they are known before the start; none
+            where they are not.
         check_tokenizer: "package.module:function" of (section, tokenizer.path), which raises what the task misses.
     """
 
@@ -62,6 +64,7 @@ class TaskSpec:
     complete: str = ""
     attention: Literal["causal", "bidirectional", "any"] = "causal"
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda config: iter(())
+    metrics: Callable[[Any], tuple[str, ...]] = lambda section: ()
     check_tokenizer: str = ""
     whole_sequences: bool = False
 

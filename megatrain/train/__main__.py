@@ -21,7 +21,7 @@ def train_run(run_dir: RunDir, resume: str) -> None:
         for line in task.lines(start.progress):
             parts.report.line(line)
         if start.step == 0 and isinstance(config, ResolvedFinetune):
-            run_validation(parts, start.progress)  # what fine-tuning starts from
+            parts.early_stopping.check(run_validation(parts, start.progress))  # what fine-tuning starts from
         train(parts, start)
 
 

@@ -32,6 +32,7 @@ from megatrain.topology import Topology
 from megatrain.train import rank
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.determinism import make_deterministic
+from megatrain.train.early_stopping import EarlyStopping
 from megatrain.train.engine import Engine, bucket_elements, compute_dtype, partitioner, read_ds_config
 from megatrain.train.finite import FiniteGuard
 from megatrain.train.generating import Responder
@@ -80,6 +81,7 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
     checkpointer.saved = report.saved
     parts = TrainingComponents(
         config=config,
+        run=run,
         task=task,
         engine=engine,
         loader=loader,
@@ -90,6 +92,7 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
         responder=_responder(config, run, console),
         stop=stop,
         watchdog=watchdog,
+        early_stopping=EarlyStopping(config.training.early_stopping, mesh.control_group, position.best),
     )
     return parts, position
 

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint import StorageReader
 from megatrain.base.errors import CheckpointError
 from megatrain.base.progress import Progress
 from megatrain.checkpoint import rewind
+from megatrain.checkpoint.best import Best
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.checkpoint.progress import progress_of
 from megatrain.checkpoint.snapshot import Snapshot
@@ -36,6 +37,7 @@ class Position:
     progress: Progress
     loader: dict[str, Any] | None  # None at the very start
     checkpoint: Path | None
+    best: Best | None = None  # of a run with early stopping
 
     @property
     def step(self) -> int:
@@ -75,8 +77,14 @@ class Checkpointer:
         self._parameters = parameters
         self._base: BaseReference | None = None  # of the frozen ones
 
-    def save(self, step: int, loader_state: dict[str, Any], batches: Sequence[tuple[int, int, int]] = ()) -> Path:
-        """Write a checkpoint; see `Progress` for `batches`."""
+    def save(
+        self,
+        step: int,
+        loader_state: dict[str, Any],
+        batches: Sequence[tuple[int, int, int]] = (),
+        best: Best | None = None,
+    ) -> Path:
+        """Write a checkpoint; see `Progress` for `batches`. The one of the best evaluation is kept from then on."""
         began = time.monotonic()
         state = State(
             step=step,
@@ -86,9 +94,11 @@ class Checkpointer:
             seed=self._config.run.seed,
             parameters=self._parameters,
             base=self._base,
+            early_stopping=best,
         )
         tensors = self._engine.sharded_state(for_saving=True, parameters=self._parameters)
         folder = self._store.save(Snapshot(state, tensors))
+        self._store.protect(best.step if best else None)
         if self.saved is not None:
             size = sum(record.bytes for record in read_manifest(folder).files.values())
             self.saved(step, folder, time.monotonic() - began, size)
@@ -129,7 +139,8 @@ class Checkpointer:
         self._store.load(folder, self._engine.sharded_state(parameters=state.parameters))
         self._engine.after_load(optimizer_step=state.step)
         self._store.set_aside(after=state.step)
-        return Position(progress, state.loader_state(), folder)
+        self._store.protect(state.early_stopping.step if state.early_stopping else None)
+        return Position(progress, state.loader_state(), folder, state.early_stopping)
 
     def load_weights(self, base: Path) -> Start:
         """Start from other weights, with a fresh optimizer; tells the checkpoint, or the model folder, that was read.

@@ -1,7 +1,7 @@
 """The training loop: load, accumulate, step, report, evaluate, save. It knows no file formats and no layouts."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from megatrain.base.progress import Progress
 from megatrain.config.resolved import ResolvedRun
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.monitor.watchdog import Watchdog
+from megatrain.run.directory import RunDir
 from megatrain.schedule.learning_rate import learning_rate
 from megatrain.tasks.base import Loader, LossSums, Task
 from megatrain.train.checkpointing import Checkpointer, Position
+from megatrain.train.early_stopping import EarlyStopping
 from megatrain.train.engine import Engine
 from megatrain.train.evaluation import evaluate
 from megatrain.train.finite import FiniteGuard
@@ -29,6 +31,7 @@ class TrainingComponents:
     """What a run is made of, once built."""
 
     config: ResolvedRun
+    run: RunDir
     task: Task[Any]
     engine: Engine
     loader: Loader[Any]
@@ -39,12 +42,17 @@ class TrainingComponents:
     responder: Responder | None  # None: no responses are generated
     stop: StopRequest
     watchdog: Watchdog
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     def close(self) -> None:
         """Ends the threads and files of the parts; the engine and its process group stay."""
         self.loader.close()
         self.report.close()
         self.watchdog.close()
+
+    def say_best(self) -> None:
+        for line in self.early_stopping.lines(self.run):
+            self.report.line(line)
 
 
 def train(parts: TrainingComponents, start: Position) -> None:
@@ -54,12 +62,14 @@ def train(parts: TrainingComponents, start: Position) -> None:
         Stopped: on a signal, after saving.
         NonFiniteError: before an update that is not finite is kept, or a checkpoint that is not is written.
     """
-    config, engine, report, guard = parts.config, parts.engine, parts.report, parts.guard
+    config, engine, report, guard, early = parts.config, parts.engine, parts.report, parts.guard, parts.early_stopping
     progress, batch_size = start.progress, config.training.global_batch_size
     total = progress.step + config.steps_left(progress)
     if progress.step == total:
         report.nothing_to_do(total, start.checkpoint)
-    while progress.step < total:
+    if early.is_over and progress.step < total:
+        parts.say_best()
+    while progress.step < total and not early.is_over:
         batches = parts.loader.next()
         targets = batches.targets or 1  # the tiniest of batches may have none
         rate = learning_rate(progress, config)
@@ -77,22 +87,26 @@ def train(parts: TrainingComponents, start: Position) -> None:
             parts.checkpointer.retain()
         shares = {name: value / targets for name, value in {"loss": sums.loss, **sums.extras}.items()}
         report.step(progress, shares | {"grad_norm": norm, "learning_rate": rate}, wait=parts.loader.wait_seconds)
+        is_best = False
         if step % config.evaluation.interval_steps == 0 or step == total:
-            run_validation(parts, progress)
-        reason = parts.stop.agreed(step) if step < total else None
-        if step % config.checkpoint.interval_steps == 0 or step == total or reason:
+            is_best = early.look(step, run_validation(parts, progress))
+        is_end = step == total or early.is_over
+        reason = None if is_end else parts.stop.agreed(step)
+        if step % config.checkpoint.interval_steps == 0 or is_end or is_best or reason:
             folder = save(parts, progress)
             if reason:
                 report.stopped(step, reason, folder)
                 raise Stopped(reason)
-            if step == total:
+            if is_end:
                 parts.checkpointer.retain()
                 report.ended(step, folder)
+                parts.say_best()
 
 
-def run_validation(parts: TrainingComponents, progress: Progress) -> None:
+def run_validation(parts: TrainingComponents, progress: Progress) -> dict[str, float]:
+    """What was measured; nothing where there is nothing to evaluate on."""
     if parts.validation is None:
-        return
+        return {}
     parts.guard.demand(progress)
     with parts.report.paused():
         sums, own_sums = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
@@ -103,6 +117,7 @@ def run_validation(parts: TrainingComponents, progress: Progress) -> None:
             watched = partial(parts.watchdog.beat_for_all, "generating responses")
             metrics |= parts.responder.evaluate(parts.engine, progress.step, watched)
     parts.report.evaluation(progress.step, metrics)
+    return metrics
 
 
 def save(parts: TrainingComponents, progress: Progress) -> Path:
@@ -114,7 +129,7 @@ def save(parts: TrainingComponents, progress: Progress) -> Path:
     state = parts.loader.state_dict()
     assert state["position"] == progress.samples, "the loader has given what was counted"
     with parts.report.paused():
-        return parts.checkpointer.save(progress.step, state, progress.batches)
+        return parts.checkpointer.save(progress.step, state, progress.batches, parts.early_stopping.best)
 
 
 def _added(sums: LossSums | None, more: LossSums) -> LossSums:

@@ -78,7 +78,7 @@ def run_of(ranks: RankPool, here: Path, problem: str, family: str, layout: str =
     return run
 
 
-DEFAULT = (("multi", "bert", "tp2-sp"), ("number", "llama", "cp2"), ("weighted", "llama", "zero3-dp2"))
+DEFAULT = (("multi", "bert", "tp2-sp"), ("number", "llama", "cp2"))
 CASES = [
     pytest.param(*case, marks=() if case in DEFAULT else pytest.mark.full, id="-".join(case))
     for case in ((p, family, layout) for p in TASKS for family in ("llama", "bert") for layout in LAYOUTS)
@@ -141,7 +141,8 @@ def test_weights_are_those_of_torchs_cross_entropy(ranks: RankPool, here: Path) 
     assert reported(run)[1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("problem", ["weighted", pytest.param("number", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("problem", ["weighted", "number"])
 def test_a_resumed_run_goes_on_under_another_layout(ranks: RankPool, here: Path, problem) -> None:
     """Two steps by one layout, two by another; and by the same one, to the bit."""
     plain = reported(run_of(ranks, here, problem, "llama"))

@@ -5,7 +5,8 @@ import torch
 
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch
 from megatrain.monitor.metric import METRICS
-from megatrain.tasks.class_report import MOST_LABELS, ClassReport
+from megatrain.tasks.class_names import MOST_LABELS
+from megatrain.tasks.class_report import ClassReport
 from megatrain.tasks.class_weights import class_weights, weight_issues
 from megatrain.tasks.classification import Classification
 from megatrain.tasks.sequence_classification.multi_label import MultiLabel

@@ -55,6 +55,7 @@ class Parts:
         )
         return TrainingComponents(  # type: ignore[arg-type]
             config=self.config,
+            run=None,
             task=SimpleNamespace(evaluation_metrics=lambda sums: {"validation_loss": sums["loss"]}),
             engine=SimpleNamespace(
                 forward_backward=self.forward_backward,
@@ -67,7 +68,7 @@ class Parts:
             guard=guard,
             validation=[1, 2],
             checkpointer=SimpleNamespace(
-                save=lambda step, state, batches: note(("save", step, state["position"])) or f"step-{step}",
+                save=lambda step, state, batches, best: note(("save", step, state["position"])) or f"step-{step}",
                 retain=lambda: note("retain"),
             ),
             report=report,

@@ -4,11 +4,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from megatrain.base.errors import DataError
+from megatrain.tasks.relation_extraction.section import RelationExtractionSection
 from megatrain.tasks.sequence_classification.section import SequenceClassificationSection
 from megatrain.tasks.token_classification.section import TokenClassificationSection
 
 _SHOWN = 8
-Section = TypeVar("Section", SequenceClassificationSection, TokenClassificationSection)
+Section = TypeVar("Section", RelationExtractionSection, SequenceClassificationSection, TokenClassificationSection)
 
 
 def complete(

@@ -12,5 +12,6 @@ TASKS.register(
         read_examples="megatrain.data.examples.questions:read_questions",
         check_rows="megatrain.data.examples.questions:check_rows",
         attention="any",
+        metrics=lambda section: ("validation_loss", "exact_match", "answer_f1"),
     ),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from megatrain.tasks.class_names import class_metrics
 from megatrain.tasks.class_weights import weight_issues
 from megatrain.tasks.labels import repeated
 from megatrain.tasks.registry import TASKS, TaskSpec
@@ -26,6 +27,15 @@ def _issues(config: Any) -> Iterator[tuple[str, Any, str, str]]:
         yield "task.end_token", True, rule, "Leave it out: an encoder's label is at the first token."
 
 
+def _metrics(section: SequenceClassificationSection) -> tuple[str, ...]:
+    if section.problem == "regression":
+        return ("validation_loss", "mse", "mae", "pearson", "spearman")
+    if section.labels is None:
+        return ()  # the examples say what is reported of each label
+    of_all = ("validation_loss", "accuracy", "macro_f1", *(("micro_f1",) if section.problem == "multi_label" else ()))
+    return (*of_all, *class_metrics(section.labels))
+
+
 TASKS.register(
     "sequence_classification",
     TaskSpec(
@@ -37,5 +47,6 @@ TASKS.register(
         complete="megatrain.data.examples.labelled_text:with_labels",
         attention="any",
         issues=_issues,
+        metrics=_metrics,
     ),
 )

@@ -8,20 +8,9 @@ from torch import Tensor
 
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch
 from megatrain.kernels.class_loss import TargetLoss
-from megatrain.monitor.metric import METRICS, Metric
 from megatrain.tasks.base import LossSums, Model
 from megatrain.tasks.class_report import ClassReport, f1
 from megatrain.tasks.classification import forward
-
-METRICS.register(
-    "micro_f1",
-    Metric(
-        unit="F1 of all pairs of an example and a label of an evaluation, counted together",
-        tag="validation/micro_f1",
-        format="{:.3f}".format,
-        console="micro F1 {value}",
-    ),
-)
 
 
 class MultiLabel:

@@ -15,5 +15,6 @@ TASKS.register(
         complete="megatrain.data.examples.tagged_words:with_tags",
         attention="any",
         issues=repeated,
+        metrics=lambda section: ("validation_loss", "accuracy", "entity_f1"),
     ),
 )

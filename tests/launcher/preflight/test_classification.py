@@ -169,3 +169,14 @@ def test_a_regression_has_one_output_and_no_labels_to_find(finetune, here) -> No
     resolved = complete_model(finetune("task.problem=regression"))
     assert (resolved.model.num_labels, resolved.task.classes) == (1, ("LABEL_0",))
     assert examine(finetune("task.problem=regression")).errors == []
+
+
+def test_early_stopping_needs_what_the_task_measures(finetune) -> None:
+    stopping = "training.early_stopping={metric: f1/maybe}"
+    texts = [error.text for error in examine(finetune(stopping)).errors]
+    assert any("training.early_stopping.metric: f1/maybe: is not measured by this task" in text for text in texts), (
+        texts
+    )
+    assert examine(finetune("training.early_stopping={metric: f1/yes}")).errors == []
+    texts = [error.text for error in examine(finetune(stopping, "finetune.validation=[]")).errors]
+    assert any("needs finetune.validation: what an evaluation reads" in text for text in texts), texts
