@@ -46,7 +46,7 @@ LAYOUTS = {
     "cp2": ("cluster.gpus_per_node=2", "parallel.context_parallel=2", "parallel.zero_stage=1"),
 }
 WHAT = {"lora": LORA, "top": TOP}
-DEFAULT = {("lora", "tp2-sp"), ("lora", "zero3-dp2"), ("top", "zero3-dp2")}
+DEFAULT = {("lora", "tp2"), ("lora", "tp2-sp"), ("lora", "zero3-dp2"), ("top", "zero3-dp2")}
 
 
 def plainly(ranks: RankPool, here: Path, what: str) -> dict[int, dict[str, float]]:
