@@ -26,10 +26,11 @@ def headline(config: Config, plan: Plan) -> str:
     length = f"{quantity(steps * each)} {unit} = {steps:,} steps of {each:,}"
     if progress.step:
         length += f" to go from step {progress.step:,}"
+    trained = f", {quantity(model.trained_parameters)} of them trained" if model.freezes else ""
     return (
         f"run {config.run.name} · {cluster.nodes} × {cluster.gpus_per_node} {cluster.hardware} · {plan.layout} · "
         f"{compiled}{config.training.precision}\n"
-        f"{quantity(model.parameters)} parameters · {length} · planned {gib(plan.memory.total)} per rank · "
+        f"{quantity(model.parameters)} parameters{trained} · {length} · planned {gib(plan.memory.total)} per rank · "
         f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * steps)}"
     )
 
@@ -45,6 +46,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
     assert config.model is not None, "resolved"
     safety = reliability(config.model, config.optimizer, config.cluster, config.cluster.nodes)
     capacity = report.hardware.memory_bytes / GIB
+    per_token = "4·N of what is frozen, 6·N of the rest" if config.model.freezes else "6·N"
     lines = [
         headline(config, chosen),
         *_examples(config),
@@ -54,7 +56,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
         *_host(chosen, report),
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
         f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s per rank, MFU {chosen.mfu:.1%} "
-        "(6·N + attention per token, over the dense bf16 peak)",
+        f"({per_token} + attention per token, over the dense bf16 peak)",
         f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
         f"{safety.lost:.1%} of the time",
         "",

@@ -10,6 +10,7 @@ from megatrain.base.errors import ConfigError, DataError, MegatrainError
 from megatrain.base.registry import load_object
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.config.file import load_own_config
+from megatrain.config.trained import base_issues
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import parse_vocabulary
@@ -181,11 +182,17 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
             }
         ),
     }
+    if wrong := list(base_issues(config, found["model"])):
+        raise ConfigError("\n".join(f"{field}: {_shown(value)}{rule}. {fix}" for field, value, rule, fix in wrong))
     if found["model"].vocab_size == AUTO:
         found["model"] = _with_vocabulary(
             found["model"], tokenizer_vocabulary(tokenizer_path(config) or found["tokenizer"].path)
         )
     return _with_length(config.model_copy(update={**found, "finetune": finetune}))
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value}: "
 
 
 def _with_length(config: FinetuneConfig) -> FinetuneConfig:

@@ -21,7 +21,8 @@ def check_own_copies(config: Config, run: RunDir) -> Iterator[Finding]:
     except MegatrainError as error:
         yield Finding("error", str(error), error.exit_code)
         return
-    if isinstance(config, FinetuneConfig) and not Path(config.finetune.base).exists():
+    is_whole = config.model is None or not config.model.freezes  # else another finding says what is needed
+    if isinstance(config, FinetuneConfig) and is_whole and not Path(config.finetune.base).exists():
         text = "is not there. The run has begun, and needs it no more."
         yield Finding("warning", f"finetune.base: {config.finetune.base}: {text}")
     if config.tokenizer is None:

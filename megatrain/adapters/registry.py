@@ -23,8 +23,8 @@ class AdapterSpec:
         section: its `finetune.adapter` section.
         rows: (section, row of the weight of a linear layer of blocks) -> rows of what stands beside that weight, in the
             same module; none where the layer is no target.
-        issues: (section, rows of weights of the linear layers) -> what of the section does not go with them: (field,
-            value, rule, fix).
+        issues: (section, rows of the weights of the linear layers) -> what of the section does not go with them:
+            (field, value, rule, fix).
         module: "package.module:function" of (section, linear layer, on the meta device) -> the layer with the adapter,
             a subclass of nn.Linear that keeps the names of weight and bias.
         change: "package.module:function" of (section, tensors of `rows` by the last part of their names, offsets and

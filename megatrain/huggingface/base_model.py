@@ -69,17 +69,18 @@ def find_base(checkpoint: Path, path: str, sha256: str, also: Iterable[str] = ()
     Raises:
         CheckpointError: none of these holds them.
     """
-    changed = False
+    others = []
     for place in dict.fromkeys((path, *also)):
         folder = Path(place)
         there = is_pretrained(folder) or (locate(folder)[1] or locate(folder)[0].checkpoints).is_dir()
         for found, weights in _weights_at(folder) if there else ():
             if found == sha256:
                 return weights
-            changed = changed or place == path
-    state = "is not what it was (SHA-256 differs)" if changed else "is not there"
+            others.append(place)
+    state = "is not what it was (SHA-256 differs)" if path in others else "is not there"
+    elsewhere = next((f", and {place} holds others (SHA-256 differs)" for place in others if place != path), "")
     raise CheckpointError(
-        f"{checkpoint}: holds trained weights only; the others are those of {path}, which {state}. "
+        f"{checkpoint}: holds trained weights only; the rest are those of {path}, which {state}{elsewhere}. "
         "Restore it, or name in the run's finetune.base where it is now."
     )
 

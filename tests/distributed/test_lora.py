@@ -6,17 +6,21 @@ import pytest
 import torch
 
 from megatrain.adapters.lora import LoraSection
+from megatrain.base.errors import CheckpointError, ConfigError, PreflightError
 from megatrain.checkpoint.read import read_tensors
 from megatrain.config.resolved import ResolvedFinetune
+from megatrain.data.text.tokenizer import Tokenizer, write_tokenizer
 from megatrain.huggingface.export import export
 from megatrain.huggingface.export_adapter import export_adapter
-from megatrain.huggingface.merged import read_merged_model
+from megatrain.huggingface.merged import MergedWeights, read_merged_model
 from megatrain.model.architecture import parameter_table, row_of
 from megatrain.model.initialization import initial_weight
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import load_run
 from megatrain.tasks.base import DataShare
 from megatrain.tasks.sft.task import SFT
+from tests.distributed import classifiers
+from tests.distributed.classifiers import make_base, write_reviews
 from tests.distributed.lora import LORA, TOP, base_of, config_of
 from tests.distributed.ranks import RankPool
 from tests.distributed.runs import start
@@ -31,9 +35,18 @@ LAYOUTS = {
     "zero3-dp2": ("cluster.gpus_per_node=2", "parallel.zero_stage=3"),
     "tp2": ("cluster.gpus_per_node=2", "parallel.tensor_parallel=2", "parallel.sequence_parallel=false"),
     "tp2-sp": ("cluster.gpus_per_node=2", "parallel.tensor_parallel=2", "parallel.sequence_parallel=true"),
+    "tp2-full": (
+        *("cluster.gpus_per_node=2", "parallel.tensor_parallel=2", "parallel.sequence_parallel=true"),
+        *("parallel.activation_checkpointing=full", "parallel.zero_stage=1"),
+    ),
+    "zero3-selective": (
+        *("cluster.gpus_per_node=2", "parallel.zero_stage=3", "parallel.activation_checkpointing=selective"),
+        "parallel.compile=true",
+    ),
     "cp2": ("cluster.gpus_per_node=2", "parallel.context_parallel=2", "parallel.zero_stage=1"),
 }
 WHAT = {"lora": LORA, "top": TOP}
+DEFAULT = {("lora", "tp2"), ("lora", "tp2-sp"), ("lora", "zero3-dp2"), ("top", "zero3-dp2")}
 
 
 def plainly(ranks: RankPool, here: Path, what: str) -> dict[int, dict[str, float]]:
@@ -44,8 +57,14 @@ def plainly(ranks: RankPool, here: Path, what: str) -> dict[int, dict[str, float
     return reported(run)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize(
+    ("what", "layout"),
+    [
+        pytest.param(what, layout, marks=() if (what, layout) in DEFAULT else pytest.mark.full)
+        for what in WHAT
+        for layout in LAYOUTS
+    ],
+)
 def test_losses_of_one_process(ranks: RankPool, here: Path, what: str, layout: str) -> None:
     plain = plainly(ranks, here, what)
     run = start(ranks, config_of(f"{layout}-{what}", base_of(here)), WHAT[what], *LAYOUTS[layout])
@@ -157,3 +176,94 @@ def test_it_learns_what_pefts_lora_does_and_exports_it(ranks: RankPool, here: Pa
         assert torch.allclose(theirs(input_ids=ids).logits, expected, atol=1e-4)
         ours = read_merged_model(run.step(6))(ids)
         assert torch.allclose(ours[..., : got.shape[-1]], got, atol=1e-5)
+
+
+def test_a_second_stage_starts_from_the_merged_weights(ranks: RankPool, here: Path, tmp_path: Path) -> None:
+    """And refers to the first, so that a resume and an export merge both."""
+    first = plainly(ranks, here, "lora")
+    base = str(here / "runs" / "plain-lora")
+    plain = reported(start(ranks, config_of("second", base), LORA, "training.steps=4"))
+    assert plain[0]["validation_loss"] == pytest.approx(first[6]["validation_loss"], rel=1e-5)
+    text = config_of("second-elsewhere", base)
+    start(ranks, text, LORA, "training.steps=3", *LAYOUTS["tp2-sp"])
+    found = reported(start(ranks, text, LORA, "training.steps=4", *LAYOUTS["zero3-dp2"]))
+    assert found[4]["loss"] == pytest.approx(plain[4]["loss"], rel=1e-5)
+    whole = start(ranks, config_of("then-all", base), "training.steps=1", "optimizer.learning_rate=1e-30")
+    one, two = (MergedWeights().read(run.step(step)) for run, step in ((RunDir(base), 6), (whole, 1)))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_a_base_that_is_gone_or_another_is_refused(ranks: RankPool, here: Path, tmp_path: Path) -> None:
+    base = make_base(here / "moved", "llama", here / "tokenizer")
+    text = config_of("homeless", str(base))
+    run = start(ranks, text, LORA, "training.steps=1")
+    base.rename(here / "elsewhere")
+    with pytest.raises(PreflightError, match=r"holds trained weights only.*moved, which is not there. Restore it"):
+        start(ranks, text, LORA, "training.steps=2")
+    with pytest.raises(CheckpointError, match="which is not there"):
+        export(run.path, tmp_path / "out")
+    start(ranks, text, LORA, "training.steps=2", f"finetune.base={here / 'elsewhere'}")
+    assert export(run.path, tmp_path / "out").folder.is_dir()
+    (here / "elsewhere").rename(base)
+    weights = base / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(PreflightError, match=r"elsewhere, which is not there, and .*moved holds others"):
+        start(ranks, text, LORA, "training.steps=3")
+    base.rename(here / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"elsewhere, which is not what it was \(SHA-256 differs\)"):
+        export(run.path, tmp_path / "again")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_classifiers_head_is_trained_with_its_adapter(ranks: RankPool, here: Path, tmp_path: Path, family) -> None:
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForSequenceClassification
+
+    write_reviews(here / "reviews.jsonl", 300, seed=1)
+    write_reviews(here / "held-out.jsonl", 61, seed=2)
+    base = base_of(here, family)
+    run = start(ranks, classifiers.config_of(f"lora-{family}", base), LORA)
+    elsewhere = start(ranks, classifiers.config_of(f"lora-{family}-tp2", base), LORA, *LAYOUTS["tp2-sp"])
+    plain, found = reported(run), reported(elsewhere)
+    for step in range(1, 7):
+        assert found[step]["loss"] == pytest.approx(plain[step]["loss"], rel=1e-5)
+        assert found[step]["grad_norm"] == pytest.approx(plain[step]["grad_norm"], rel=1e-4)
+    merged = AutoModelForSequenceClassification.from_pretrained(
+        export(elsewhere.path, tmp_path / "merged", dtype="float32").folder, dtype=torch.float32
+    )
+    export_adapter(elsewhere.path, tmp_path / "adapter")
+    model = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, num_labels=3)
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+    ids = torch.arange(20)[None] % 7 + 100
+    with torch.no_grad():
+        expected, got = merged.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.full
+def test_biases_and_fused_matrices_of_a_gpt(ranks: RankPool, here: Path, tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    folder = here / "base-gpt"
+    sizes = {"n_layer": 2, "n_embd": 48, "n_head": 4, "vocab_size": 384, "n_positions": 64}
+    config = transformers.AutoConfig.for_model("gpt2", **sizes, initializer_range=0.05, n_inner=64)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    write_tokenizer(Tokenizer.load(here / "tokenizer"), folder)
+    plain = reported(start(ranks, config_of("gpt", str(folder)), LORA))
+    run = start(ranks, config_of("gpt-tp2", str(folder)), LORA, *LAYOUTS["tp2-sp"])
+    for step, values in reported(run).items():
+        if step:
+            assert values["loss"] == pytest.approx(plain[step]["loss"], rel=1e-5)
+    ids = torch.arange(20)[None] % 7 + 100
+    merged = export(run.path, tmp_path / "merged", dtype="float32").folder
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    with torch.no_grad():
+        ours = read_merged_model(run.step(6)).eval()(ids)
+        assert torch.allclose(theirs(input_ids=ids).logits, ours[..., : config.vocab_size], atol=1e-4)
+    with pytest.raises(ConfigError, match=r"attention.query.weight: is a part of a larger matrix in transformers"):
+        export_adapter(run.path, tmp_path / "adapter")

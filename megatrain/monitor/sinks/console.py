@@ -229,11 +229,15 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
         layout, batch, ", ".join(filter(None, features)), training.precision,
     )  # fmt: skip
     second = (
-        f"{quantity(config.model.parameters)} parameters",
+        f"{quantity(config.model.parameters)} parameters{_trained(config)}",
         _length_left(config) if goes_on else _length(config),
         *_predictions(plan, None if goes_on else config.total_steps, unit),
     )
     return [" · ".join(filter(None, first)), " · ".join(second)]
+
+
+def _trained(config: ResolvedRun) -> str:
+    return f", {quantity(config.model.trained_parameters)} of them trained" if config.model.freezes else ""
 
 
 def _length(config: ResolvedRun) -> str:

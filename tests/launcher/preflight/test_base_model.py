@@ -10,7 +10,7 @@ from launcher.planning.resolve import complete_model
 from launcher.preflight.base_model import check_base
 from launcher.preflight.own_copies import check_own_copies
 from launcher.runs.inputs import keep_inputs
-from megatrain.base.errors import ExitCode
+from megatrain.base.errors import ConfigError, ExitCode
 from megatrain.config.file import dump_config, parse_config
 from megatrain.huggingface.config_json import config_json
 from megatrain.huggingface.names import shapes, their_name
@@ -59,6 +59,33 @@ def test_a_base_without_a_head_is_told(llama, model):
         "note",
         "finetune.base: llama: has no head; drawn from run.seed: lm_head.weight",
     )
+
+
+def test_an_adapter_would_leave_a_drawn_head_as_it_is(llama, model):
+    weights = {their_name(name, model): torch.zeros(shape) for name, shape in shapes(model).items()}
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    save_file(bare, llama / "model.safetensors")
+    _, found = findings("finetune.adapter={rank: 4}")
+    assert (found.level, found.code) == ("error", ExitCode.USAGE)
+    assert "has no head, and finetune.adapter trains none" in found.text
+    assert [one.level for one in findings("finetune.train_layers=1")] == ["note"], "which trains the head"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "finetune.adapter={target_modules: w_pack}",
+            "target_modules: 'w_pack': is no linear layer of the",
+        ),
+        ("finetune.adapter={rank: 9}", "finetune.adapter.rank: 9: is larger than the shorter side of blocks.N."),
+        ("finetune.train_layers=99", "finetune.train_layers: 99: is more than the base has"),
+    ],
+)
+def test_an_adapter_that_does_not_go_with_the_base(llama, override, said):
+    with pytest.raises(ConfigError) as caught:
+        findings(override)
+    assert said in str(caught.value)
 
 
 def test_tokens_beyond_the_embedding(llama):
