@@ -24,7 +24,7 @@ from tests.distributed.test_parity import TOLERANCE
 
 pytestmark = pytest.mark.distributed
 
-STEPS, SAVED_AT = 8, 4
+STEPS, SAVED_AT = 12, 4
 SECTION = MuonSection(learning_rate=RATE)
 LAYOUTS = [
     Layout(0, 2, 1),

@@ -11,6 +11,7 @@ COMMON = {
     "train_batch_size": 8,
     "steps_per_print": 1_000_000_000,
     "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
 }
 BF16 = {"bf16": {"enabled": True}}
 UNCHECKED = {"bf16": {"enabled": True, "check_grad_overflow": False}}  # the norm tells

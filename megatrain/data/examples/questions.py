@@ -194,7 +194,9 @@ class QuestionEncoder:
         token_types = None
         if self._model.token_types > 1:
             token_types = np.minimum(np.array(types, dtype=np.int64), self._model.token_types - 1)
-        return Example(np.array(ids, dtype=np.int32), 0, labels, token_types, np.array(numbers, dtype=np.float32))
+        return Example(
+            np.array(ids, dtype=np.int32), 0, labels, token_types, values=np.array(numbers, dtype=np.float32)
+        )
 
 
 def _tokens_of(answer: Answer | None, offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
