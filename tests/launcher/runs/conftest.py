@@ -19,7 +19,8 @@ from megatrain.run.directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCHER = (
-    "import sys\nfrom launcher.runs.claim import attempted\nfrom megatrain.run.directory import RunDir\n"
+    "import signal, sys\nfrom launcher.runs.claim import attempted\nfrom megatrain.run.directory import RunDir\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by what a script started with `&`
     "def go(claim):\n    print('started', flush=True)\n    sys.stdin.read()\n    return 0\n"
     "attempted(RunDir(sys.argv[1]), 2, ['here'], go)"
 )
