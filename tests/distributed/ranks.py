@@ -3,6 +3,7 @@
 They are forked from a server that has imported torch and DeepSpeed, for that takes seconds; it has a single thread.
 """
 
+import contextlib
 import gc
 import importlib
 import multiprocessing as mp
@@ -131,9 +132,10 @@ def _leave() -> None:
     import torch
     import torch.distributed as dist
 
+    torch._dynamo.reset()
+    _free_engines()
     if dist.is_initialized():
         dist.destroy_process_group()
-    torch._dynamo.reset()
     if "deepspeed" in sys.modules:
         comm = importlib.import_module("deepspeed.comm.comm")
         comm.cdb = None
@@ -142,6 +144,23 @@ def _leave() -> None:
         (count,) = offload._register_deepspeed_module.__defaults__
         count[0] = 0
         importlib.import_module("deepspeed.runtime.zero.partition_parameters").Init.param_id = 0
+    gc.collect()
+
+
+def _free_engines() -> None:
+    """Engines that are not destroyed keep themselves by hooks of their gradients, and their groups with gloo's threads,
+    which take more of a core from run to run."""
+    if "deepspeed" not in sys.modules:
+        return
+    offload = importlib.import_module("deepspeed.runtime.zero.parameter_offload")
+    coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
+    engine_type = importlib.import_module("deepspeed").DeepSpeedEngine
+    for engine in [thing for thing in gc.get_objects() if isinstance(thing, engine_type)]:
+        with contextlib.suppress(Exception):  # one that failed half-way
+            engine.destroy()
+    offload.FWD_MODULE_STACK.clear()
+    released = coordinator.PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    released.__closure__[0].cell_contents.cache_clear()
 
 
 def free_port() -> int:
