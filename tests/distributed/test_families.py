@@ -41,11 +41,10 @@ LAYOUTS = [
     Layout(1, 2, 1, checkpointing="full"),
     Layout(2, 2, 2, sequence_parallel=True),
 ]
-COMPILED = "gemma3"  # whose block has the most kinds of work in it; compiling takes longest
 
 
 def case(family: str, layout: Layout) -> Any:
-    more = layout in LAYOUTS[2:] or (layout.compile and family != COMPILED)
+    more = layout != LAYOUTS[0]  # compiled layouts, which take longest: test_parity has some
     return pytest.param(family, layout, marks=pytest.mark.full if more else (), id=f"{family}-{layout}")
 
 

@@ -17,7 +17,7 @@ from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-SAVED_AT, UNTIL = 4, 8
+SAVED_AT, UNTIL = 3, 6
 
 ONE = {"zero": (1, 0, 2, 3), "tensor": (2, 1), "data": (2, 1), "context": (1, 2), "sequence_parallel": (False, True)}
 SETTINGS = {

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("corpus")
     build(out)
     return out
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One package of the library in place of all."""
+    package = str(Path(sysconfig.get_paths()["stdlib"]) / "asyncio")
+    monkeypatch.setattr("quickstart.corpus.sysconfig.get_paths", lambda: {"stdlib": package})
 
 
 def rows(corpus: Path, name: str) -> list[dict[str, str]]:
@@ -67,13 +75,14 @@ def test_no_prompt_gives_its_response_away(corpus):
     assert not [row for row in rows(corpus, "instructions-train.jsonl") if row["response"] in row["prompt"]]
 
 
-def test_building_again_gives_the_same_bytes(corpus, tmp_path):
-    build(tmp_path)
-    for file in corpus.iterdir():
-        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+def test_building_again_gives_the_same_bytes(small, tmp_path):
+    for name in ("first", "again"):
+        build(tmp_path / name)
+    for file in (tmp_path / "first").iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_an_intact_corpus_is_used_again_and_a_damaged_one_is_mended(tmp_path):
+def test_an_intact_corpus_is_used_again_and_a_damaged_one_is_mended(small, tmp_path):
     receipt = build(tmp_path)
     file = tmp_path / "docs.jsonl"
     before = file.stat().st_mtime_ns

@@ -55,7 +55,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path):
 
     reader = threading.Thread(target=read)
     reader.start()
-    for _ in range(50):
+    for _ in range(10):
         for text in texts:
             write_atomically(path, text)
     done.set()
