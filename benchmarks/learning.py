@@ -3,9 +3,10 @@
     python -m benchmarks.learning [--seeds 1 2 3] [--steps 300] [--contestants NAME …] [--toy]
 
 The manual of Python 3.11 (Debian's `python3.11-doc`), a Llama of one size, the same rows, tokens, schedule, precision
-and AdamW; the weights begin from a seed, as each of them begins them, and the rows come in its own order. Muon beside
-it: the same run with another optimizer. What counts is bits per byte of held-out pages, computed for all by
-transformers, of what megatrain exports and Trainer has. Writes benchmarks/results/learning.json, then learning.md.
+and AdamW; the weights begin from a seed, as each of them begins them, and the rows come in its own order. Beside it:
+Trainer from the weights that megatrain begins with, and Muon, the same run with another optimizer. What counts is bits
+per byte of held-out pages, computed for all by transformers, of what megatrain exports and Trainer has. Writes
+benchmarks/results/learning.json, then learning.md.
 """
 
 import argparse
@@ -45,7 +46,8 @@ MODEL = {
     "vocab_size": VOCABULARY,
     "tie_word_embeddings": True,
 }
-CONTESTANTS = ("megatrain", "Trainer", "megatrain, Muon")
+HANDED = "Trainer, from megatrain's weights"
+CONTESTANTS = ("megatrain", "Trainer", HANDED, "megatrain, Muon")
 
 
 def prepare() -> None:
@@ -62,12 +64,12 @@ def prepare() -> None:
     )
 
 
-def by_megatrain(seed: int, steps: int, muon: bool) -> Any:
+def by_megatrain(seed: int, steps: int, muon: bool, rate: float = RATE) -> Any:
     """The trained model, as transformers'."""
-    optimizer: dict[str, Any] = {"learning_rate": RATE, "betas": list(BETAS), "eps": EPS, "weight_decay": DECAY}
+    optimizer: dict[str, Any] = {"learning_rate": rate, "betas": list(BETAS), "eps": EPS, "weight_decay": DECAY}
     if muon:
         optimizer["name"] = "muon"  # its updates have the size of AdamW's: one learning rate serves both
-    name = f"{'muon' if muon else 'adamw'}-{seed}-{steps}"
+    name = f"{'muon' if muon else 'adamw'}-{seed}-{steps}-{rate}"
     shutil.rmtree(WORK / name, ignore_errors=True)
     file = WORK / f"{name}.yaml"
     file.write_text(
@@ -95,7 +97,7 @@ def by_megatrain(seed: int, steps: int, muon: bool) -> Any:
     return open_run(WORK / name).latest().to_transformers()
 
 
-def by_trainer(seed: int, steps: int) -> Any:
+def by_trainer(seed: int, steps: int, handed: bool) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
     arguments = TrainingArguments(
@@ -107,6 +109,9 @@ def by_trainer(seed: int, steps: int) -> Any:
     data = open_data(WORK / "train", sequence_length=LENGTH, attend_across_documents=True)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**MODEL, max_position_embeddings=LENGTH, use_cache=False))
+    if handed:
+        first = by_megatrain(seed, 1, muon=False, rate=1e-30)  # its only step moves no weight
+        model.load_state_dict(first.state_dict())
     # transformers shifts labels itself: to its own, of the ids alone
     rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in data]
     Trainer(model=model, args=arguments, train_dataset=rows).train()
@@ -157,8 +162,10 @@ def main() -> None:
     steps, seeds = (4, [1]) if arguments.toy else (arguments.steps, arguments.seeds)
     if arguments.one:
         (seed,) = seeds
-        by_them = arguments.one == "Trainer"
-        model = by_trainer(seed, steps) if by_them else by_megatrain(seed, steps, muon="Muon" in arguments.one)
+        if arguments.one in ("Trainer", HANDED):
+            model = by_trainer(seed, steps, handed=arguments.one == HANDED)
+        else:
+            model = by_megatrain(seed, steps, muon="Muon" in arguments.one)
         print(bits_per_byte(model.eval()))
         return
     os.environ["DS_ACCELERATOR"] = "cpu"
