@@ -50,7 +50,7 @@ class ActivationBytes:
         blocks = self.recomputing_blocks + self.keeping_blocks
         kept = self.keeping.kept * max(0.0, self.keeping_blocks - done)
         kept += self.recomputing.kept * min(self.recomputing_blocks, blocks - done)
-        return kept + self.outside * (1 - done / blocks)
+        return kept + self.outside * (1 - done / max(1, blocks))
 
     def in_backward(self, done: float) -> float:
         """What the backward pass of the next block holds, with all that is still kept."""

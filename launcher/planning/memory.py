@@ -84,7 +84,7 @@ def estimate_memory(
         "bucket": (zero.held, act.in_backward(zero.late_after), 0.0, zero.gathered + zero.late_in_backward),
         "last block": (
             max(zero.held, zero.made * earlier if layout.zero_stage < 2 else 0),
-            act.in_backward(trained_layers(model) - 1),
+            act.in_backward(max(0, trained_layers(model) - 1)),
             0.0,
             zero.gathered + zero.late_in_backward,
         ),

@@ -23,7 +23,7 @@ def largest_trained(model: ModelSection, tensor_parallel: int) -> float:
 def trained_of_block(model: ModelSection, tensor_parallel: int) -> float:
     """Of one of the layers that are trained."""
     of_blocks = (row for row in rows(model) if row.trained and row.layers is not None)
-    return _elements(of_blocks, tensor_parallel) / trained_layers(model)
+    return _elements(of_blocks, tensor_parallel) / max(1, trained_layers(model))
 
 
 def trained_layers(model: ModelSection) -> int:

@@ -177,6 +177,8 @@ def _of_trained(model: ModelSection, layout: Layout, precision: str) -> ZeroByte
 
 
 def _blocks_of_a_bucket(model: ModelSection, tensor_parallel: int) -> int:
+    if not trained_layers(model):
+        return 0
     head = embedding_parameters(model, tensor_parallel) if head_is_trained(model) else 0.0
     block = _trained_of_block(model, tensor_parallel)
     blocks = math.floor((reduce_bucket(model, tensor_parallel, 2) - head) / block)

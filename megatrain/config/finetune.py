@@ -6,7 +6,7 @@ from pydantic import Field
 
 from megatrain.adapters.registry import AnyAdapter
 from megatrain.base.section import FREE, REPORTED, Section
-from megatrain.base.types import MOST_TOKENS, Count, Path, Positive
+from megatrain.base.types import MOST_TOKENS, Count, NonNegative, Path, Positive
 
 
 class FinetuneSection(Section):
@@ -19,8 +19,9 @@ class FinetuneSection(Section):
     )
     validation: Annotated[tuple[Path, ...], Field(strict=False), REPORTED] = ()
     adapter: AnyAdapter | None = Field(None, description="what is trained instead of the base's own weights")
-    train_layers: Count | None = Field(
-        None, description="only the last so many layers are trained, and the head; default: the whole model"
+    train_layers: NonNegative | None = Field(
+        None,
+        description="only the last so many layers are trained, and the head; 0: the head; default: the whole model",
     )
     max_epochs: Annotated[Positive, REPORTED] = Field(
         50.0, description="a run that would read the examples more often is refused; from 10 on it is warned of"

@@ -16,7 +16,7 @@ from pydantic import Field
 from megatrain.adapters.registry import AnyAdapter
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
-from megatrain.base.types import AUTO, WIDEST, Count, Positive, VocabularySize
+from megatrain.base.types import AUTO, WIDEST, Count, NonNegative, Positive, VocabularySize
 from megatrain.model.mup import MupSection, parametrised
 from megatrain.model.parameter_row import CLASS_HEAD, EMBEDDING, Kind, ParameterRow
 from megatrain.model.trained import top_layers, with_adapter
@@ -71,7 +71,7 @@ class ModelSection(Section):
     )
     classifies: Literal["sequence", "token", "span"] = Field("sequence", description="of a classifier, by its task")
     adapter: AnyAdapter | None = Field(None, description="of a fine-tuning, by finetune.adapter")
-    train_layers: Count | None = Field(None, description="of a fine-tuning, by finetune.train_layers")
+    train_layers: NonNegative | None = Field(None, description="of a fine-tuning, by finetune.train_layers")
 
     @property
     def attention_heads(self) -> int:

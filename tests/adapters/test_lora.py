@@ -60,6 +60,8 @@ def test_only_the_top_layers_and_what_is_behind_them_are_trained() -> None:
     assert frozen == {"embedding", "blocks"}
     tied = section.model_copy(update={"tie_word_embeddings": True})
     assert not row_of(tied, "embedding.weight").trained
+    head = section.model_copy(update={"train_layers": 0})
+    assert {row.name for row in parameter_table(head) if row.trained} == {"norm.weight", "head.weight"}
 
 
 @pytest.mark.parametrize(

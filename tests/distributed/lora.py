@@ -18,6 +18,7 @@ cluster: {hardware: cpu, nodes: 1, gpus_per_node: 1}
 """
 LORA = "finetune.adapter={name: lora, rank: 4, alpha: 12}"
 TOP = "finetune.train_layers=1"
+HEAD = "finetune.train_layers=0"
 
 
 def base_of(here: Path, family: str = "llama") -> str:

@@ -21,7 +21,7 @@ from megatrain.tasks.base import DataShare
 from megatrain.tasks.sft.task import SFT
 from tests.distributed import classifiers
 from tests.distributed.classifiers import make_base, write_reviews
-from tests.distributed.lora import LORA, TOP, base_of, config_of
+from tests.distributed.lora import HEAD, LORA, TOP, base_of, config_of
 from tests.distributed.ranks import RankPool
 from tests.distributed.runs import start
 from tests.distributed.test_classification import examples_of, reported
@@ -45,7 +45,7 @@ LAYOUTS = {
     ),
     "cp2": ("cluster.gpus_per_node=2", "parallel.context_parallel=2", "parallel.zero_stage=1"),
 }
-WHAT = {"lora": LORA, "top": TOP}
+WHAT = {"lora": LORA, "top": TOP, "head": HEAD}
 DEFAULT = {("lora", "tp2"), ("lora", "tp2-sp"), ("lora", "zero3-dp2"), ("top", "zero3-dp2")}
 
 

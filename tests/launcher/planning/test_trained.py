@@ -19,6 +19,7 @@ MODEL = LlamaSection(
 )  # fmt: skip
 ADAPTED = MODEL.model_copy(update={"adapter": LoraSection(rank=16)})
 TOP = MODEL.model_copy(update={"train_layers": 2})
+HEAD = MODEL.model_copy(update={"train_layers": 0})
 
 
 def layout(stage: int) -> Layout:
@@ -33,7 +34,7 @@ def layout(stage: int) -> Layout:
     )
 
 
-@pytest.mark.parametrize("model", [ADAPTED, TOP], ids=["adapter", "top layers"])
+@pytest.mark.parametrize("model", [ADAPTED, TOP, HEAD], ids=["adapter", "top layers", "head"])
 def test_a_checkpoint_holds_what_is_trained(model: LlamaSection) -> None:
     assert (
         checkpoint_bytes(model, AdamWSection())
@@ -43,7 +44,7 @@ def test_a_checkpoint_holds_what_is_trained(model: LlamaSection) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("model", [ADAPTED, TOP], ids=["adapter", "top layers"])
+@pytest.mark.parametrize("model", [ADAPTED, TOP, HEAD], ids=["adapter", "top layers", "head"])
 def test_frozen_weights_are_there_in_bf16_alone(model: LlamaSection, stage: int) -> None:
     part, whole = (zero_bytes(one, layout(stage), "bf16") for one in (model, MODEL))
     share = 4 if stage == 3 else 1
