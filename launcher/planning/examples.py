@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.base.registry import load_object
@@ -15,18 +15,20 @@ if TYPE_CHECKING:  # numpy and tokenizers take a while: only for those who need 
     from megatrain.data.examples.example_set import ExampleSet
     from megatrain.data.text.inputs import Input
 
-_CACHED = 4
+_CACHED = 8
 _cache: dict[Any, ExampleSet | DataError] = {}
 
 
 def example_set(
-    config: FinetuneConfig, tokenizer_path: str | None, part: Literal["train", "validation"] = "train"
+    config: FinetuneConfig, tokenizer_path: str | None, part: str = "finetune.train", paths: Sequence[str] | None = None
 ) -> ExampleSet:
-    """The packed examples of finetune.train or finetune.validation.
+    """The packed examples of finetune.train, or of other files.
 
     Args:
         config: its model and sequence length are known.
         tokenizer_path: where the run's tokenizer is; see `inputs.tokenizer_path`.
+        part: the field that names the files, for messages.
+        paths: default: those of finetune.train.
 
     Raises:
         DataError: names the field, and file and line of each example that is unusable, up to a limit.
@@ -38,10 +40,10 @@ def example_set(
 
     if tokenizer_path is None or config.model is None:
         raise ConfigError("finetune.base: model and tokenizer are not known yet")
-    paths: Sequence[str] = getattr(config.finetune, part)
+    paths = config.finetune.train if paths is None else paths
     tokenizer, template = Tokenizer.load(tokenizer_path), ChatTemplate.load(tokenizer_path)
     read_examples = load_object(TASKS.get(config.task.name).read_examples)
-    prefix = f"finetune.{part}: "
+    prefix = f"{part}: "
     try:
         ids = tokenizer.sha256, tokenizer.eos_id, tokenizer.pad_id, template.source if template else None
         key = (

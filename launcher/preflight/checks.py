@@ -37,6 +37,7 @@ from megatrain.base.progress import Progress
 from megatrain.checkpoint.progress import start_progress
 from megatrain.checkpoint.rewind import leftover_bytes
 from megatrain.config import AUTO, Config, FinetuneConfig, PretrainConfig
+from megatrain.config.validation_sets import field_of_set
 from megatrain.data.folder.manifest import Manifest, read_manifest
 from megatrain.run.branch import origin
 from megatrain.run.directory import RunDir
@@ -182,24 +183,26 @@ def _data(config: PretrainConfig, progress: Progress) -> Iterator[Finding]:
     manifests: list[Manifest] = []
     usable: list[Manifest] = []  # of training sources
     contents: dict[str, list[tuple[str, str, str]]] = {"train": [], "validation": []}
-    for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
+    sets = {field_of_set("data", name): sources for name, sources in config.data.validation_sets.items()}
+    for field, sources in ({"data.train": config.data.train} | sets).items():
+        part = "train" if field == "data.train" else "validation"
         for index, source in enumerate(sources):
             if source.format == "webdataset":
                 text = "is read in sequence: the run can only resume with the ranks it starts with. Prepare it."
-                yield Finding("warning", f"data.{part}.{index}: {source.path}: {text}")
+                yield Finding("warning", f"{field}.{index}: {source.path}: {text}")
                 continue
             try:
                 manifest = read_manifest(source.path)
                 rows = manifest.rows(config.sequence_length)
             except DataError as error:
-                yield _from(error, f"data.{part}.{index}: ")
+                yield _from(error, f"{field}.{index}: ")
                 continue
             manifests.append(manifest)
-            contents[part].append((f"data.{part}.{index}", source.path, manifest.manifest_hash))
-            yield from check_files(f"data.{part}.{index}", source.path, manifest)
+            contents[part].append((f"{field}.{index}", source.path, manifest.manifest_hash))
+            yield from check_files(f"{field}.{index}", source.path, manifest)
             if not rows:
                 text = f"holds {manifest.tokens:,} tokens: not one sequence of {config.sequence_length}."
-                yield Finding("error", f"data.{part}.{index}: {source.path}: {text}", ExitCode.DATA)
+                yield Finding("error", f"{field}.{index}: {source.path}: {text}", ExitCode.DATA)
             elif part == "train":
                 usable.append(manifest)
     yield from check_same(**contents)

@@ -12,8 +12,10 @@ from megatrain.data.text.rows import read_rows
 _SHOWN = 10
 
 
-def check_duplicates(train: ExampleSet, validation: ExampleSet) -> Iterator[Finding]:
-    """A warning that names pairs of places, ten at most."""
+def check_duplicates(
+    train: ExampleSet, validation: ExampleSet, field: str = "finetune.validation"
+) -> Iterator[Finding]:
+    """A warning that names pairs of places, ten at most; `field` is that of the validation."""
     ours, theirs = list(_contents(validation)), list(_contents(train))
     if (len(ours), len(theirs)) != (validation.examples, train.examples):
         return  # rows of which each became several examples, or none: they would be named wrongly
@@ -29,7 +31,7 @@ def check_duplicates(train: ExampleSet, validation: ExampleSet) -> Iterator[Find
     more = f" and {len(twice) - _SHOWN:,} more" if len(twice) > _SHOWN else ""
     yield Finding(
         "warning",
-        f"finetune.validation: {len(twice):,} of {validation.examples:,} examples are in finetune.train as well: "
+        f"{field}: {len(twice):,} of {validation.examples:,} examples are in finetune.train as well: "
         f"{pairs}{more}. Leave them out of one: what was learnt by heart says nothing of new examples.",
     )
 

@@ -1,7 +1,6 @@
 """The part of the preflight that reads a fine-tuning's examples: all of them, as the ranks will."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 from launcher.planning.examples import example_set
 from launcher.planning.resolve import base_positions, run_folder, tokenizer_path
@@ -12,14 +11,14 @@ from megatrain.base.errors import DataError, ExitCode, MegatrainError
 from megatrain.base.registry import load_object
 from megatrain.checkpoint.progress import saved_progress
 from megatrain.config import AUTO, FinetuneConfig
+from megatrain.config.validation_sets import field_of_set
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_set import MANY_EPOCHS, ExampleSet
 from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.tasks.registry import TASKS
 
-_Part = Literal["train", "validation"]
-_PARTS: tuple[_Part, ...] = ("train", "validation")
+_TRAIN = "finetune.train"
 
 
 def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> Iterator[Finding]:
@@ -37,27 +36,35 @@ def check_examples(config: FinetuneConfig, *, tokenizer_told: bool = False) -> I
     complete = problem is None and config.finetune.sequence_length is not None
     complete = complete and config.model is not None and config.model.vocab_size != AUTO
     sets: dict[str, ExampleSet] = {}
-    for part in _PARTS:
-        if not getattr(config.finetune, part):
-            continue
+    parts = _parts(config)
+    for part, paths in parts.items():
         try:
             if not complete:
-                load_object(TASKS.get(config.task.name).check_rows)(getattr(config.finetune, part), config.task)
+                load_object(TASKS.get(config.task.name).check_rows)(paths, config.task)
                 continue
-            found = sets[part] = example_set(config, tokenizer, part)
+            found = sets[part] = example_set(config, tokenizer, part, paths)
         except MegatrainError as error:
-            prefix = "" if str(error).startswith("finetune.") else f"finetune.{part}: "
+            prefix = "" if str(error).startswith("finetune.") else f"{part}: "
             yield from (Finding("error", f"{prefix}{line}", error.exit_code) for line in str(error).splitlines())
             continue
-        yield from (Finding("note", f"finetune.{part}: {text}") for text in found.notes())
-        yield from (Finding("warning", f"finetune.{part}: {text}") for text in found.warnings())
-        if part == "train":
+        yield from (Finding("note", f"{part}: {text}") for text in found.notes())
+        yield from (Finding("warning", f"{part}: {text}") for text in found.warnings())
+        if part == _TRAIN:
             yield from _epochs(config, found)
-    same_files = list(check_same_files(_files(config.finetune.train), _files(config.finetune.validation)))
-    yield from same_files
-    if len(sets) == len(_PARTS) and not same_files:
-        yield from check_duplicates(sets["train"], sets["validation"])
+    for part, paths in parts.items():
+        if part == _TRAIN:
+            continue
+        same_files = list(check_same_files(_files(config.finetune.train), _files(paths), part))
+        yield from same_files
+        if _TRAIN in sets and part in sets and not same_files:
+            yield from check_duplicates(sets[_TRAIN], sets[part], part)
     yield from _positions(config)
+
+
+def _parts(config: FinetuneConfig) -> dict[str, tuple[str, ...]]:
+    """Files by the field that names them."""
+    sets = config.finetune.validation_sets
+    return {_TRAIN: config.finetune.train} | {field_of_set("finetune", name): paths for name, paths in sets.items()}
 
 
 def _tokenizer_problem(path: str | None) -> MegatrainError | None:

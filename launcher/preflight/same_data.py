@@ -31,21 +31,27 @@ def check_same(train: Sequence[tuple[str, str, str]], validation: Sequence[tuple
             yield Finding("warning", f"{field}: {path}: {text}")
 
 
-def check_same_files(train: Sequence[str], validation: Sequence[str]) -> Iterator[Finding]:
-    """The same for files of examples, by their bytes; of files of which no other has the size, nothing is read."""
+def check_same_files(
+    train: Sequence[str], validation: Sequence[str], field: str = "finetune.validation"
+) -> Iterator[Finding]:
+    """The same for files of examples, by their bytes; of files of which no other has the size, nothing is read.
+
+    Args:
+        field: that names `validation`.
+    """
     named = [
         *((f"finetune.train.{number}", path) for number, path in enumerate(train)),
-        *((f"finetune.validation.{number}", path) for number, path in enumerate(validation)),
+        *((f"{field}.{number}", path) for number, path in enumerate(validation)),
     ]
     sizes = [_size(path) for _, path in named]
     files = [
-        (field, path, content)
-        for (field, path), size in zip(named, sizes, strict=True)
+        (name, path, content)
+        for (name, path), size in zip(named, sizes, strict=True)
         if size and sizes.count(size) > 1 and (content := _hash(path))
     ]
     yield from check_same(
         [file for file in files if file[0].startswith("finetune.train")],
-        [file for file in files if file[0].startswith("finetune.validation")],
+        [file for file in files if file[0].startswith(f"{field}.")],
     )
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from megatrain.base.section import FREE, REPORTED, Section
 from megatrain.base.types import MOST_TOKENS, Count, NonNegative, Path, Seconds, Weight
+from megatrain.config.validation_sets import ValidationSets, sets_of
 
 
 class Source(Section):
@@ -76,7 +77,9 @@ class DataSection(Section):
         le=MOST_TOKENS, description="tokens per sample; divides the block length of the prepared data"
     )
     train: Sources
-    validation: Annotated[tuple[Source, ...], Field(strict=False), REPORTED] = ()
+    validation: Annotated[ValidationSets[Source], REPORTED] = Field(
+        (), description="sources; or several sets, each with its own metrics: a mapping from names to such lists"
+    )
     # What had not begun may change; the checkpoint says what had (data/ordering/position.py), and the ranks say more.
     phases: Annotated[tuple[PhaseSection, ...], Field(strict=False, max_length=32), FREE] = ()
     shuffle: ShuffleSection = ShuffleSection()
@@ -89,6 +92,11 @@ class DataSection(Section):
     max_epochs: Annotated[float, Field(ge=1e-6, le=1e9), REPORTED] = Field(
         16.0, description="a run that would read a source more often is refused; from 4 on it is warned of"
     )
+
+    @property
+    def validation_sets(self) -> dict[str, tuple[Source, ...]]:
+        """By name; that of a list is ""."""
+        return sets_of(self.validation)
 
     @property
     def sequential(self) -> bool:

@@ -172,13 +172,13 @@ def _nearest_literal(item: Any, value: Any) -> str:
 def _within(data: Any, location: Sequence[str | int], *, missing: bool) -> KeyPath:
     """The part of a pydantic location that is a path into `data`; the rest names arms of a union."""
     path: list[str | int] = []
-    for part in location:
+    for number, part in enumerate(location, 1):
         in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
         inside = in_list or (isinstance(data, dict) and part in data)
         if not inside:
-            if missing and isinstance(data, dict):
+            if missing and number == len(location) and isinstance(data, dict):
                 path.append(part)
-            break
+            continue
         path.append(part)
         data = data[part]
     return tuple(path)
@@ -190,7 +190,9 @@ def _fields_at(kind: type[BaseModel], data: Any, path: KeyPath) -> list[str]:
     for part in path:
         data = data[part]
         if isinstance(part, str):
-            field = current.model_fields[part]
+            field = current.model_fields.get(part)
+            if field is None:  # a name within a mapping
+                continue
             marks = [*field.metadata, *_arms(field.annotation)]
             choice = next((mark for mark in marks if isinstance(mark, Choice)), None)
             if choice is not None:

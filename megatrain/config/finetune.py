@@ -7,6 +7,7 @@ from pydantic import Field
 from megatrain.adapters.registry import AnyAdapter
 from megatrain.base.section import FREE, REPORTED, Section
 from megatrain.base.types import MOST_TOKENS, Count, NonNegative, Path, Positive
+from megatrain.config.validation_sets import ValidationSets, sets_of
 
 
 class FinetuneSection(Section):
@@ -17,7 +18,9 @@ class FinetuneSection(Section):
     train: Annotated[tuple[Path, ...], Field(strict=False, min_length=1), FREE] = Field(
         description="files, folders or globs of jsonl or parquet, as `data prepare` reads them"
     )
-    validation: Annotated[tuple[Path, ...], Field(strict=False), REPORTED] = ()
+    validation: Annotated[ValidationSets[Path], REPORTED] = Field(
+        (), description="likewise; or several sets, each with its own metrics: a mapping from names to such lists"
+    )
     adapter: AnyAdapter | None = Field(None, description="what is trained instead of the base's own weights")
     train_layers: NonNegative | None = Field(
         None,
@@ -29,3 +32,8 @@ class FinetuneSection(Section):
     sequence_length: Count | None = Field(
         None, le=MOST_TOKENS, description="default: the base's; 4096 where a pretrained one has more"
     )
+
+    @property
+    def validation_sets(self) -> dict[str, tuple[str, ...]]:
+        """By name; that of a list is ""."""
+        return sets_of(self.validation)

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 from megatrain.base.arithmetic import nearest_divisor
 from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
+from megatrain.config.evaluation import REPORTED_AS
 from megatrain.config.trained import base_issues, part_issues
+from megatrain.config.validation_sets import field_of_set, metric_of_set
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import has_class_head
 from megatrain.optim.registry import OPTIMIZERS
@@ -109,10 +111,14 @@ def _early_stopping_issues(config: Config) -> Iterator[ConfigIssue]:
     if section is None:
         return
     part = "data" if isinstance(config, PretrainConfig) else "finetune"
-    if not (config.data.validation if isinstance(config, PretrainConfig) else config.finetune.validation):
+    sets = config.data.validation_sets if isinstance(config, PretrainConfig) else config.finetune.validation_sets
+    if not sets:
         yield ConfigIssue(name, section.metric, f"needs {part}.validation: what an evaluation reads", "Give it some.")
-    known = TASKS.get(config.task.name).metrics(config.task)
-    if known and section.metric not in known:
+    of_task = TASKS.get(config.task.name).metrics(config.task)
+    generate = config.evaluation.generate
+    more = [one for metric in generate.metrics for one in REPORTED_AS[metric]] if generate else []
+    known = [metric_of_set(one, metric) for one in sets or ("",) for metric in (*of_task, *more)]
+    if of_task and section.metric not in known:
         shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
         yield ConfigIssue(f"{name}.metric", section.metric, "is not measured by this task", f"There are: {shown}.")
 
@@ -199,9 +205,11 @@ def _data_issues(data: DataSection) -> Iterator[ConfigIssue]:
 
 
 def _format_issues(data: DataSection) -> Iterator[ConfigIssue]:
-    for number, source in enumerate(data.validation):
-        if source.format != "prepared":
-            yield ConfigIssue(f"data.validation.{number}.format", source.format, "validation data must be prepared")
+    for name, sources in data.validation_sets.items():
+        for number, source in enumerate(sources):
+            if source.format != "prepared":
+                field = f"{field_of_set('data', name)}.{number}.format"
+                yield ConfigIssue(field, source.format, "validation data must be prepared")
     if not data.sequential:
         return
     for number, source in enumerate(data.train):

@@ -1,10 +1,9 @@
 """The metrics of a run's own task on one of its checkpoints, in one process: what its loop reported for it."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,8 @@ from megatrain.checkpoint.read import read_model
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Source
 from megatrain.config.resolved import ResolvedFinetune, ResolvedPretrain, ResolvedRun
+from megatrain.config.validation_sets import UNNAMED, metric_of_set
 from megatrain.data.loading.tensor_batch import TensorBatch
-from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.evaluation.bytes import byte_lengths
 from megatrain.evaluation.classification import ClassReport, confusion_of, report_of
 from megatrain.evaluation.classified import Classified, classified
 from megatrain.evaluation.generated import ResponseEvaluation
@@ -31,9 +29,7 @@ from megatrain.tasks.base import DataShare, Task
 from megatrain.tasks.on_examples import ExampleTask
 from megatrain.tasks.registry import TASKS
 
-Split = Literal["validation", "train"]
 CLASSIFIERS = ("sequence_classification", "token_classification")  # whose answers can be told one by one
-_LANGUAGE_MODELS = ("pretrain_lm", "sft")
 _ALL = 1 << 40
 
 
@@ -86,7 +82,7 @@ class OpenCheckpoint:
 
     def batches(self, task: Task[Any]) -> Iterable[TensorBatch]:
         """Of the task's validation. Raises ConfigError where there is none."""
-        found = task.validation(DataShare(rank=0, size=1))
+        found = task.validation_sets(DataShare(rank=0, size=1)).get(UNNAMED)
         if found is None:
             section = "finetune" if isinstance(self.config, ResolvedFinetune) else "data"
             raise ConfigError(
@@ -100,7 +96,7 @@ def evaluate(
     path: Path,
     files: Sequence[str] = (),
     *,
-    split: Split = "validation",
+    split: str = "validation",
     warn: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint that verifies, or one that is named.
@@ -108,6 +104,8 @@ def evaluate(
     Args:
         files: examples for the run's task, or, of pretraining, prepared folders; default: the run's own `split`, of
             which an evaluation reads evaluation.sequences, as the loop does.
+        split: validation, train, or the name of a validation set. Of "validation" that has several sets, the metrics
+            of all are found, as the loop reports them.
         warn: told what else there is to know.
 
     Raises:
@@ -116,6 +114,9 @@ def evaluate(
         DataError: a file cannot be read, or examples are unusable; names file and line.
     """
     opened = OpenCheckpoint(path, warn)
+    sets = _sets(opened.config)
+    if not files and split == "validation" and sets and UNNAMED not in sets:
+        return _together({name: evaluate(path, split=name) for name in sets})
     if opened.config.training.precision == "fp8":
         warn("the run multiplies in fp8 and is evaluated in bf16: its loop may have reported other last digits")
     config, data = on_data(opened.config, files, split)
@@ -125,23 +126,19 @@ def evaluate(
             warn(line)
     records: dict[str, list[Tensor]] = {}
     examples: list[Classified] = []
-    text_bytes = _TextBytes(config)
     with torch.no_grad():
         for batch in opened.batches(task):
             for name, value in task.evaluation_sums(opened.model, batch).items():
                 records.setdefault(name, []).append(value.double().cpu())
             if says_one_label(config):
                 examples += classified(opened.model, batch)  # type: ignore[arg-type]
-            text_bytes.add(batch)
     # numbers are summed; rows of numbers, one an example, stay rows
     totals: dict[str, Any] = {
         name: torch.cat(values) if values[0].ndim else torch.stack(values).sum().item()
         for name, values in records.items()
     }
     metrics = task.evaluation_metrics(totals)
-    if config.task.name in _LANGUAGE_MODELS:
-        metrics |= _of_language(metrics, totals, text_bytes.count)
-    if (responses := ResponseEvaluation.of(config)) is not None:
+    for responses in ResponseEvaluation.of(config).values():
         metrics |= responses.measure(responses.generated(_answered(opened, responses)))
     names = config.task.classes
     there, said = ([number for one in examples for number in getattr(one, which)] for which in ("there", "said"))
@@ -157,15 +154,39 @@ def evaluate(
     )
 
 
-def on_data(config: ResolvedRun, files: Sequence[str], split: Split) -> tuple[ResolvedRun, str]:
+def _together(found: dict[str, Evaluation]) -> Evaluation:
+    """Metrics of named sets, under the names by which the loop reports them."""
+    metrics = {metric_of_set(name, key): value for name, one in found.items() for key, value in one.metrics.items()}
+    return replace(next(iter(found.values())), metrics=metrics, data=", ".join(found), classes=None, examples=[])
+
+
+def _sets(config: ResolvedRun) -> dict[str, tuple[Any, ...]]:
+    section = config.data if isinstance(config, ResolvedPretrain) else config.finetune
+    return dict(section.validation_sets)
+
+
+def _own(config: ResolvedRun, split: str) -> tuple[Any, ...]:
+    """Sources or files of the run's own data. Raises ConfigError where there are none of this name."""
+    sets, section = _sets(config), config.data if isinstance(config, ResolvedPretrain) else config.finetune
+    if split == "train":
+        return section.train
+    if split == "validation":
+        return sets.get(UNNAMED, ())
+    if split not in sets:
+        named = ", ".join(["validation", "train", *filter(None, sets)])
+        raise ConfigError(f"--split {split}: is not among the data that the run has: {named}")
+    return sets[split]
+
+
+def on_data(config: ResolvedRun, files: Sequence[str], split: str) -> tuple[ResolvedRun, str]:
     """The run's configuration with what is to be evaluated on as its validation, and what that is, in words."""
     evaluation = config.evaluation.model_copy(update={"sequences": _ALL}) if files else config.evaluation
     if isinstance(config, ResolvedPretrain):
-        sources = tuple(Source(path=path) for path in files) or getattr(config.data, split)
+        sources = tuple(Source(path=path) for path in files) or _own(config, split)
         changed: Any = {"data": config.data.model_copy(update={"validation": sources})}
         said = ", ".join(source.path for source in sources)
     else:
-        paths = tuple(files) or getattr(config.finetune, split)
+        paths = tuple(files) or _own(config, split)
         # the task reads its training examples as well, which play no part
         section = config.finetune.model_copy(update={"train": paths or config.finetune.train, "validation": paths})
         changed = {"finetune": section}
@@ -183,26 +204,3 @@ def _answered(opened: OpenCheckpoint, responses: ResponseEvaluation) -> list[lis
         with with_cache(opened.model, places=places) as next_logits:
             made += continued(next_logits, prompts, Sampling(), **responses.options())
     return made
-
-
-class _TextBytes:
-    """UTF-8 bytes of the targets of a language model; None where the tokenizer does not tell."""
-
-    def __init__(self, config: ResolvedRun) -> None:
-        lengths = None
-        if config.task.name in _LANGUAGE_MODELS and config.tokenizer is not None:
-            lengths = byte_lengths(Tokenizer.load(config.tokenizer.path))
-        self._lengths = None if lengths is None else torch.tensor(lengths)
-        self.count: int | None = None if lengths is None else 0
-
-    def add(self, batch: Any) -> None:
-        if self._lengths is not None and self.count is not None:
-            labels = batch.labels[batch.labels >= 0].cpu()
-            self.count += int(self._lengths[labels[labels < len(self._lengths)]].sum())
-
-
-def _of_language(metrics: Mapping[str, float], sums: Mapping[str, float], text_bytes: int | None) -> dict[str, float]:
-    found = {"perplexity": math.exp(min(metrics["validation_loss"], 700.0))}
-    if text_bytes:
-        found["bits_per_byte"] = sums["loss"] / math.log(2) / text_bytes
-    return found

@@ -5,12 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from megatrain.base.errors import DataError
+from megatrain.monitor.metric import METRICS
 from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.directory import RunDir
 
 Points = Sequence[tuple[int, float]]
-_NAMES = {"loss": "training loss", "validation_loss": "validation loss"}
-_COLORS = ("#4477aa", "#cc3311")
+_COLORS = ("#4477aa", "#cc3311", "#228833", "#aa3377", "#ccbb44", "#66ccee")
 _WIDTH, _HEIGHT, _MARGIN = 800, 320, 50
 _MOST = 500  # points of a line
 
@@ -22,7 +22,9 @@ def read_curve(run: RunDir) -> dict[str, Points]:
     except DataError:
         return {}
     found: dict[str, Points] = {}
-    for name, title in _NAMES.items():
+    of_sets = dict.fromkeys(name for row in rows for name in row if METRICS.split(name)[1] == "validation_loss")
+    titles = {"loss": "training loss"} | {name: f"{METRICS.split(name)[0]} validation loss".strip() for name in of_sets}
+    for name, title in titles.items():
         points = [(row["step"], float(row[name])) for row in rows if row.get(name) is not None]
         if len(points) > 1:
             found[title] = points[:: math.ceil(len(points) / _MOST)]

@@ -1,6 +1,6 @@
 """Prompts of a run's validation, and how near what a model generates is to the responses that are there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -27,6 +27,9 @@ class Generated:
 class ResponseEvaluation:
     """The first examples of a fine-tuning's validation, to be answered.
 
+    Args:
+        paths: of the files of a set.
+
     Attributes:
         prompts: ids; one that leaves no room for a response in a sequence has lost its start, as in training.
         cut: how many have.
@@ -36,14 +39,14 @@ class ResponseEvaluation:
         longest: tokens of a sequence, where positions are learned.
     """
 
-    def __init__(self, config: ResolvedFinetune) -> None:
+    def __init__(self, config: ResolvedFinetune, paths: Sequence[str]) -> None:
         section, task = config.evaluation.generate, config.task
         assert section is not None, "the caller asks"
         assert isinstance(task, SFTSection), "a rule between the fields"
         tokenizer, template = Tokenizer.load(config.tokenizer.path), ChatTemplate.load(config.tokenizer.path)
         reader = PairReader(task, template)
         self._metrics = section.metrics
-        self._pairs: list[Pair] = list(islice(all_usable(config.finetune.validation, reader.pair), section.examples))
+        self._pairs: list[Pair] = list(islice(all_usable(paths, reader.pair), section.examples))
         rows = config.model.padded_vocab_size
         encode = Prompts(tokenizer, template=template, special_tokens=task.special_tokens, rows=rows)
         ends = encode.ends(of_turns=any(pair.templated for pair in self._pairs))
@@ -57,11 +60,11 @@ class ResponseEvaluation:
         self.longest = config.model.longest_sequence
 
     @classmethod
-    def of(cls, config: ResolvedRun) -> "ResponseEvaluation | None":
-        """None where the run asks for none."""
+    def of(cls, config: ResolvedRun) -> "Mapping[str, ResponseEvaluation]":
+        """Of each validation set; none where the run asks for none."""
         if config.evaluation.generate is None or not isinstance(config, ResolvedFinetune):
-            return None
-        return cls(config)
+            return {}
+        return {name: cls(config, paths) for name, paths in config.finetune.validation_sets.items()}
 
     def options(self) -> dict[str, Any]:
         """Arguments of `generation.decode.continued`, besides the prompts."""

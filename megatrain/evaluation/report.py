@@ -142,7 +142,6 @@ def _texts(found: Evaluation, answers: list[_Answer]) -> list[str]:
 
 
 def _value(name: str, value: float) -> str:
-    known = dict(METRICS)
-    if name in known:
-        return known[name].format(value)
+    if METRICS.split(name)[1] in METRICS:
+        return METRICS.get(name).format(value)
     return f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"

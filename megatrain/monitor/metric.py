@@ -1,7 +1,7 @@
 """What a metric is, and the registry of all: each is registered by the module that computes it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatrain.base.registry import Registry
@@ -34,4 +34,22 @@ class Metric:
         return None if self.console is None else self.console.format(value=self.format(value), device=device)
 
 
-METRICS: Registry[Metric] = Registry("metric")
+class Metrics(Registry[Metric]):
+    """Of a validation set that has a name, "NAME/metric" is registered metric "metric"."""
+
+    def get(self, name: str) -> Metric:
+        of_set, metric = self.split(name)
+        found = super().get(metric)
+        if not of_set or found.tag is None:
+            return found
+        return replace(
+            found, tag=f"validation/{of_set}/{found.tag.removeprefix('validation/').removeprefix('validation_')}"
+        )
+
+    def split(self, name: str) -> tuple[str, str]:
+        """The validation set, "" where there is none, and the metric. A metric may have a slash in its own name."""
+        of_set, slash, metric = name.partition("/")
+        return (of_set, metric) if slash and name not in self and metric in self else ("", name)
+
+
+METRICS = Metrics("metric")

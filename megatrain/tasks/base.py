@@ -95,10 +95,17 @@ class Task(ABC, Generic[B]):
     def loader(self, share: DataShare) -> Loader[B]:
         """Raises DataError or ConfigError, the same on every rank, where the data cannot feed this run."""
 
-    def validation(self, share: DataShare) -> Iterable[B] | None:
-        """This rank's share of an evaluation, the same at each pass, as many batches as on any other rank; None: there
-        is nothing to evaluate on."""
+    def validation(self, share: DataShare) -> Iterable[B] | Mapping[str, Iterable[B]] | None:
+        """This rank's share of an evaluation, the same at each pass, as many batches as on any other rank; of several
+        sets by name; None: there is nothing to evaluate on."""
         return None
+
+    def validation_sets(self, share: DataShare) -> dict[str, Iterable[B]]:
+        """`validation` by name; what has none is ""."""
+        found = self.validation(share)
+        if isinstance(found, Mapping):
+            return dict(found)
+        return {} if found is None else {"": found}
 
     def begin(self, start: Start) -> None:
         """Called on every rank once the weights are there, and the loader is where training starts."""

@@ -6,6 +6,13 @@ METRICS.register(
     "validation_loss", Metric(unit="nats per target", tag="validation/loss", console="validation loss {value}")
 )
 METRICS.register(
+    "perplexity", Metric(unit="e to the power of nats per target, of an evaluation", tag="validation/perplexity")
+)
+METRICS.register(
+    "bits_per_byte",
+    Metric(unit="bits per byte of the text that an evaluation's targets are", tag="validation/bits_per_byte"),
+)
+METRICS.register(
     "cross_entropy",
     Metric(
         unit="nats per target: the loss without z-loss and label smoothing",

@@ -1,10 +1,11 @@
 """What the tasks share that fine-tune on packed examples: batches, and what there is to say of the data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from megatrain.base.progress import Progress
 from megatrain.base.registry import load_object
 from megatrain.config.resolved import ResolvedFinetune
+from megatrain.config.validation_sets import field_of_set
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_set import ExampleSet
 from megatrain.data.examples.loader import ExampleEvaluation, ExampleLoader
@@ -16,15 +17,17 @@ from megatrain.tasks.registry import TASKS
 
 
 class ExampleTask(Task[Batch]):
-    """Trains on finetune.train, as the task's `read_examples` reads it, and evaluates on finetune.validation."""
+    """Trains on finetune.train, as the task's `read_examples` reads it, and evaluates on finetune.validation.
+
+    Attributes:
+        held_out: rows of each validation set that an evaluation reads, by its name.
+    """
 
     def __init__(self, config: ResolvedFinetune) -> None:
         self._config = config
         self._training = self._read(config.finetune.train)
-        self._validation = self._read(config.finetune.validation) if config.finetune.validation else None
-        validation = self._validation.rows if self._validation is not None else []
-        self._held_out = validation[: config.evaluation.sequences]
-        self._left_out = len(validation) - len(self._held_out)
+        self._sets = {name: self._read(paths) for name, paths in config.finetune.validation_sets.items()}
+        self.held_out = {name: found.rows[: config.evaluation.sequences] for name, found in self._sets.items()}
 
     def loader(self, share: DataShare) -> Loader[Batch]:
         return ExampleLoader(
@@ -37,22 +40,21 @@ class ExampleTask(Task[Batch]):
             weight_of=self._weight_of,
         )
 
-    def validation(self, share: DataShare) -> Iterable[Batch] | None:
-        if not self._held_out:
-            return None
-        return ExampleEvaluation(
-            self._held_out,
-            micro_batch_size=self._config.training.micro_batch_size,
-            data_rank=share.rank,
-            data_size=share.size,
-        )
+    def validation(self, share: DataShare) -> Mapping[str, Iterable[Batch]]:
+        size = self._config.training.micro_batch_size
+        return {
+            name: ExampleEvaluation(rows, micro_batch_size=size, data_rank=share.rank, data_size=share.size)
+            for name, rows in self.held_out.items()
+        }
 
     def lines(self, progress: Progress) -> Iterator[str]:
         yield self._training.describe(self._config, progress)
         yield from self.warnings()
-        if self._left_out:
-            rows, shown = len(self._held_out) + self._left_out, len(self._held_out)
-            yield f"finetune.validation: an evaluation reads {shown:,} of {rows:,} rows (evaluation.sequences)"
+        for name, found in self._sets.items():
+            rows, shown = len(found.rows), len(self.held_out[name])
+            if shown < rows:
+                field = field_of_set("finetune", name)
+                yield f"{field}: an evaluation reads {shown:,} of {rows:,} rows (evaluation.sequences)"
 
     def _weight_of(self, row: PackedRow) -> float:
         """What a row adds to the number that the loss of a global batch is divided by."""

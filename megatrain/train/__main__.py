@@ -20,8 +20,11 @@ def train_run(run_dir: RunDir, resume: str) -> None:
     with closing(parts):
         for line in task.lines(start.progress):
             parts.report.line(line)
-        if start.step == 0 and isinstance(config, ResolvedFinetune):
-            parts.early_stopping.check(run_validation(parts, start.progress))  # what fine-tuning starts from
+        at_start = config.evaluation.at_start
+        if at_start is None:
+            at_start = isinstance(config, ResolvedFinetune)
+        if start.step == 0 and at_start:
+            parts.early_stopping.check(run_validation(parts, start.progress))
         train(parts, start)
 
 

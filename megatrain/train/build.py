@@ -86,10 +86,10 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
         engine=engine,
         loader=loader,
         guard=FiniteGuard(config, run, mesh.control_group, engine.device),
-        validation=task.validation(share),
+        validation=task.validation_sets(share),
         checkpointer=checkpointer,
         report=report,
-        responder=_responder(config, run, console),
+        responders=_responders(config, run, console),
         stop=stop,
         watchdog=watchdog,
         early_stopping=EarlyStopping(config.training.early_stopping, mesh.control_group, position.best),
@@ -111,13 +111,13 @@ def _start(run: RunDir, mesh: Mesh, engine: Engine, share: DataShare, *, resumed
     )
 
 
-def _responder(config: ResolvedRun, run: RunDir, console: Console) -> Responder | None:
-    responses = ResponseEvaluation.of(config)
-    if responses is None:
-        return None
-    for line in responses.lines():
-        console.line(line)
-    return Responder(config, run, responses)
+def _responders(config: ResolvedRun, run: RunDir, console: Console) -> dict[str, Responder]:
+    found = {}
+    for name, responses in ResponseEvaluation.of(config).items():
+        for line in responses.lines():
+            console.line(line)
+        found[name] = Responder(config, run, responses, name)
+    return found
 
 
 def _join(config: ResolvedRun, stop: StopRequest) -> tuple[torch.device, Mesh]:

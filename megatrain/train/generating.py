@@ -78,10 +78,11 @@ def generate_on_layout(
 
 
 class Responder:
-    """Answers prompts of the validation with the model that is being trained, and measures the answers."""
+    """Answers prompts of a validation set with the model that is being trained, and measures the answers."""
 
-    def __init__(self, config: ResolvedRun, run: RunDir, responses: ResponseEvaluation) -> None:
+    def __init__(self, config: ResolvedRun, run: RunDir, responses: ResponseEvaluation, of_set: str = "") -> None:
         self._config, self._run, self._responses = config, run, responses
+        self._suffix = f".{of_set}" if of_set else ""
 
     def evaluate(self, engine: Engine, step: int, beat: Callable[[], None]) -> dict[str, float]:
         """Values of registered metrics, the same on every rank; rank 0 writes the answers. Collective."""
@@ -102,4 +103,4 @@ class Responder:
     def _write(self, step: int, found: Sequence[Generated]) -> None:
         self._run.generated.mkdir(exist_ok=True)
         lines = "".join(f"{printable_json(asdict(one))}\n" for one in found)
-        write_atomically(self._run.generated / f"step-{step:08d}.jsonl", lines)
+        write_atomically(self._run.generated / f"step-{step:08d}{self._suffix}.jsonl", lines)

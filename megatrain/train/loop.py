@@ -1,6 +1,6 @@
 """The training loop: load, accumulate, step, report, evaluate, save. It knows no file formats and no layouts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 from megatrain.base.errors import Stopped
 from megatrain.base.progress import Progress
 from megatrain.config.resolved import ResolvedRun
+from megatrain.config.validation_sets import metric_of_set
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.monitor.watchdog import Watchdog
 from megatrain.run.directory import RunDir
@@ -36,10 +37,10 @@ class TrainingComponents:
     engine: Engine
     loader: Loader[Any]
     guard: FiniteGuard
-    validation: Iterable[TensorBatch] | None  # this rank's share, the same at each pass; None: no validation
+    validation: Mapping[str, Iterable[TensorBatch]]  # by set: this rank's share, the same at each pass
     checkpointer: Checkpointer
     report: Reporter
-    responder: Responder | None  # None: no responses are generated
+    responders: Mapping[str, Responder]  # by set; empty: no responses are generated
     stop: StopRequest
     watchdog: Watchdog
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -105,19 +106,21 @@ def train(parts: TrainingComponents, start: Position) -> None:
 
 def run_validation(parts: TrainingComponents, progress: Progress) -> dict[str, float]:
     """What was measured; nothing where there is nothing to evaluate on."""
-    if parts.validation is None:
-        return {}
-    parts.guard.demand(progress)
-    with parts.report.paused():
-        sums, own_sums = evaluate(parts.engine, parts.watchdog.watched(parts.validation, "evaluation"))
-        metrics = parts.task.evaluation_metrics(sums) if sums else {}
-    parts.guard.evaluation(progress, metrics, own_sums)
-    if parts.responder is not None:
+    found: dict[str, float] = {}
+    for name, batches in parts.validation.items():
+        parts.guard.demand(progress)
         with parts.report.paused():
-            watched = partial(parts.watchdog.beat_for_all, "generating responses")
-            metrics |= parts.responder.evaluate(parts.engine, progress.step, watched)
-    parts.report.evaluation(progress.step, metrics)
-    return metrics
+            sums, own_sums = evaluate(parts.engine, parts.watchdog.watched(batches, "evaluation"))
+            metrics = parts.task.evaluation_metrics(sums) if sums else {}
+        parts.guard.evaluation(progress, metrics, own_sums)
+        if name in parts.responders:
+            with parts.report.paused():
+                watched = partial(parts.watchdog.beat_for_all, "generating responses")
+                metrics |= parts.responders[name].evaluate(parts.engine, progress.step, watched)
+        metrics = {metric_of_set(name, metric): value for metric, value in metrics.items()}
+        parts.report.evaluation(progress.step, metrics)
+        found |= metrics
+    return found
 
 
 def save(parts: TrainingComponents, progress: Progress) -> Path:

@@ -8,6 +8,7 @@ import pytest
 
 from launcher.cli import app
 from megatrain.base.errors import ConfigError, DataError
+from megatrain.checkpoint.state import read_counts
 from megatrain.data.loading.evaluation import EvaluationLoader
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.evaluation.checkpoint import evaluate
@@ -176,5 +177,27 @@ def test_the_commands(classifier: RunDir, here: Path, capsys) -> None:
     assert "label" in json.loads((here / "answered.jsonl").read_text().splitlines()[0])["prediction"]
     with pytest.raises(ConfigError, match="is there already"):
         app(["predict", run, "--input", "held-out.jsonl", "--output", "answered.jsonl"], standalone_mode=False)
-    with pytest.raises(ConfigError, match="--split test: must be validation or train"):
+    with pytest.raises(ConfigError, match="--split test: is not among the data that the run has: validation, train"):
         app(["evaluate", run, "--split", "test"], standalone_mode=False)
+
+
+def test_named_sets_of_pretraining(ranks: RankPool, here: Path) -> None:
+    text = PRETRAIN.replace("PRECISION", "fp32").replace("to-evaluate", "named-sets")
+    sets = ("data.validation={one: [{path: a}], two: [{path: b}]}", "evaluation.at_start=true")
+    stopping = "training.early_stopping={metric: two/bits_per_byte}"
+    run = start(ranks, text, *sets, stopping)
+    values = reported(run)
+    assert values[0].keys() >= {"one/validation_loss", "two/validation_loss"}, "before the first step"
+    assert read_counts(run.step(2)).early_stopping.metric == "two/bits_per_byte"
+    found = evaluate(run.path)
+    assert found.data == "one, two"
+    assert found.metrics == pytest.approx({name: values[2][name] for name in found.metrics}, rel=1e-6)
+    alone = evaluate(run.path, split="two")
+    assert alone.metrics == {name: found.metrics[f"two/{name}"] for name in alone.metrics}
+    assert alone.metrics["perplexity"] == pytest.approx(math.exp(alone.metrics["validation_loss"]))
+    assert evaluate(run.path, [str(here / "b")]).metrics.keys() == alone.metrics.keys()
+    with pytest.raises(
+        ConfigError, match="--split three: is not among the data that the run has: validation, train, one"
+    ):
+        evaluate(run.path, split="three")
+    assert "one/perplexity" in as_text(found)

@@ -139,3 +139,19 @@ def answer_tokens(row, context: list[int], offsets) -> tuple[torch.Tensor, torch
             first = max(place for place in context if offsets[place][0] <= begin)
             found = first, min(place for place in context if offsets[place][1] >= end)
     return torch.tensor([found[0]]), torch.tensor([found[1]])
+
+
+def test_each_of_several_sets_finds_its_own_answers(ranks: RankPool, here: Path) -> None:
+    lines = (here / "questions-held-out.jsonl").read_text().splitlines(keepends=True)
+    (here / "first.jsonl").write_text("".join(lines[:9]))
+    (here / "rest.jsonl").write_text("".join(lines[9:]))
+    text, sets = config_of("questions-sets", base_of(here, "bert")), "{first: [first.jsonl], rest: [rest.jsonl]}"
+    several = reported(start(ranks, text, *TASK, f"finetune.validation={sets}"))
+    whole = reported(run_of(ranks, here, "bert"))
+    for step in (0, 2, 4):
+        parts = {name: (several[step][f"first/{name}"], several[step][f"rest/{name}"]) for name in NAMES}
+        counts = parts["validation_questions"]
+        assert counts == (9, 14)
+        for name in ("exact_match", "answer_f1"):
+            mean = sum(value * count for value, count in zip(parts[name], counts, strict=True)) / sum(counts)
+            assert mean == pytest.approx(whole[step][name], rel=1e-6), (step, name)

@@ -1,3 +1,6 @@
+import math
+
+import pytest
 import torch
 
 from megatrain.data.loading.batch import IGNORE_INDEX, without_targets
@@ -22,10 +25,19 @@ def test_loss_and_targets_of_labels_only() -> None:
 
 
 def test_the_validation_loss_is_per_target() -> None:
-    assert CausalLM().evaluation_metrics({"loss": 6.0, "targets": 3.0}) == {
-        "validation_loss": 2.0,
-        "validation_targets": 3.0,
-    }
+    expected = {"validation_loss": 2.0, "validation_targets": 3.0, "perplexity": math.exp(2)}
+    assert CausalLM().evaluation_metrics({"loss": 6.0, "targets": 3.0}) == expected
+
+
+def test_bits_per_byte_are_of_the_text_of_the_targets() -> None:
+    lengths = [0, 3, 5]
+    batch = without_targets(1, 5, attend_across_documents=False)
+    batch.labels[0, :4] = torch.tensor([1, 2, 0, 9])  # a special token is no text, an id behind the vocabulary neither
+    task = CausalLM(lengths=lengths)
+    sums = task.evaluation_sums(lambda ids, labels, **places: torch.tensor(4.0), batch)
+    assert sums["bytes"] == 8
+    found = task.evaluation_metrics({"loss": 4.0, "targets": 4.0, "bytes": 8.0})
+    assert found["bits_per_byte"] == pytest.approx(4 / math.log(2) / 8)
 
 
 def test_terms_are_in_the_loss_of_training_and_not_in_that_of_an_evaluation() -> None:

@@ -40,7 +40,9 @@ def test_the_mean_is_over_tokens_and_not_over_batches(one_rank) -> None:
             return {"loss": targets * (1.0 if targets == 1 else 3.0), "targets": targets}
 
     metrics = CausalLM().evaluation_metrics(evaluate(HalfSure(), [batch(1), batch(3, 4)])[0])
-    assert metrics == {"validation_loss": pytest.approx((1 * 1 + 7 * 3) / 8), "validation_targets": 8}
+    loss = (1 * 1 + 7 * 3) / 8
+    expected = {"validation_loss": loss, "validation_targets": 8, "perplexity": math.exp(loss)}
+    assert metrics == pytest.approx(expected)
 
 
 def test_rows_without_targets_count_for_nothing(one_rank) -> None:

@@ -29,6 +29,7 @@ class Parts:
         self.targets, self.stop_at = targets, stop_at
         self.samples = 0
         self.bad_step: int | None = None
+        self.validation: dict[str, list[int]] = {"": [1, 2]}
         self.config = make_config(
             "tokenizer",
             training={"steps": steps, "global_batch_size": BATCH, "micro_batch_size": 1},
@@ -66,13 +67,13 @@ class Parts:
             ),
             loader=SimpleNamespace(next=self.next, state_dict=lambda: {"position": self.samples}, wait_seconds=0.25),
             guard=guard,
-            validation=[1, 2],
+            validation=self.validation,
             checkpointer=SimpleNamespace(
                 save=lambda step, state, batches, best: note(("save", step, state["position"])) or f"step-{step}",
                 retain=lambda: note("retain"),
             ),
             report=report,
-            responder=None,
+            responders={},
             stop=SimpleNamespace(agreed=lambda step: "SIGTERM" if step == self.stop_at else None),
             watchdog=SimpleNamespace(beat=lambda *_: None, watched=lambda batches, what: batches),
         )
@@ -118,6 +119,13 @@ def test_sums_are_reported_per_target() -> None:
 
 def test_a_batch_without_targets_divides_by_none() -> None:
     assert {call[2] for call in Parts(steps=1, targets=0).run().those("forward")} == {1}
+
+
+def test_each_named_set_is_reported_by_itself() -> None:
+    parts = Parts(steps=3)
+    parts.validation = {"web": [1, 2], "code": [7]}
+    found = [call[1:] for call in parts.run().those("evaluation")]
+    assert found == [(3, {"web/validation_loss": 3.0}), (3, {"code/validation_loss": 7.0})]
 
 
 def test_evaluations_and_saves_come_when_due_and_at_the_end() -> None:

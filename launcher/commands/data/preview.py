@@ -88,7 +88,9 @@ def _examples(config: "FinetuneConfig", count: int, seed: int | None, validation
         found: ExampleSet = read(paths, tokenizer, config.task, **arguments)
         return found
 
-    rows = choose_rows(config.finetune.validation if validation else config.finetune.train, count, seed)
+    sets = config.finetune.validation_sets.values()
+    paths = [path for of_set in sets for path in of_set] if validation else config.finetune.train
+    rows = choose_rows(paths, count, seed)
     return Previewer(read_files, tokenizer, config.task, template).examples(rows)
 
 

@@ -82,6 +82,8 @@ class Console:
         """A report of training, which has a loss, or of an evaluation."""
         self._last |= values
         texts = [METRICS.get(name).text(value, self._unit) for name, value in values.items()]
+        if of_set := next((METRICS.split(name)[0] for name in values), ""):
+            texts[:0] = [f"{of_set}:"]
         seconds = values.get("step_seconds")
         if seconds is not None:
             texts.append(f"eta {duration((self._total_steps - step) * seconds)}")
@@ -163,7 +165,9 @@ class Console:
     def _end_page(self, step: int, seconds: float, checkpoint: Path | None) -> list[str]:
         lines = [f"done: {self._at(step)} in {duration(seconds)}"]
         if last := self._last:
-            validation = f", {last['validation_loss']:.4g} validation" if "validation_loss" in last else ""
+            losses = [name for name in last if METRICS.split(name)[1] == "validation_loss"]
+            of_sets = [f"{last[name]:.4g} {METRICS.split(name)[0]} validation" for name in losses]
+            validation = "".join(f", {' '.join(text.split())}" for text in of_sets)
             rates = ("tokens_per_second", "tokens_per_second_per_gpu", "mfu")
             lines += [
                 f"  loss        {last['loss']:.4g} training{validation}",

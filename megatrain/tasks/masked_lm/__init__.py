@@ -29,6 +29,7 @@ TASKS.register(
         trains="pretrain",
         attention="bidirectional",
         issues=_issues,
+        metrics=lambda section: ("validation_loss", "perplexity"),
         check_tokenizer="megatrain.tasks.masked_lm.vocabulary:check_tokenizer",
     ),
 )

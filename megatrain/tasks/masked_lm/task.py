@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
-from megatrain.config import PretrainConfig
+from megatrain.config import PretrainConfig, Source
 from megatrain.config.resolved import ResolvedPretrain
 from megatrain.data.loading.batch import Batch
 from megatrain.data.loading.evaluation import EvaluationLoader
@@ -42,12 +42,13 @@ class MaskedLM(Task[Batch]):
             masking=self._masking,
         )
 
-    def validation(self, share: DataShare) -> EvaluationLoader | None:
+    def validation(self, share: DataShare) -> dict[str, EvaluationLoader]:
+        return {name: self._of_set(sources, share) for name, sources in self._config.data.validation_sets.items()}
+
+    def _of_set(self, sources: tuple[Source, ...], share: DataShare) -> EvaluationLoader:
         data = self._config.data
-        if not data.validation:
-            return None
         return EvaluationLoader(
-            data.validation,
+            sources,
             sequence_length=data.sequence_length,
             attend_across_documents=data.attend_across_documents,
             sequences=self._config.evaluation.sequences,

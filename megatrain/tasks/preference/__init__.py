@@ -22,6 +22,7 @@ TASKS.register(
         read_examples="megatrain.data.examples.preference_pairs:read_preferences",
         check_rows="megatrain.data.examples.preference_pairs:check_rows",
         issues=_issues,
+        metrics=lambda section: ("validation_loss", "validation_reward_margin", "validation_reward_accuracy"),
         whole_sequences=True,
     ),
 )

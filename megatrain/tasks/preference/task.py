@@ -60,7 +60,8 @@ class Preference(ExampleTask):
         super().__init__(config)
         self._section = cast(PreferenceSection, config.task)
         self._loss = load_object(f"megatrain.tasks.preference.{self._section.loss}:loss")
-        self._references = [_nothing(rows) for rows in (self._training.rows, self._held_out)]
+        self._rows = [self._training.rows, *self.held_out.values()]
+        self._references = [_nothing(rows) for rows in self._rows]
         self._loader: PreferenceLoader | None = None
 
     def loader(self, share: DataShare) -> Loader[Batch]:
@@ -75,8 +76,12 @@ class Preference(ExampleTask):
         )
         return self._loader
 
-    def validation(self, share: DataShare) -> Iterable[Batch] | None:
-        return self._batches(self._held_out, self._references[1], share) if self._held_out else None
+    def validation(self, share: DataShare) -> Mapping[str, Iterable[Batch]]:
+        pairs = zip(self._rows[1:], self._references[1:], strict=True)
+        return {
+            name: self._batches(rows, reference, share)
+            for name, (rows, reference) in zip(self.held_out, pairs, strict=True)
+        }
 
     def begin(self, start: Start) -> None:
         if not self._section.needs_reference:
@@ -85,9 +90,8 @@ class Preference(ExampleTask):
         if start.resumed:
             read_reference(start.folder, self._references, expected=self._loader.expected)
             return
-        for rows, reference in zip((self._training.rows, self._held_out), self._references, strict=True):
-            if rows:
-                self._fill(rows, reference, start)
+        for rows, reference in zip(self._rows, self._references, strict=True):
+            self._fill(rows, reference, start)
         if start.is_main:
             write_reference(start.folder, self._references)
 

@@ -12,5 +12,10 @@ class PretrainLMSection(TokenLossSection):
 
 TASKS.register(
     "pretrain_lm",
-    TaskSpec(section=PretrainLMSection, task="megatrain.tasks.pretrain_lm.task:PretrainLM", trains="pretrain"),
+    TaskSpec(
+        section=PretrainLMSection,
+        task="megatrain.tasks.pretrain_lm.task:PretrainLM",
+        trains="pretrain",
+        metrics=lambda section: ("validation_loss", "perplexity", "bits_per_byte"),
+    ),
 )

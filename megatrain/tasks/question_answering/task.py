@@ -1,13 +1,15 @@
 """One rank's batches of an extractive question answering, exact match and F1."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from megatrain.config.resolved import ResolvedFinetune
-from megatrain.data.examples.questions import QuestionSet, context_offsets
+from megatrain.data.examples.packing import PackedRow
+from megatrain.data.examples.questions import Asked, QuestionSet, Window, context_offsets
 from megatrain.data.loading.batch import Batch
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.monitor.metric import METRICS, Metric
@@ -16,7 +18,7 @@ from megatrain.tasks.base import LossSums, Model
 from megatrain.tasks.classification import forward
 from megatrain.tasks.on_examples import ExampleTask
 from megatrain.tasks.question_answering.section import QuestionAnsweringSection
-from megatrain.tasks.question_answering.spans import best_spans, span_loss, windows_of
+from megatrain.tasks.question_answering.spans import FIELDS, best_spans, span_loss, windows_of
 from megatrain.tasks.question_answering.squad import exact_match, f1
 
 for _name, _unit, _console in (
@@ -36,11 +38,18 @@ class QuestionAnswering(ExampleTask):
     def __init__(self, config: ResolvedFinetune) -> None:
         super().__init__(config)
         self._section = cast(QuestionAnsweringSection, config.task)
-        self._questions = cast(QuestionSet | None, self._validation)
+        self._asked: list[Asked] = []  # of all validation sets, as windows are
+        self._windows: list[Window] = []
+        for name, found in self._sets.items():
+            questions = cast(QuestionSet, found)
+            self.held_out[name] = [_numbered(row, len(self._windows)) for row in self.held_out[name]]
+            first = len(self._asked)
+            self._windows += [window._replace(question=window.question + first) for window in questions.windows]
+            self._asked += questions.asked
         self._offsets: list[list[tuple[int, int]]] = []
-        if self._questions is not None:
+        if self._asked:
             tokenizer = Tokenizer.load(config.tokenizer.path)
-            self._offsets = context_offsets(tokenizer, [asked.context for asked in self._questions.asked])
+            self._offsets = context_offsets(tokenizer, [asked.context for asked in self._asked])
 
     def loss(self, model: Model, batch: Batch) -> LossSums:
         return LossSums(span_loss(windows_of(forward(model, batch, None).float(), batch)))
@@ -57,8 +66,7 @@ class QuestionAnswering(ExampleTask):
 
     def evaluation_metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
         predictions = self.predictions(sums["spans"])
-        assert self._questions is not None
-        pairs = [(text, self._questions.asked[question].answers) for question, text in predictions.items()]
+        pairs = [(text, self._asked[question].answers) for question, text in predictions.items()]
         questions = max(len(pairs), 1)
         second = self._section.unanswerable
         return {
@@ -71,19 +79,26 @@ class QuestionAnswering(ExampleTask):
     def predictions(self, spans: Tensor) -> dict[int, str]:
         """The text that answers each question that windows of it were seen of: the likeliest of all its windows, where
         that is likelier than that there is none."""
-        assert self._questions is not None
         best: dict[int, tuple[float, int, int, int]] = {}
         none: dict[int, float] = {}
         for number, first, last, score, null in sorted(spans.tolist()):
-            window = self._questions.windows[int(number)]
+            window = self._windows[int(number)]
             found = (score, int(first) + window.shift, int(last) + window.shift, int(number))
             if window.question not in best or score > best[window.question][0]:
                 best[window.question] = found
             none[window.question] = min(null, none.get(window.question, torch.inf))
         texts = {}
         for question, (score, first, last, _) in best.items():
-            offsets, context = self._offsets[question], self._questions.asked[question].context
+            offsets, context = self._offsets[question], self._asked[question].context
             begin, end = offsets[first][0], offsets[last][1]
             is_none = self._section.unanswerable and none[question] > score
             texts[question] = "" if is_none else context[begin:end]
         return texts
+
+
+def _numbered(row: PackedRow, first: int) -> PackedRow:
+    """With windows that are counted from `first` on."""
+    assert row.values is not None, "each window has values"
+    values = row.values.copy()
+    values[:, FIELDS.index("number")] += first
+    return replace(row, values=values)

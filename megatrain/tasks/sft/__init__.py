@@ -11,5 +11,6 @@ TASKS.register(
         trains="finetune",
         read_examples="megatrain.data.examples.example_set:read_example_set",
         check_rows="megatrain.data.examples.example_set:check_rows",
+        metrics=lambda section: ("validation_loss", "perplexity", "bits_per_byte"),
     ),
 )

@@ -2,8 +2,8 @@
 
 import pytest
 
+from megatrain.data.text.byte_lengths import byte_lengths
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.evaluation.bytes import byte_lengths
 from tests.tokenizer_kinds import TEXTS
 
 
