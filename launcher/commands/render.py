@@ -71,10 +71,13 @@ def plan_text(config: Config, report: PlanResult) -> str:
 def _host(plan: Plan, report: PlanResult) -> list[str]:
     if not plan.memory.host or report.hardware.host is None:
         return []
-    there = report.hardware.host.memory_gib
-    return [
-        f"host     {plan.memory.host / GIB:7.2f} of {there:.1f} GiB per rank: weights in fp32, optimizer, gradients"
-    ]
+    there, layout = report.hardware.host.memory_gib, plan.layout
+    held = ["inputs of blocks"] if layout.activation_checkpointing == "offload" else []
+    held += ["weights in fp32, optimizer, gradients"] if layout.offload_optimizer == "cpu" else []
+    lines = [f"host     {plan.memory.host / GIB:7.2f} of {there:.1f} GiB per rank: {', '.join(held)}"]
+    if report.why_offload:
+        lines.append(f"         since no layout fits without: the nearest {report.why_offload}")
+    return lines
 
 
 def _examples(config: Config) -> list[str]:

@@ -36,6 +36,8 @@ class ActivationBytes:
     recomputing_blocks: int
     keeping_blocks: int
     outside: float  # kept around the blocks: by the last norm
+    leaving: float  # of inputs of blocks that go to the host, what is still on the device
+    arriving: float  # and on their way back
     head_gradients: float  # of the vocabulary projection, made in the forward pass: its weight in fp32, its input
     logits: float  # what a chunk of the projection holds besides
     head_backward: float  # scaling those gradients, and casting them
@@ -43,7 +45,7 @@ class ActivationBytes:
     @property
     def kept(self) -> float:
         """From the forward pass to the backward."""
-        return self.kept_after(0)
+        return self.kept_after(0) + self.leaving
 
     def kept_after(self, done: float) -> float:
         """What is left of it once the backward pass is through so many blocks, the last ones."""
@@ -54,8 +56,9 @@ class ActivationBytes:
 
     def in_backward(self, done: float) -> float:
         """What the backward pass of the next block holds, with all that is still kept."""
-        block = self.keeping if done < self.keeping_blocks else self.recomputing
-        return self.kept_after(done) + block.recomputed + block.working
+        keeps = done < self.keeping_blocks
+        block, copies = (self.keeping, self.leaving) if keeps else (self.recomputing, self.arriving)
+        return self.kept_after(done) + copies + block.recomputed + block.working
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def activation_bytes(
     # around the blocks: what norms keep, and what a matrix of the head takes and gives
     outside = shape.outer_norms * width.norm + 2 * shape.outer_matrices * width.stream
     first = model.first_trained_layer  # the blocks before it keep nothing
+    offloads, apart = layout.activation_checkpointing == "offload", device != "cpu"
     blocks = max(first, layout.recomputing(model.num_hidden_layers))
     return ActivationBytes(
         recomputing=recomputing,
@@ -113,6 +117,8 @@ def activation_bytes(
         recomputing_blocks=blocks - first,
         keeping_blocks=model.num_hidden_layers - blocks,
         outside=T * outside,
+        leaving=T * width.stream if offloads and apart else 0.0,
+        arriving=T * width.stream * (2 if apart else 1) if offloads else 0.0,
         head_gradients=4 * weight + T * c * h,
         logits=logits + T * (c * h + width.stream),
         head_backward=(c if c == 2 else 0) * weight + T * c * h,
@@ -130,6 +136,7 @@ def _block(
         "none": (everything, everything),
         "selective": (selective + made, useful + inside),
         "full": (width.stream, 0.0),
+        "offload": (0.0 if device != "cpu" else width.stream, 0.0),
     }[mode]
     if mode != "none":
         still_there += width.stream  # what the first norm keeps is the block's input, which is there
@@ -137,7 +144,7 @@ def _block(
             # measured: of the fp32 copies of a CPU's norms, one is there for a moment only
             still_there += width.norm / 2
     # measured: gradients of gate and up, less what they have replaced by then
-    working = {"none": 0.9, "selective": 0.45, "full": 0.9}[mode] * width.mlp_inputs
+    working = (0.45 if mode == "selective" else 0.9) * width.mlp_inputs
     if device != "cpu" and model.score_softcap is None:  # the fp32 sum of dq
         working += 4 * model.attention_heads * model.head_size / layout.tensor_parallel
     capped = 0.0 if model.score_softcap is None else _capped_scores(model, layout, length, c)

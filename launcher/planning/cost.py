@@ -8,14 +8,16 @@ micro-batches of a step.
 import math
 from dataclasses import dataclass
 
+from launcher.planning.activation_offload import exposed_seconds
 from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK_TOKENS
 from launcher.planning.blocks import block_shape
-from launcher.planning.hardware import Hardware, Host, Link
+from launcher.planning.data_parallel import data_parallel_seconds, reduces_early
+from launcher.planning.hardware import Hardware, Host
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import rewritten_bytes, seconds, state_bytes
 from launcher.planning.offload import copied_bytes, host_moved_bytes
 from launcher.planning.trained import adapter_widths, head_is_trained, trained_layers, trained_parameters
-from launcher.planning.zero import local_parameters, number_bytes
+from launcher.planning.zero import number_bytes
 from megatrain.config.training import storage_precision
 from megatrain.model.architecture import ModelSection, rows
 from megatrain.model.fp8 import multiplies_in_fp8
@@ -25,7 +27,6 @@ ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2
 FP8_ROUNDING_BYTES = 5  # per element of an operand: read for its scale, read again, and written
 CAPPED_SCORE_BYTES = 60  # read and written for a score with a soft cap, op by op: kernels/softcap_attention.py
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
-OVERLAP = 0.6  # the share that computation hides, at most: of ZeRO-3's traffic, and of ZeRO-1's reduction in bf16
 _NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled
 _UPDATE_BYTES = 14  # per parameter: reads a gradient, reads and writes the weight in fp32, writes it in bf16
 READ_TOKENS_A_SECOND = 136e6  # the loader's one thread, measured; it works behind the step
@@ -43,14 +44,16 @@ class StepTime:
     data_parallel: float
     data: float
     optimizer: float
+    offload: float = 0.0  # activations to the host and back
 
     @property
     def total(self) -> float:
         parallel = self.tensor_parallel + self.context_parallel + self.data_parallel
-        return self.compute + parallel + self.data + self.optimizer
+        return self.compute + parallel + self.data + self.optimizer + self.offload
 
     def to_json(self) -> dict[str, float]:
-        parts = ("compute", "tensor_parallel", "context_parallel", "data_parallel", "data", "optimizer", "total")
+        parts = ["compute", "tensor_parallel", "context_parallel", "data_parallel", "data", "optimizer"]
+        parts += ["offload", "total"] if self.offload else ["total"]
         return {part: round(getattr(self, part), 6) for part in parts}
 
 
@@ -67,14 +70,15 @@ def estimate_step(
     """The time of a step of `micro_batch_size × gradient_accumulation_steps` sequences on every data-parallel rank."""
     accumulation = layout.gradient_accumulation_steps
     compute = accumulation * _micro_batch(model, layout, sequence_length, precision, hardware, compiled)
+    offload = accumulation * _offload(model, layout, sequence_length, precision, hardware, compiled)
     precision = storage_precision(precision)  # of all that is not a product
     tensor = accumulation * _tensor_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
     context = accumulation * _context_parallel(model, layout, sequence_length, precision, ranks_per_node, hardware)
-    data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
+    data_parallel = data_parallel_seconds(model, layout, precision, ranks_per_node, hardware, compute)
     link = hardware.link if layout.world_size <= ranks_per_node else hardware.network
     optimizer = _optimizer(model, layout, precision, hardware) + seconds(model, layout, hardware, link)
     tokens = accumulation * layout.micro_batch_size * sequence_length
-    busy = compute + tensor + context + data_parallel + optimizer
+    busy = compute + tensor + context + data_parallel + optimizer + offload
     return StepTime(
         compute=compute,
         tensor_parallel=tensor,
@@ -82,6 +86,7 @@ def estimate_step(
         data_parallel=data_parallel,
         data=max(0.0, tokens / READ_TOKENS_A_SECOND - busy),
         optimizer=optimizer,
+        offload=offload,
     )
 
 
@@ -118,7 +123,8 @@ class BlockTime:
 
     def again(self, recompute: str) -> float:
         """What a recomputing backward pass adds (parallel/activation_checkpointing.py)."""
-        return {"none": 0.0, "selective": self.elementwise, "full": self.forward - self.last_matmul}[recompute]
+        whole = self.forward - self.last_matmul
+        return {"none": 0.0, "selective": self.elementwise, "full": whole, "offload": whole}[recompute]
 
 
 def _micro_batch(
@@ -131,6 +137,24 @@ def _micro_batch(
     recomputing = max(0, layout.recomputing(model.num_hidden_layers) - model.first_trained_layer)
     again = recomputing * block.again(layout.activation_checkpointing)
     return model.num_hidden_layers * block.forward + trained_layers(model) * block.backward + again + head
+
+
+def _offload(
+    model: ModelSection, layout: Layout, sequence_length: int, precision: str, hardware: Hardware, compiled: bool
+) -> float:
+    """Of a micro-batch: what computation does not hide."""
+    if layout.activation_checkpointing != "offload":
+        return 0.0
+    block = block_time(model, layout, sequence_length, precision, hardware, compiled)
+    return exposed_seconds(
+        model,
+        layout,
+        sequence_length=sequence_length,
+        precision=storage_precision(precision),
+        hardware=hardware,
+        forward=block.forward,
+        backward=block.backward + block.again("offload"),
+    )
 
 
 def _head(model: ModelSection, layout: Layout, T: float, precision: str, hardware: Hardware, compiled: bool) -> float:
@@ -217,7 +241,7 @@ def tensor_parallel_bytes(model: ModelSection, layout: Layout, sequence_length: 
 def _tensor_parallel_collectives(model: ModelSection, layout: Layout) -> int:
     """Gathers and scatters of a whole activation: into and out of attention and MLP, in both passes; out of the
     embedding, and into the head. Recomputing makes them again, up to the last one of a block, which is not needed."""
-    again = 3 * layout.recomputing(model.num_hidden_layers) if layout.activation_checkpointing == "full" else 0
+    again = 3 * layout.recomputing(model.num_hidden_layers) if layout.recomputes_all else 0
     return 8 * model.num_hidden_layers + again + 4
 
 
@@ -231,74 +255,9 @@ def _context_parallel(
     link = hardware.link if t * x <= ranks_per_node else hardware.network
     width = 2 * (model.attention_heads + model.key_value_heads) * model.head_size / t
     payload = local_tokens(layout, sequence_length) * width * number_bytes(precision)
-    again = layout.recomputing(model.num_hidden_layers) if layout.activation_checkpointing == "full" else 0
+    again = layout.recomputing(model.num_hidden_layers) if layout.recomputes_all else 0
     one = payload * (x - 1) / x / (link.bandwidth * 1e9) + 2 * (x - 1) * link.latency * 1e-6
     return (2 * model.num_hidden_layers + again) * one
-
-
-def _data_parallel(
-    model: ModelSection, layout: Layout, precision: str, ranks_per_node: int, hardware: Hardware, compute: float
-) -> float:
-    """Exposed. What nothing hides of `data_parallel_bytes`, over the link; and the messages' latency."""
-    n, t, accumulation = layout.replicas, layout.tensor_parallel, layout.gradient_accumulation_steps
-    if n == 1:
-        return 0.0
-    link = data_parallel_link(n, max(1, ranks_per_node // t), hardware)
-    stage = layout.zero_stage
-    sent = data_parallel_bytes(model, layout, precision)
-    traffic = sent.total / (link.bandwidth * 1e9)
-    messages = {0: 2, 1: 3, 2: 2 * accumulation + 1, 3: 3 * accumulation * model.num_hidden_layers}[stage]
-    waiting = messages * min(n - 1, 2 * n.bit_length()) * link.latency * 1e-6  # a ring, or a tree when that is shorter
-    if stage == 3:
-        hidden = min(OVERLAP * traffic, OVERLAP * compute)
-    elif _reduces_early(layout, precision) and hardware.device != "cpu":  # in the last micro-batch's backward pass
-        reducing = sent.reduce / (link.bandwidth * 1e9)
-        hidden = OVERLAP * min(reducing, 2 / 3 * compute / accumulation)
-    else:
-        hidden = 0.0
-    return traffic - hidden + waiting
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataParallelBytes:
-    """Bytes that each rank of a group of replicas sends in a step, in rings: (n-1)/n of a tensor for a reduce-scatter
-    or an all-gather, twice that for an all-reduce."""
-
-    reduce: float
-    gather: float
-
-    @property
-    def total(self) -> float:
-        return self.reduce + self.gather
-
-
-def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> DataParallelBytes:
-    """By what DeepSpeed does at each stage (seen under torch's fake process group: tests/train/test_traffic.py).
-
-    ZeRO-0 all-reduces gradients. ZeRO-1 reduce-scatters them in bf16 runs, in fp32, and all-reduces them in fp32 runs;
-    then it gathers weights. ZeRO-2 all-reduces in each micro-batch, and gathers once. ZeRO-3 scatters once and gathers
-    twice in each micro-batch.
-    """
-    n, a, c = layout.replicas, layout.gradient_accumulation_steps, number_bytes(precision)
-    scattered = 4 if _reduces_early(layout, precision) else 8  # all-reduced, in fp32
-    reduced = {0: 2 * c, 1: scattered, 2: 2 * c * a, 3: c * a}[layout.zero_stage]
-    gathered = {0: 0, 1: c, 2: c, 3: 2 * c * a}[layout.zero_stage]
-    ring = trained_parameters(model, layout.tensor_parallel) * (n - 1) / n
-    whole = local_parameters(model, layout.tensor_parallel) * (n - 1) / n
-    return DataParallelBytes(reduce=reduced * ring, gather=gathered * (whole if layout.zero_stage == 3 else ring))
-
-
-def _reduces_early(layout: Layout, precision: str) -> bool:
-    """Whether fp32 sums are scattered in the last backward pass (train/zero1.py)."""
-    return layout.zero_stage == 1 and precision == "bf16" and layout.offload_optimizer == "none"
-
-
-def data_parallel_link(ranks: int, ranks_in_node: int, hardware: Hardware) -> Link:
-    """What a collective over `ranks` sees: within a node its link; across, all adapters of a node side by side."""
-    if ranks <= ranks_in_node:
-        return hardware.link
-    bandwidth = min(hardware.link.bandwidth, hardware.network.bandwidth * ranks_in_node)
-    return Link(bandwidth=bandwidth, latency=hardware.network.latency)
 
 
 def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Hardware) -> float:
@@ -330,7 +289,7 @@ def gradient_bytes(layout: Layout, precision: str) -> float:
     if layout.zero_stage == 0:  # in bf16 DeepSpeed copies them to fp32, and looks through them; and see `Engine`
         return added + bucketed + (28 if precision == "bf16" else 0)
     if layout.zero_stage == 1:  # in bf16, added to sums in fp32, which are reduced in place
-        if _reduces_early(layout, precision):
+        if reduces_early(layout, precision):
             return 10 * a - 4
         return added + bucketed if precision == "fp32" else 10 * a + 24  # summed, and bucketed, in fp32
     # twice a micro-batch, put together from the ranks' parts

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from megatrain.optim.adamw import AdamWSection
 from megatrain.optim.registry import OptimizerSection
 
-ActivationCheckpointing = Literal["none", "selective", "full"]
+ActivationCheckpointing = Literal["none", "selective", "full", "offload"]
 OffloadOptimizer = Literal["none", "cpu"]
 
 
@@ -41,6 +41,17 @@ class Layout:
             return 0
         return blocks if self.recompute_blocks is None else self.recompute_blocks
 
+    @property
+    def recomputes_all(self) -> bool:
+        """Whether blocks that recompute do so from their input, wherever that is."""
+        return self.activation_checkpointing in ("full", "offload")
+
+    @property
+    def on_host(self) -> str:
+        """What is offloaded, in words."""
+        activations = "activations" if self.activation_checkpointing == "offload" else ""
+        return " and ".join(filter(None, (activations, "optimizer" if self.offload_optimizer == "cpu" else "")))
+
     def to_json(self) -> dict[str, Any]:
         names = (name for name in self.__dataclass_fields__ if name != "optimizer")
         return {name: getattr(self, name) for name in names}
@@ -48,10 +59,11 @@ class Layout:
     def __str__(self) -> str:
         sequence = " + sequence" if self.sequence_parallel else ""
         of_blocks = "" if self.recompute_blocks is None else f" of {self.recompute_blocks} blocks"
-        offload = ", optimizer on the host" if self.offload_optimizer == "cpu" else ""
+        offload = f", {self.on_host} on the host" if self.on_host else ""
+        recompute = "full" if self.recomputes_all else self.activation_checkpointing
         context = f"context {self.context_parallel}, " if self.context_parallel > 1 else ""
         return (
             f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, {context}data {self.data_parallel}, "
             f"micro-batch {self.micro_batch_size} × {self.gradient_accumulation_steps}, "
-            f"{self.activation_checkpointing} recompute{of_blocks}{offload}"
+            f"{recompute} recompute{of_blocks}{offload}"
         )

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, replace
 
+from launcher.planning.activation_offload import pinned_bytes
 from launcher.planning.activations import activation_bytes
 from launcher.planning.hardware import GIB, Hardware
 from launcher.planning.layout import Layout
@@ -65,8 +66,9 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """What one rank needs; see `fits`."""
     zero, host = device_bytes(model, layout, precision), host_bytes(model, layout, precision)
+    inputs = pinned_bytes(model, layout, sequence_length, precision)  # of blocks
     if hardware.device == "cpu":
-        zero, host = _on_one_memory(zero, host), HostBytes()
+        zero, host, inputs = _on_one_memory(zero, host), HostBytes(), 0.0
     act = activation_bytes(
         model,
         layout,
@@ -103,7 +105,7 @@ def estimate_memory(
         logits=round(logits),
         buffers=round(zero.buckets + buffers),
         process=round(_PROCESS[hardware.device]),
-        host=round(host.peak),
+        host=round(host.peak + inputs),
         margin=round(FRAGMENTATION * (zero.gradients + gradients + activations + logits + zero.buckets + buffers)),
     )
 

@@ -30,17 +30,18 @@ SHORTEST_PART = (
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
-def make_plan(config: Config, *, world_size: int | None = None) -> PlanResult:
+def make_plan(config: Config, *, world_size: int | None = None, gpus_alone: bool = False) -> PlanResult:
     """Try every layout that the configuration leaves open.
 
     Args:
         world_size: ranks, on one machine; default: the cluster's nodes × gpus_per_node.
+        gpus_alone: what the configuration leaves open does not go to the host.
 
     Raises:
         NothingFitsError: none is legal and fits; a PreflightError.
         ConfigError, DataError: the model cannot be completed; see `inputs.complete_model`.
     """
-    return _Planner(complete_model(config), world_size).report()
+    return _Planner(complete_model(config), world_size, gpus_alone).report()
 
 
 def resolve(config: Config, plan: Plan) -> ResolvedRun:
@@ -75,8 +76,8 @@ def decided(config: Config, plan: Plan) -> Config:
 
 
 class _Planner:
-    def __init__(self, config: Config, world_size: int | None) -> None:
-        self.config = config
+    def __init__(self, config: Config, world_size: int | None, gpus_alone: bool) -> None:
+        self.config, self.gpus_alone = config, gpus_alone
         self.model = complete_section(config)
         cluster = config.cluster
         self.world_size = world_size or cluster.nodes * cluster.gpus_per_node
@@ -97,12 +98,22 @@ class _Planner:
 
     def report(self) -> PlanResult:
         candidates: list[Plan] = []
-        for offload in self._offload_choices():
-            candidates = candidates or [plan for layout in self._layouts(offload) for plan in self._plans(layout)]
+        why = ""
+        for optimizer, activations in self._offload_choices():
+            why = nearest_misses(self.rejected)[0].reason if self.rejected else ""
+            layouts = self._layouts(optimizer, self._recompute_choices(activations))
+            if candidates := [plan for layout in layouts for plan in self._plans(layout)]:
+                break
         if not candidates:
             raise NothingFitsError(self._nothing_fits(), self.rejected)
         candidates.sort(key=lambda plan: rank_key(plan, self.hardware))
-        return PlanResult(chosen=candidates[0], candidates=candidates, rejected=self.rejected, hardware=self.hardware)
+        return PlanResult(
+            chosen=candidates[0],
+            candidates=candidates,
+            rejected=self.rejected,
+            hardware=self.hardware,
+            why_offload=why,
+        )
 
     def _check_cluster(self) -> None:
         check_hardware_precision(self.config.training.precision, self.hardware)
@@ -113,11 +124,14 @@ class _Planner:
             raise ConfigError(
                 f"parallel.recompute_blocks: {blocks}: parallel.activation_checkpointing is none. Try selective."
             )
-        if self.config.parallel.offload_optimizer == "cpu" and self.hardware.device != "cpu" and not self.hardware.host:
-            raise ConfigError(
-                f"parallel.offload_optimizer: cpu: {self.hardware.name} does not say what its host has. Add to the "
-                "profile: host: {memory_gib: …, memory_bandwidth: …, link: …}, as in configs/hardware/h100-sxm.yaml."
-            )
+        for field, to_host in (("offload_optimizer", "cpu"), ("activation_checkpointing", "offload")):
+            asked = getattr(self.config.parallel, field) == to_host
+            if asked and self.hardware.device != "cpu" and not self.hardware.host:
+                raise ConfigError(
+                    f"parallel.{field}: {to_host}: {self.hardware.name} does not say what its host has. Add to "
+                    "the profile: host: {memory_gib: …, memory_bandwidth: …, link: …}, as in "
+                    "configs/hardware/h100-sxm.yaml."
+                )
         most = self.hardware.max_ranks_per_node
         if most is not None and self.ranks_per_node > most:
             raise ConfigError(
@@ -125,15 +139,20 @@ class _Planner:
                 f"Set it to {most} or less, and cluster.nodes to match."
             )
 
-    def _offload_choices(self) -> tuple[OffloadOptimizer, ...]:
-        """In order: one is tried where nothing fits with those before it."""
-        fixed = self.config.parallel.offload_optimizer
-        if fixed != AUTO:
-            return (fixed,)
+    def _offload_choices(self) -> list[tuple[OffloadOptimizer, bool]]:
+        """Where the optimizer is, and whether activations leave for the host where that is open. In order: one is tried
+        where nothing fits with those before it."""
+        parallel, may = self.config.parallel, self.hardware.host is not None and not self.gpus_alone
         of_matrices = OPTIMIZERS.get(self.config.optimizer.name).matrices is not None  # see config/rules.py
-        return ("none", "cpu") if self.hardware.host is not None and not of_matrices else ("none",)
+        optimizer: tuple[OffloadOptimizer, ...] = ("none", "cpu") if may and not of_matrices else ("none",)
+        if parallel.offload_optimizer != AUTO:
+            optimizer = (parallel.offload_optimizer,)
+        activations = (False, True) if may and parallel.activation_checkpointing == AUTO else (False,)
+        return [(one, other) for one in optimizer for other in activations]
 
-    def _layouts(self, offload: OffloadOptimizer) -> Iterator[Layout]:
+    def _layouts(
+        self, offload: OffloadOptimizer, recomputations: tuple[ActivationCheckpointing, ...]
+    ) -> Iterator[Layout]:
         """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
         parallel, batch = self.config.parallel, self.config.training.global_batch_size
         stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
@@ -143,7 +162,7 @@ class _Planner:
                 for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
                     for stage in self._legal({**sequence, "offload_optimizer": offload}, "zero_stage", stages):
                         for micro in self._legal(stage, "micro_batch_size", self._micro_batches(data)):
-                            for recompute in self._recompute_choices():
+                            for recompute in recomputations:
                                 yield Layout(
                                     **micro,
                                     gradient_accumulation_steps=batch
@@ -191,12 +210,14 @@ class _Planner:
             return [fixed]
         return [False, True] if known["tensor_parallel"] > 1 else [False]
 
-    def _recompute_choices(self) -> tuple[ActivationCheckpointing, ...]:
+    def _recompute_choices(self, offload: bool) -> tuple[ActivationCheckpointing, ...]:
         fixed = self.config.parallel.activation_checkpointing
         if fixed != AUTO:
             return (fixed,)
-        some = isinstance(self.config.parallel.recompute_blocks, int)
-        return tuple(mode for mode in get_args(ActivationCheckpointing) if mode != "none" or not some)
+        if offload:
+            return ("offload",)
+        left_out = {"offload", "none" if isinstance(self.config.parallel.recompute_blocks, int) else ""}
+        return tuple(mode for mode in get_args(ActivationCheckpointing) if mode not in left_out)
 
     def _fixed_blocks(self, mode: ActivationCheckpointing) -> int | None:
         fixed = self.config.parallel.recompute_blocks

@@ -91,12 +91,14 @@ class PlanResult:
     candidates: list[Plan]  # best first; the first is the chosen one
     rejected: list[Rejected]
     hardware: Hardware
+    why_offload: str = ""  # what stood against the nearest layout without it, where the planner chose to offload
 
     def to_json(self) -> dict[str, Any]:
         return {
             "chosen": self.chosen.to_json(),
             "candidates": [plan.to_json() for plan in self.candidates],
             "rejected": [rejected.to_json() for rejected in self.rejected],
+            **({"why_offload": self.why_offload} if self.why_offload else {}),
         }
 
 

@@ -6,7 +6,7 @@ from launcher.planning.plan_result import Plan
 # Handicaps on the predicted time. ZeRO-1 is the default: fp32 gradient sums, one reduction per step, and the fewest
 # hooks; 2 and 3 pay a hook per tensor. ZeRO-0 comes after all others: in bf16 it sums gradients in bf16.
 _ZERO_HANDICAP = {0: 1.0, 1: 1.0, 2: 1.10, 3: 1.12}
-_RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01}
+_RECOMPUTE_HANDICAP = {"none": 1.0, "selective": 1.005, "full": 1.01, "offload": 1.02}
 _TENSOR_PARALLEL_HANDICAP = 1.02  # for each doubling
 _CONTEXT_PARALLEL_HANDICAP = 1.02  # likewise
 _WHOLE_NORMS_HANDICAP = 1.005  # tensor without sequence parallelism: the same time, more memory

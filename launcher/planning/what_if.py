@@ -7,7 +7,7 @@ from launcher.planning.resolve import complete_model, complete_section
 from launcher.planning.sweep import Row, plan_on
 from megatrain.base.errors import PreflightError
 from megatrain.base.formatting import duration, quantity
-from megatrain.config import AUTO, Config
+from megatrain.config import Config
 from megatrain.model.architecture import FAMILIES, ModelSection
 
 _MOST_GPUS = 16_384
@@ -37,13 +37,14 @@ def gpus_for_days(config: Config, days: float) -> str:
 
 
 def largest_batch(config: Config) -> str:
-    """The largest micro-batch that fits with any layout, on the cluster as it is."""
-    config = _on_gpus_alone(complete_model(config))
+    """The largest micro-batch that fits with any layout, on the cluster as it is; the host, which holds more than is
+    ever trained on it, is used only where the file says so."""
+    config = complete_model(config)
     ranks = config.cluster.nodes * config.cluster.gpus_per_node
     for micro in reversed(MICRO_BATCHES):
         training = config.training.model_copy(update={"micro_batch_size": micro, "global_batch_size": micro * ranks})
         try:
-            chosen = make_plan(config.model_copy(update={"training": training})).chosen
+            chosen = make_plan(config.model_copy(update={"training": training}), gpus_alone=True).chosen
         except PreflightError:
             continue
         tokens = micro * config.sequence_length
@@ -53,8 +54,8 @@ def largest_batch(config: Config) -> str:
 
 def largest_model(config: Config) -> str:
     """The largest model of this family, vocabulary, sequence and batch that fits with any layout, on the cluster as it
-    is; its shape at each size is the family's."""
-    config = _on_gpus_alone(complete_model(config))
+    is, as above; its shape at each size is the family's."""
+    config = complete_model(config)
     section = complete_section(config)
     resized = FAMILIES.get(section.family).resized
     if resized is None:
@@ -70,7 +71,7 @@ def largest_model(config: Config) -> str:
     if not fits:
         return "largest model: none of the family's shape fits"
     model = resized(section, 8 * fits)
-    chosen = make_plan(config.model_copy(update={"model": model})).chosen
+    chosen = make_plan(config.model_copy(update={"model": model}), gpus_alone=True).chosen
     return (
         f"largest model: {quantity(model.parameters)} parameters ({model.num_hidden_layers} layers of "
         f"{model.hidden_size}), with {chosen.layout}, MFU {chosen.mfu:.0%}"
@@ -90,13 +91,6 @@ def doubling(config: Config) -> str:
         f"{two.plan.mfu:.1%}, {duration(one.hours * 3600)} → {duration(two.hours * 3600)}, "
         f"{quantity(one.gpu_hours)} → {quantity(two.gpu_hours)} GPU-hours"
     )
-
-
-def _on_gpus_alone(config: Config) -> Config:
-    """Without the host, where the configuration leaves that open: it holds more than is ever trained on it."""
-    if config.parallel.offload_optimizer != AUTO:
-        return config
-    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"offload_optimizer": "none"})})
 
 
 def _gpus_per_node(config: Config) -> int:
@@ -138,7 +132,7 @@ def _enough(config: Config, days: float, row: Row) -> str:
 
 def _fits(config: Config, model: ModelSection) -> bool:
     try:
-        make_plan(config.model_copy(update={"model": model}))
+        make_plan(config.model_copy(update={"model": model}), gpus_alone=True)
     except PreflightError:
         return False
     return True

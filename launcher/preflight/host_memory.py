@@ -13,12 +13,17 @@ _WHOLE_NODE = 0  # --mem=0
 
 
 def check_host_memory(config: Config, plan: Plan) -> Iterator[Finding]:
-    """Of a job with `parallel.offload_optimizer: cpu`."""
+    """Of a job that offloads its optimizer, or activations."""
     if not plan.memory.host:
         return
     needed = plan.memory.host * min(plan.world_size, config.cluster.gpus_per_node)
     given = config.slurm.extra.get("mem")
-    what = f"parallel.offload_optimizer: cpu: takes {needed / GIB:,.0f} GiB of each node's memory"
+    offload, parallel = [], config.parallel
+    if parallel.offload_optimizer == "cpu":
+        offload.append("parallel.offload_optimizer: cpu")
+    if parallel.activation_checkpointing == "offload":
+        offload.append("parallel.activation_checkpointing: offload")
+    what = f"{' and '.join(offload)}: takes {needed / GIB:,.0f} GiB of each node's memory"
     size = None if given is None else _bytes(str(given))
     if size is not None and size != _WHOLE_NODE and size < needed:
         yield Finding("error", f"{what}, and slurm.extra.mem is {given}. Set it to 0, all that a node has.")

@@ -13,7 +13,9 @@ class ParallelSection(Section):
     context_parallel: AutoCount = Field(AUTO, description="ranks that share each sequence; for long ones")
     zero_stage: Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(no_flag)] = AUTO
     sequence_parallel: bool | Literal["auto"] = Field(AUTO, description="split norms over the tensor-parallel ranks")
-    activation_checkpointing: Literal["auto", "none", "selective", "full"] = AUTO
+    activation_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = Field(
+        AUTO, description="what a block keeps for its backward pass; offload: as full, in the host's memory"
+    )
     recompute_blocks: AutoCount | Literal["all"] = Field(
         AUTO, description="blocks that recompute, from the first; the others keep everything. auto: as few as fit"
     )

@@ -32,7 +32,7 @@ class ResolvedParallel(ParallelSection):
     context_parallel: Count
     zero_stage: Literal[0, 1, 2, 3]
     sequence_parallel: bool
-    activation_checkpointing: Literal["none", "selective", "full"]
+    activation_checkpointing: Literal["none", "selective", "full", "offload"]
     recompute_blocks: Annotated[Count | Literal["all"], BeforeValidator(_all_unless_given)] = "all"
     offload_optimizer: Annotated[Literal["none", "cpu"], BeforeValidator(_kept_unless_given)] = "none"
 

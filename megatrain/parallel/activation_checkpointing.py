@@ -11,7 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 import megatrain.kernels.attention  # noqa: F401 - defines the operators below
 
-Mode = Literal["none", "selective", "full"]
+Mode = Literal["none", "selective", "full", "offload"]  # offload: full, and activation_offload.py
 
 # What "selective" keeps: results that cost more to make than to store. Everything between them is elementwise.
 _KEPT = {

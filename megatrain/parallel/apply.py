@@ -10,6 +10,7 @@ from megatrain.model.architecture import ModelSection
 from megatrain.model.build import build_model
 from megatrain.model.initialization import materialize
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
+from megatrain.parallel.activation_offload import offload_block_inputs
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.context_parallel import apply_context_parallel
 from megatrain.parallel.float8 import Scaling, apply_float8
@@ -52,7 +53,10 @@ def build_parallel_model(
     # 5. Checkpointing wraps a block's forward, collectives on its modules included.
     some = parallel.recompute_blocks if isinstance(parallel.recompute_blocks, int) else None
     apply_activation_checkpointing(model, parallel.activation_checkpointing, some)
-    # 6. Compile last, so that one graph holds the block and what was done to it.
+    # 6. Compile, so that one graph holds the block and what was done to it.
     if parallel.compile:
         compile_blocks(model)
+    # 7. Copies to the host, outside of the graph.
+    if parallel.activation_checkpointing == "offload":
+        offload_block_inputs(model, some)
     return model

@@ -4,7 +4,7 @@ the end of the second step."""
 import itertools
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -185,6 +185,11 @@ def _shared_sequences() -> list[Case]:
 
 SOME_BLOCKS = _some_blocks()
 CASES = _cases() + SOME_BLOCKS
+# inputs of blocks are copied, here from one place of the same memory to another
+OFFLOADED = [
+    replace(case, layout=replace(case.layout, activation_checkpointing="offload", recompute_blocks=blocks))
+    for case, blocks in ((SOME_BLOCKS[0], 5), (SOME_BLOCKS[1], None))
+]
 
 
 class LiveTensors(TorchDispatchMode):

@@ -8,7 +8,7 @@ from launcher.planning.matrices import buffer_bytes
 from launcher.planning.memory import MemoryEstimate, estimate_memory
 from launcher.planning.zero import local_parameters, zero_bytes
 from megatrain.optim.muon import MuonSection
-from tests.distributed.memory import CASES, MODELS, SOME_BLOCKS, Case, measure, started
+from tests.distributed.memory import CASES, MODELS, OFFLOADED, SOME_BLOCKS, Case, measure, started
 from tests.distributed.memory_families import OTHER_FAMILIES
 from tests.distributed.ranks import RankPool
 
@@ -30,7 +30,7 @@ def predict(case: Case) -> MemoryEstimate:
     [
         *CASES[:-2:12],
         SOME_BLOCKS[0],
-        *(pytest.param(case, marks=pytest.mark.full) for case in (*CASES[6:-2:12], *SOME_BLOCKS[1:])),
+        *(pytest.param(case, marks=pytest.mark.full) for case in (*CASES[6:-2:12], *SOME_BLOCKS[1:], *OFFLOADED)),
     ],
     ids=str,
 )

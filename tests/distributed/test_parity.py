@@ -38,7 +38,8 @@ COMPILED = [
     Layout(1, 2, 1, compile=True, sequence_parallel=True, checkpointing="selective"),
     Layout(3, 1, 1, "bf16", context=2, compile=True, tied=True),
 ]
-EVERY_PAIR = [Layout(**case) for case in covering_array(SETTINGS, legal)] + COMPILED
+OFFLOADED = Layout(3, 2, 1, sequence_parallel=True, checkpointing="offload")
+EVERY_PAIR = [Layout(**case) for case in covering_array(SETTINGS, legal)] + COMPILED + [OFFLOADED]
 
 LAYOUTS = [
     Layout(zero, tensor, data, precision)
@@ -71,6 +72,9 @@ WHAT_IS_DONE_TO_A_MODEL = [
     Layout(0, 1, 1, "bf16", context=2, compile=True),
     Layout(1, 1, 1, "bf16", context=2, checkpointing="full"),
     Layout(1, 1, 2, context=2, compile=True, checkpointing="selective"),
+    Layout(3, 1, 2, compile=True, checkpointing="offload"),
+    Layout(1, 1, 2, "bf16", context=2, checkpointing="offload"),
+    Layout(2, 2, 1, "bf16", compile=True, sequence_parallel=True, checkpointing="offload"),
 ]
 
 SHORT = 8  # steps: the rate is at its peak after four

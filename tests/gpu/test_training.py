@@ -17,6 +17,7 @@ from megatrain.model.initialization import initial_weight, materialize
 from megatrain.optim.muon.optimizer import Muon
 from megatrain.optim.registry import OptimizerSection
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
+from megatrain.parallel.activation_offload import offload_block_inputs
 from megatrain.parallel.compile import compile_blocks
 from megatrain.parallel.mesh import Mesh
 from megatrain.topology import Topology
@@ -44,10 +45,12 @@ def model_on_device(*, dtype: torch.dtype, compiled: bool, checkpointing: str) -
     apply_activation_checkpointing(model, checkpointing)
     if compiled:
         compile_blocks(model)
+    if checkpointing == "offload":
+        offload_block_inputs(model)
     return model
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full", "offload"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_compiled_blocks_are_the_eager_ones(dtype, tolerance, packed, checkpointing) -> None:

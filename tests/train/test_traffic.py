@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from launcher.deepspeed_config import deepspeed_config
-from launcher.planning.cost import data_parallel_bytes, gradient_bytes, tensor_parallel_bytes
+from launcher.planning.cost import gradient_bytes, tensor_parallel_bytes
+from launcher.planning.data_parallel import data_parallel_bytes
 from launcher.planning.layout import Layout
 from launcher.planning.zero import local_parameters
 from megatrain.model.families.llama.section import LlamaSection
@@ -113,7 +114,7 @@ def test_a_step_sends_and_moves_what_is_planned_and_waits_for_nothing(
         assert traffic.moved["zero1.py"] == pytest.approx(whole * (gradient_bytes(layout, "bf16") + updating), rel=0.01)
 
 
-@pytest.mark.parametrize(("tensor", "recompute"), [(1, "none"), (8, "none"), (8, "full")])
+@pytest.mark.parametrize(("tensor", "recompute"), [(1, "none"), (8, "none"), (8, "full"), (1, "offload")])
 def test_a_rank_of_70b_on_1024_waits_for_nothing_and_sends_what_is_planned(rank_of, tensor, recompute) -> None:
     """On the meta device: it has no memory, no number can be read from it, and none on the CPU be mixed in."""
     import deepspeed

@@ -221,10 +221,13 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     as_configured = cluster.nodes > 1 and cluster.nodes * cluster.gpus_per_node == world_size
     here = "1 rank of" if world_size == 1 else f"{world_size} ranks of"
     ranks = f"{cluster.nodes} nodes × {cluster.gpus_per_node}" if as_configured else here
-    recompute = "" if parallel.activation_checkpointing == "none" else f"{parallel.activation_checkpointing} recompute"
+    kind = parallel.activation_checkpointing
+    recompute = {"none": "", "offload": "full recompute"}.get(kind, f"{kind} recompute")
     if recompute and isinstance(parallel.recompute_blocks, int):
         recompute += f" of {parallel.recompute_blocks} blocks"
-    offload = "optimizer on the host" if parallel.offload_optimizer == "cpu" else ""
+    offloaded = (kind == "offload", "activations"), (parallel.offload_optimizer == "cpu", "optimizer")
+    there = " and ".join(name for is_there, name in offloaded if is_there)
+    offload = f"{there} on the host" if there else ""
     features = ("compile" if parallel.compile else "", recompute, offload)
     layout = f"ZeRO-{parallel.zero_stage}, {topology}"
     batch = f"micro-batch {training.micro_batch_size} × {accumulation}"

@@ -15,6 +15,7 @@ from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
+from megatrain.parallel.activation_offload import offload_block_inputs
 from tests.distributed.memory import LiveTensors
 from tests.launcher.shapes import layout
 
@@ -58,6 +59,8 @@ def saved(model: ModelSection, precision: str, recompute: str) -> int:
     """Bytes that a forward pass leaves for the backward pass."""
     module = build_model(model).to(DTYPES[precision])
     apply_activation_checkpointing(module, recompute)
+    if recompute == "offload":
+        offload_block_inputs(module)
     ids = torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % 512
     with LiveTensors() as live:
         before = live.bytes
@@ -67,7 +70,7 @@ def saved(model: ModelSection, precision: str, recompute: str) -> int:
     return left
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full", "offload"])
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_a_forward_pass_keeps(name, precision, recompute) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks.published import ROWS
-from launcher.planning.cost import data_parallel_bytes, estimate_step, model_flops_utilization
+from launcher.planning.cost import estimate_step, model_flops_utilization
+from launcher.planning.data_parallel import data_parallel_bytes
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from megatrain.model.families.llama.section import LlamaSection

@@ -3,7 +3,8 @@
 import pytest
 
 from launcher.planning.activations import activation_bytes
-from launcher.planning.cost import block_time, data_parallel_bytes
+from launcher.planning.cost import block_time
+from launcher.planning.data_parallel import data_parallel_bytes
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import checkpoint_bytes

@@ -11,6 +11,8 @@ from launcher.preflight.host_memory import check_host_memory
 def found(tiny, host_gib, *overrides):
     plan = SimpleNamespace(memory=SimpleNamespace(host=host_gib * GIB), world_size=16)
     config = tiny("cluster.gpus_per_node=8", "cluster.nodes=2", *overrides)
+    if host_gib:
+        config = tiny("cluster.gpus_per_node=8", "cluster.nodes=2", "parallel.offload_optimizer=cpu", *overrides)
     return [(one.level, one.text) for one in check_host_memory(config, plan)]
 
 
@@ -35,3 +37,8 @@ def test_enough_is_not(tiny, extra):
 
 def test_nor_where_nothing_is_offloaded(tiny):
     assert found(tiny, 0, "slurm.extra={mem: 1G}") == []
+
+
+def test_what_takes_it_is_named(tiny):
+    ((_, text),) = found(tiny, 50, "parallel.activation_checkpointing=offload")
+    assert text.startswith("parallel.offload_optimizer: cpu and parallel.activation_checkpointing: offload: takes 400")

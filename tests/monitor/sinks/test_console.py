@@ -55,6 +55,13 @@ def test_the_block_at_the_start(console, stream):
     ]
 
 
+def test_the_block_says_what_is_on_the_host(config, run, stream):
+    offload = {"activation_checkpointing": "offload", "offload_optimizer": "cpu"}
+    there = config.model_copy(update={"parallel": config.parallel.model_copy(update=offload)})
+    Console(there, run, rank=0, world_size=64, stream=stream).header()
+    assert "compile, full recompute, activations and optimizer on the host · bf16" in stream.getvalue()
+
+
 def test_the_block_says_what_runs_where_it_differs_from_the_file(config, run, stream):
     Console(config, run, rank=0, world_size=2, stream=stream).header()
     assert "2 ranks of h100-sxm · ZeRO-1, tensor 1, data 2 · micro-batch 4 × 32" in stream.getvalue()
