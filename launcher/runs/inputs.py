@@ -105,6 +105,8 @@ def _write_base(run: RunDir, base: _Base) -> KeptBase:
 def _write(folder: Path, files: Files) -> dict[str, str]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
     return {name: write_bytes(folder / name, content).sha256 for name, content in files.items()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megatrain.base.errors import ConfigError
 from megatrain.base.registry import load_object
 from megatrain.checkpoint.manifest import find_checkpoint
-from megatrain.checkpoint.read import read_model
+from megatrain.checkpoint.read import model_of
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Source
 from megatrain.config.resolved import ResolvedFinetune, ResolvedPretrain, ResolvedRun
@@ -23,6 +23,7 @@ from megatrain.evaluation.generated import ResponseEvaluation
 from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.sampling import Sampling
 from megatrain.hardware.device import device_type
+from megatrain.huggingface.merged import read_merged_model
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run
 from megatrain.tasks.base import DataShare, Task
@@ -61,19 +62,32 @@ def says_one_label(config: ResolvedRun) -> bool:
 class OpenCheckpoint:
     """A checkpoint's model, in the precision that its run computes in, and the run's configuration.
 
+    Args:
+        weights: in the place of the checkpoint's own; without an adapter.
+
     Raises:
         CheckpointError: there is no whole checkpoint.
         ConfigError, DataError: the run's configuration or tokenizer cannot be read.
     """
 
-    def __init__(self, path: Path, warn: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        warn: Callable[[str], None] = lambda text: None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.folder = find_checkpoint(path)
         self.run, _ = locate(path)
         self.config: ResolvedRun = load_run(self.run, warn=warn, verify=True)
-        self.step = read_state(self.folder).step
+        state = read_state(self.folder)
+        self.step = state.step
         self.device = torch.device(device_type())
         dtype = torch.float32 if self.config.training.precision == "fp32" else torch.bfloat16
-        self.model: nn.Module = read_model(self.folder).eval().to(device=self.device, dtype=dtype)
+        if weights is None:
+            model = read_merged_model(self.folder)
+        else:
+            model = model_of(self.folder, state.model.merged, dict(weights))
+        self.model: nn.Module = model.eval().to(device=self.device, dtype=dtype)
 
     def task(self, config: ResolvedRun) -> Task[Any]:
         """The run's task, on other data where the configuration names some."""
@@ -98,6 +112,7 @@ def evaluate(
     *,
     split: str = "validation",
     warn: Callable[[str], None] = lambda text: None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint that verifies, or one that is named.
 
@@ -107,16 +122,16 @@ def evaluate(
         split: validation, train, or the name of a validation set. Of "validation" that has several sets, the metrics
             of all are found, as the loop reports them.
         warn: told what else there is to know.
+        weights: in the place of the checkpoint's own; without an adapter.
 
     Raises:
-        CheckpointError: there is no whole checkpoint.
-        ConfigError: there is nothing to evaluate on.
+        CheckpointError, ConfigError: there is no whole checkpoint, or nothing to evaluate on.
         DataError: a file cannot be read, or examples are unusable; names file and line.
     """
-    opened = OpenCheckpoint(path, warn)
+    opened = OpenCheckpoint(path, warn, weights)
     sets = _sets(opened.config)
     if not files and split == "validation" and sets and UNNAMED not in sets:
-        return _together({name: evaluate(path, split=name) for name in sets})
+        return _together({name: evaluate(path, split=name, weights=weights) for name in sets})
     if opened.config.training.precision == "fp8":
         warn("the run multiplies in fp8 and is evaluated in bf16: its loop may have reported other last digits")
     config, data = on_data(opened.config, files, split)

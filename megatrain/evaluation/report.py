@@ -35,7 +35,7 @@ def as_text(found: Evaluation) -> str:
     """Lines for a terminal."""
     lines = [f"{found.checkpoint} on {found.data}"]
     width = max(map(len, found.metrics))
-    lines += [f"  {name:{width}}  {_value(name, value)}" for name, value in found.metrics.items()]
+    lines += [f"  {name:{width}}  {shown(name, value)}" for name, value in found.metrics.items()]
     if found.classes is not None:
         width = max(len("label"), *(len(score.name) for score in found.classes.classes))
         lines.append(f"\n  {'label':{width}}  precision  recall     F1  examples")
@@ -64,7 +64,7 @@ def write_report(found: Evaluation, folder: Path) -> None:
 
 
 def sections(found: Evaluation) -> list[Section]:
-    table = Table(["metric", "value"], [[name, _value(name, value)] for name, value in found.metrics.items()])
+    table = Table(["metric", "value"], [[name, shown(name, value)] for name, value in found.metrics.items()])
     parts = [Section("Metrics", f"{found.checkpoint}, on {found.data} (task {found.task}).", table)]
     if found.classes is None:
         return parts
@@ -141,7 +141,8 @@ def _texts(found: Evaluation, answers: list[_Answer]) -> list[str]:
     return [printable(" ".join(text.split())[:_SHOWN]) for text in texts]
 
 
-def _value(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
+    """A metric's value for people."""
     if METRICS.split(name)[1] in METRICS:
         return METRICS.get(name).format(value)
     return f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"

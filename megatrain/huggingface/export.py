@@ -8,8 +8,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -26,12 +27,16 @@ from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Config, FinetuneConfig, ModelSection
 from megatrain.data.text.tokenizer import Tokenizer
-from megatrain.data.text.tokenizer_files import Files, read_tokenizer
+from megatrain.data.text.tokenizer_files import Files, read_tokenizer, write_files
 from megatrain.huggingface.base_model import read_base
+from megatrain.huggingface.compression import NONE, Compression, is_compressed
 from megatrain.huggingface.config_json import CONFIG
 from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.merged import MergedWeights
 from megatrain.huggingface.names import Whole, folded, joined, wholes
+from megatrain.huggingface.pruned import pruned
+from megatrain.huggingface.quantized import Quantizer
+from megatrain.huggingface.soup import soup
 from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import purpose
 from megatrain.model.parameter_row import ParameterRow
@@ -52,7 +57,8 @@ _INDEX = "model.safetensors.index.json"
 class Exported:
     folder: Path
     checkpoint: Path  # that was read; of several, the newest
-    averaged: int  # checkpoints whose mean was written
+    averaged: tuple[Path, ...]  # checkpoints whose mean was written, the newest first; else the one
+    model: ModelSection  # as written
     auto_class: str  # of transformers, that loads it
     files: int  # of weights
     parameters: int
@@ -74,6 +80,8 @@ def export(
     dtype: DType = "bfloat16",
     shard_bytes: int = 5 * 10**9,
     average_last: int = 1,
+    average_with: Sequence[Path] = (),
+    compression: Compression = NONE,
     report: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -85,32 +93,53 @@ def export(
         dtype: of the weights; a checkpoint holds them in float32.
         shard_bytes: the most that one file of weights takes, unless a single tensor is larger.
         average_last: write the mean of so many last checkpoints, of a run or up to the one that is named.
+        average_with: other runs or checkpoints: write the mean of all; see `soup`.
+        compression: of hidden matrices.
         report: called with a line after each file.
         warn: told what an older run has no copy of, and of damaged checkpoints that no mean is taken of.
 
     Raises:
         CheckpointError: there is no whole checkpoint, or not as many as are to be averaged; or the folder cannot be
             written.
-        ConfigError: the folder holds something.
+        ConfigError: the folder holds something, or the model cannot be compressed so.
         DataError: the run's tokenizer cannot be read.
+        PreflightError: torchao is not installed, and is needed.
     """
     given, out = out, Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are given
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{given}: already exists; give the name of a new folder")
-    checkpoints = [find_checkpoint(path)] if average_last == 1 else last_checkpoints(path, average_last, warn=warn)
+    checkpoints = _checkpoints(path, average_last, average_with, warn)
     checkpoint = checkpoints[0]
-    state = read_state(checkpoint)
-    source = _source(locate(path)[0], state.model.merged, dtype, warn)
-    read = MergedWeights().read if state.parameters == "trained" else _read
+    source = _source(locate(path)[0], read_state(checkpoint).model.merged, dtype, warn)
+    quantizer = _quantizer(source, compression, dtype) if compression.quantize is not None else None
+    source = replace(source, quantization=quantizer.config if quantizer is not None else None)
+    with _folder(given, out) as temporary:
+        files, size = _write_weights(
+            checkpoints, temporary, source.model, dtype, shard_bytes, report, compression, quantizer
+        )
+        write_files(temporary, described(source))
+        averaged = {"averaged": [str(folder) for folder in checkpoints]} if len(checkpoints) > 1 else {}
+        write_json(temporary / "megatrain.json", {"checkpoint": str(checkpoint), **averaged, "version": __version__})
+    return Exported(
+        folder=given,
+        checkpoint=checkpoint,
+        averaged=tuple(checkpoints),
+        model=source.model,
+        auto_class=auto_class(source.model),
+        files=files,
+        parameters=sum(math.prod(whole.shape) for whole in wholes(source.model).values()),
+        bytes=size,
+    )
+
+
+@contextmanager
+def _folder(given: Path, out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` once it is written. Raises CheckpointError."""
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files, size = _write_weights(checkpoints, temporary, source.model, dtype, shard_bytes, report, read)
-        for name, content in described(source).items():
-            (temporary / name).write_bytes(content)
-        averaged = {"averaged": [str(folder) for folder in checkpoints]} if len(checkpoints) > 1 else {}
-        write_json(temporary / "megatrain.json", {"checkpoint": str(checkpoint), **averaged, "version": __version__})
+        yield temporary
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -118,15 +147,15 @@ def export(
         raise CheckpointError(f"{given}: cannot be written: {reason(error)}. Nothing of it is left.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(
-        folder=given,
-        checkpoint=checkpoint,
-        averaged=len(checkpoints),
-        auto_class=auto_class(source.model),
-        files=files,
-        parameters=sum(math.prod(whole.shape) for whole in wholes(source.model).values()),
-        bytes=size,
-    )
+
+
+def _checkpoints(
+    path: Path, average_last: int, average_with: Sequence[Path], warn: Callable[[str], None]
+) -> list[Path]:
+    """Whose mean is written."""
+    if average_with:
+        return soup([path, *average_with])
+    return [find_checkpoint(path)] if average_last == 1 else last_checkpoints(path, average_last, warn=warn)
 
 
 def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedModel":
@@ -135,17 +164,39 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     Raises:
         CheckpointError, DataError: as `export`.
     """
-    import transformers
-
     checkpoint = find_checkpoint(path)
     source = _source(run, read_state(checkpoint).model.merged, dtype, lambda line: None)
-    config = json.loads(described(source)[CONFIG])
     kind: torch.dtype = getattr(torch, dtype)
     weights = _read_weights([checkpoint], wholes(source.model), source.model, kind, MergedWeights().read)
-    with torch.device("meta"):
-        empty = getattr(transformers, auto_class(source.model)).from_config(transformers.AutoConfig.for_model(**config))
+    empty = _empty(source)
     model: PreTrainedModel = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, dtype=kind)
     return model.eval()
+
+
+def _empty(source: Source) -> "PreTrainedModel":
+    """The model that loads what is exported, on the meta device."""
+    import transformers
+
+    config = json.loads(described(source)[CONFIG])
+    with torch.device("meta"):
+        model: PreTrainedModel = getattr(transformers, auto_class(source.model)).from_config(
+            transformers.AutoConfig.for_model(**config)
+        )
+    return model
+
+
+def _quantizer(source: Source, compression: Compression, dtype: DType) -> Quantizer:
+    """Raises ConfigError, PreflightError."""
+    assert compression.quantize is not None
+    exported = FAMILIES.get(source.model.family).huggingface_exported
+    theirs = {exported(source.model, name): whole for name, whole in wholes(source.model).items()}
+    return Quantizer(
+        compression.quantize,
+        {name: whole.shape for name, whole in theirs.items()},
+        [name for name, whole in theirs.items() if is_compressed(whole.rows[0])],
+        _empty(source),
+        getattr(torch, dtype),
+    )
 
 
 def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:
@@ -190,18 +241,25 @@ def _write_weights(
     dtype: DType,
     shard_bytes: int,
     report: Callable[[str], None],
-    read: Reader | None = None,
+    compression: Compression = NONE,
+    quantizer: Quantizer | None = None,
 ) -> tuple[int, int]:
     """How many files, and their tensors' bytes."""
     kind: torch.dtype = getattr(torch, dtype)
     tensors_of_theirs = wholes(model)
     shards = list(_shards(tensors_of_theirs, kind.itemsize, shard_bytes))
-    total, read = 0, read or _read
+    total = 0
+    is_whole = all(read_state(folder).parameters == "all" for folder in checkpoints)
+    read = _read if is_whole else MergedWeights().read
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = _read_weights(checkpoints, {name: tensors_of_theirs[name] for name in names}, model, kind, read)
-        save_file(tensors, out / file, metadata={"format": "pt"})
+        wanted = {name: tensors_of_theirs[name] for name in names}
+        tensors = _read_weights(checkpoints, wanted, model, kind, read, compression)
+        described = {"format": "pt"}
+        if quantizer is not None:
+            tensors, described = quantizer.flattened(tensors), described | quantizer.metadata
+        save_file(tensors, out / file, metadata=described)
         places |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
         report(f"{file}: {len(tensors)} tensors, {number} of {len(shards)} files")
@@ -211,11 +269,19 @@ def _write_weights(
 
 
 def _read_weights(
-    checkpoints: list[Path], wanted: Mapping[str, Whole], model: ModelSection, kind: torch.dtype, read: Reader
+    checkpoints: list[Path],
+    wanted: Mapping[str, Whole],
+    model: ModelSection,
+    kind: torch.dtype,
+    read: Reader,
+    compression: Compression = NONE,
 ) -> dict[str, Tensor]:
     """Tensors of theirs, by their names in the class that loads them."""
     rows = {row.name: row for whole in wanted.values() for row in whole.rows}
     ours = _read_all(checkpoints, list(rows), read)
+    if compression.prune is not None:
+        matrices = [name for name, row in rows.items() if is_compressed(row)]
+        ours |= {name: pruned(name, ours[name], compression.prune) for name in matrices}
     cast = {name: _cast(row, ours[name], kind, model.padded_vocab_size) for name, row in rows.items()}
     exported = FAMILIES.get(model.family).huggingface_exported
     return {exported(model, name): joined(whole, cast) for name, whole in wanted.items()}

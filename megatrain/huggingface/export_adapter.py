@@ -17,7 +17,7 @@ from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import WEIGHT, State, read_state
 from megatrain.config import ModelSection
-from megatrain.data.text.tokenizer_files import read_tokenizer
+from megatrain.data.text.tokenizer_files import read_tokenizer, write_files
 from megatrain.huggingface.merged import base_of
 from megatrain.huggingface.names import joined, wholes
 from megatrain.model.architecture import parameter_table, row_of, rows
@@ -59,8 +59,8 @@ def export_adapter(path: Path, out: Path, *, dtype: str = "float32") -> tuple[Pa
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "adapter_config.json", fields)
-        for name, content in read_tokenizer(config.tokenizer.path).items() if config.tokenizer else ():
-            (temporary / name).write_bytes(content)
+        if config.tokenizer is not None:
+            write_files(temporary, read_tokenizer(config.tokenizer.path))
         if out.exists():
             out.rmdir()
         temporary.rename(out)

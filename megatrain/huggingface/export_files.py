@@ -38,12 +38,15 @@ class Source:
     pad_id: int | None = None
     labels: tuple[str, ...] = ()  # of a classifier
     problem_type: str | None = "single_label_classification"  # of a classifier of sequences
+    quantization: Mapping[str, Any] | None = None  # `quantization_config` of what is exported
     ends_labelled: bool = False  # a causal classifier's label was learnt at an end of text behind each example
 
 
 def described(source: Source) -> dict[str, bytes]:
     """Every file but the weights, by name."""
     config = _config(source)
+    if source.quantization is not None:
+        config["quantization_config"] = dict(source.quantization)
     files = {CONFIG: _json(config), **_generation(source, config), **source.tokenizer}
     if source.tokenizer:
         longest = source.model.longest_sequence or config["max_position_embeddings"]

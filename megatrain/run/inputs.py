@@ -2,7 +2,7 @@
 itself. From then on the run needs neither place: it resumes, generates, exports and is a base from its own copies.
 
 RUN/
-    tokenizer/     tokenizer.json, tokenizer_config.json, special_tokens_map.json, the chat template
+    tokenizer/     tokenizer.json, tokenizer_config.json, special_tokens_map.json, the chat templates, …
     base/          config.json and generation_config.json of the pretrained model that a fine-tuning started from
     inputs.json    where they came from, their SHA-256, and fingerprints of the base's weights
 """
@@ -26,7 +26,7 @@ _FILE_LIMIT = 512 << 20  # bytes of a copy
 _RECORD_LIMIT = 8 << 20  # bytes of inputs.json
 
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-_Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9._-]*\z", max_length=200)]
+_Name = Annotated[str, Field(pattern=r"\A(additional_chat_templates/)?[A-Za-z0-9_][A-Za-z0-9._-]*\z", max_length=200)]
 
 
 class Kept(BaseModel):

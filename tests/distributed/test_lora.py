@@ -10,6 +10,7 @@ from megatrain.base.errors import CheckpointError, ConfigError, PreflightError
 from megatrain.checkpoint.read import read_tensors
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.text.tokenizer import Tokenizer, write_tokenizer
+from megatrain.evaluation.checkpoint import evaluate
 from megatrain.huggingface.export import export
 from megatrain.huggingface.export_adapter import export_adapter
 from megatrain.huggingface.merged import MergedWeights, read_merged_model
@@ -267,3 +268,9 @@ def test_biases_and_fused_matrices_of_a_gpt(ranks: RankPool, here: Path, tmp_pat
         assert torch.allclose(theirs(input_ids=ids).logits, ours[..., : config.vocab_size], atol=1e-4)
     with pytest.raises(ConfigError, match=r"attention.query.weight: is a part of a larger matrix in transformers"):
         export_adapter(run.path, tmp_path / "adapter")
+
+
+def test_an_adapters_run_is_evaluated(ranks: RankPool, here: Path) -> None:
+    last = plainly(ranks, here, "lora")
+    found = evaluate(here / "runs" / "plain-lora")
+    assert found.metrics["validation_loss"] == pytest.approx(last[found.step]["validation_loss"], rel=1e-6)

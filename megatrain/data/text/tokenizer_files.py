@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,27 @@ from megatrain.data.text.vocabulary import parse_vocabulary
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CLASS = "PreTrainedTokenizerFast"  # of transformers: whatever tokenizer.json says
 FILE_LIMIT = 512 << 20  # bytes; the largest in use have about 35 MB
-_COMPANIONS = (TOKENIZER_CONFIG, "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+_COMPANIONS = (
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),  # nothing here reads them, but other programs do
+)
+TEMPLATES = "additional_chat_templates"  # a folder of those with names
 _COMPANION_LIMIT = 16 << 20
+_TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.jinja")
 _FOREIGN = ("tokenizer.model", "tekken.json")  # what a folder without tokenizer.json may hold; see `tokenizer_import`
 
-Files = Mapping[str, bytes]  # by name
+Files = Mapping[str, bytes]  # by name, which may be in a folder
+
+
+def write_files(folder: Path, files: Files) -> None:
+    """Into a folder that is there. Raises OSError."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def read_tokenizer(path: str) -> Files:
@@ -38,6 +55,10 @@ def read_tokenizer(path: str) -> Files:
             found[name] = read_bytes(beside, limit=_COMPANION_LIMIT, error=DataError)
             if name.endswith(".json") and not isinstance(parse_json(found[name], beside, DataError), dict):
                 raise DataError(f"{beside}: must be a JSON object")
+    for template in sorted(file.with_name(TEMPLATES).glob("*.jinja")):
+        if template.is_file() and _TEMPLATE_NAME.fullmatch(template.name):
+            name = f"{TEMPLATES}/{template.name}"
+            found[name] = read_bytes(template, limit=_COMPANION_LIMIT, error=DataError)
     if content.lstrip()[:1] != b"{" or file.name in _FOREIGN:
         from megatrain.data.text.tokenizer import Tokenizer  # the `tokenizers` library takes a while
 
