@@ -1,6 +1,6 @@
 """The metrics of a run's own task on one of its checkpoints, in one process: what its loop reported for it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
