@@ -25,6 +25,7 @@ from megatrain.model.fp8 import multiplies_in_fp8
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
 FP8_ROUNDING_BYTES = 5  # per element of an operand: read for its scale, read again, and written
+DROPOUT_BYTES = 96  # read and written to draw a channel's random bits, op by op: kernels/keyed_random.py
 CAPPED_SCORE_BYTES = 60  # read and written for a score with a soft cap, op by op: kernels/softcap_attention.py
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 _NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled
@@ -192,6 +193,7 @@ def block_time(
     stream = 2 * h + 2 * shape.norms * h if compiled else 6 * h + 3 * shape.norms * h
     activation = (1 + shape.mlp_inputs) * f if compiled else (5 if shape.is_gated else 2) * f
     moved = stream + rotation + activation + (1 if compiled else 3) * adapter_widths(model, t)[0]
+    drawn = 2 * h * DROPOUT_BYTES if layout.passes.dropout and not compiled else 0.0
     products, rounded, frozen = [], 0.0, 0.0  # seconds; elements of fp8 operands; seconds
     for row in matrices:
         n, k = row.local_shape(t)
@@ -204,7 +206,9 @@ def block_time(
         matmuls=sum(products),
         last_matmul=next(one for one, row in zip(products[::-1], matrices[::-1], strict=True) if not row.of_adapter),
         attention=4 * T * seen * queries / (rate * ATTENTION_RATE),
-        elementwise=_moving(T * number_bytes(stored) * moved + FP8_ROUNDING_BYTES * rounded + capped, hardware),
+        elementwise=_moving(
+            T * (number_bytes(stored) * moved + drawn) + FP8_ROUNDING_BYTES * rounded + capped, hardware
+        ),
         frozen_matmuls=frozen,
     )
 

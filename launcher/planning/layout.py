@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatrain.config.regularization import Passes
 from megatrain.optim.adamw import AdamWSection
 from megatrain.optim.registry import OptimizerSection
 
@@ -24,7 +25,9 @@ class Layout:
     activation_checkpointing: ActivationCheckpointing
     recompute_blocks: int | None = None  # the first so many blocks do; None: all
     offload_optimizer: OffloadOptimizer = "none"
-    optimizer: OptimizerSection = field(default_factory=AdamWSection)  # not a choice: the run's
+    # not choices: the run's
+    optimizer: OptimizerSection = field(default_factory=AdamWSection)
+    passes: Passes = field(default_factory=Passes)
 
     @property
     def world_size(self) -> int:
@@ -53,7 +56,7 @@ class Layout:
         return " and ".join(filter(None, (activations, "optimizer" if self.offload_optimizer == "cpu" else "")))
 
     def to_json(self) -> dict[str, Any]:
-        names = (name for name in self.__dataclass_fields__ if name != "optimizer")
+        names = (name for name in self.__dataclass_fields__ if name not in ("optimizer", "passes"))
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ from launcher.planning.ranking import comfortable, rank_key
 from launcher.planning.resolve import complete_model, complete_section
 from megatrain.base.errors import ConfigError
 from megatrain.config import AUTO, Config, PretrainConfig
+from megatrain.config.regularization import passes_of
 from megatrain.config.resolved import ResolvedRun, resolved
 from megatrain.config.training import storage_precision
 from megatrain.optim.registry import OPTIMIZERS
@@ -170,6 +171,7 @@ class _Planner:
                                     activation_checkpointing=recompute,
                                     recompute_blocks=self._fixed_blocks(recompute),
                                     optimizer=self.config.optimizer,
+                                    passes=passes_of(self.config),
                                 )
 
     def _legal(self, known: dict[str, Any], field: str, values: Iterable[Any]) -> Iterator[dict[str, Any]]:

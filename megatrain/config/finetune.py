@@ -26,6 +26,9 @@ class FinetuneSection(Section):
         None,
         description="only the last so many layers are trained, and the head; 0: the head; default: the whole model",
     )
+    neftune: Annotated[float, Field(ge=0, le=1000), REPORTED] = Field(
+        0.0, description="alpha of uniform noise on embedded tokens, such as 5: alpha / sqrt(tokens * hidden_size)"
+    )
     max_epochs: Annotated[Positive, REPORTED] = Field(
         50.0, description="a run that would read the examples more often is refused; from 10 on it is warned of"
     )

@@ -7,6 +7,7 @@ from megatrain.base.arithmetic import nearest_divisor
 from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
 from megatrain.config.evaluation import REPORTED_AS
+from megatrain.config.regularization import regularization_issues
 from megatrain.config.trained import base_issues, part_issues
 from megatrain.config.validation_sets import field_of_set, metric_of_set
 from megatrain.model.architecture import FAMILIES
@@ -95,6 +96,7 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
         rule = "has no learning rates of model.mup: they are those of Adam"
         yield ConfigIssue("optimizer.name", config.optimizer.name, rule, f"Take {known}, or leave model.mup out.")
     yield from (ConfigIssue(*issue) for issue in base_issues(config, model))
+    yield from (ConfigIssue(*issue) for issue in regularization_issues(config, model))
     yield from _early_stopping_issues(config)
     longest = model.longest_sequence
     if longest is None:

@@ -24,6 +24,12 @@ class TrainingSection(Section):
     )
     global_batch_size: Count = Field(le=10**9, description="sequences per optimizer step, over all ranks")
     micro_batch_size: Annotated[AutoCount, FREE] = Field(AUTO, description="sequences per rank and pass")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability: of what each layer adds to the residual stream, in training alone"
+    )
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability: of what enters the first block, in training alone"
+    )
     early_stopping: EarlyStoppingSection | None = Field(
         None, description="end the run where its evaluations get no better; the best checkpoint is kept"
     )

@@ -201,6 +201,7 @@ class ModelFamily:
             position_ids_BS=None, cu_seqlens=None, terms=None), as that of families/llama/module.py.
         regions: by a pattern of module names, re.fullmatch.
         divisible: what tensor parallelism has to divide.
+        residual: patterns of the modules whose output is added to the residual stream, re.fullmatch: dropout is theirs.
         issues: rules between the fields of a section: (field, value, rule, fix).
         has_mup: whether its module multiplies by what model/mup.py says, so that a section may have `mup`.
         resized: a section of so many attention heads, shaped as the family is; for "the largest that fits".
@@ -225,6 +226,7 @@ class ModelFamily:
     module: str
     regions: Mapping[str, Region]
     divisible: Callable[[Any], tuple[Divisible, ...]]
+    residual: tuple[str, ...] = ()
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda section: iter(())
     has_mup: bool = False
     resized: Callable[[Any, int], ModelSection] | None = None

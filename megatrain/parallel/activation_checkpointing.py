@@ -42,7 +42,7 @@ def apply_activation_checkpointing(model: nn.Module, mode: Mode, blocks: int | N
     """
     if mode == "none":
         return
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing here is random
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # dropout has no state
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in itertools.islice(model.get_submodule("blocks").children(), blocks):

@@ -26,6 +26,7 @@ def build_parallel_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     float8: Scaling | None = None,
+    attach: Callable[[nn.Module], None] = lambda model: None,
     placed: Callable[[str, nn.Parameter], None] = lambda name, parameter: None,
 ) -> nn.Module:
     """A model with this rank's slices of the weights, ready for DeepSpeed. Memory is all they are: `train.weights` or a
@@ -34,6 +35,7 @@ def build_parallel_model(
     Args:
         dtype: that the model computes in.
         float8: how linear layers scale what they multiply in fp8; None: they multiply in `dtype`.
+        attach: hooks to the model what disturbs it in training.
         placed: called with (name, slice) before the next slice is made, so that ZeRO-3 can keep a part of it only.
     """
     with torch.device("meta"):
@@ -50,13 +52,15 @@ def build_parallel_model(
     materialize(model, lambda _, p: torch.empty(p.shape, dtype=dtype, device=device), device, dtype, placed=placed)
     # 4. Hooks on parameters need the real ones.
     sum_replicated_gradients(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
-    # 5. Checkpointing wraps a block's forward, collectives on its modules included.
+    # 5. Noise is of what modules give once it is whole, and is drawn again where that is recomputed.
+    attach(model)
+    # 6. Checkpointing wraps a block's forward, collectives on its modules included.
     some = parallel.recompute_blocks if isinstance(parallel.recompute_blocks, int) else None
     apply_activation_checkpointing(model, parallel.activation_checkpointing, some)
-    # 6. Compile, so that one graph holds the block and what was done to it.
+    # 7. Compile, so that one graph holds the block and what was done to it.
     if parallel.compile:
         compile_blocks(model)
-    # 7. Copies to the host, outside of the graph.
+    # 8. Copies to the host, outside of the graph.
     if parallel.activation_checkpointing == "offload":
         offload_block_inputs(model, some)
     return model

@@ -37,6 +37,7 @@ from megatrain.train.engine import Engine, bucket_elements, compute_dtype, parti
 from megatrain.train.finite import FiniteGuard
 from megatrain.train.generating import Responder
 from megatrain.train.loop import TrainingComponents
+from megatrain.train.perturbation import perturbation_of
 from megatrain.train.report import Reporter
 from megatrain.train.signals import StopRequest
 from megatrain.train.start_position import restore
@@ -163,6 +164,7 @@ def build_engine(
         beat: called with each weight that is about to take its place.
     """
     section, partition = config.model, partitioner(mesh, ds_config, device)
+    perturbation = perturbation_of(config, mesh)
 
     def placed(name: str, parameter: nn.Parameter) -> None:
         beat(f"building {name}")
@@ -175,6 +177,7 @@ def build_engine(
         device=device,
         dtype=compute_dtype(ds_config),
         placed=placed,
+        attach=lambda model: perturbation.attach(model, device),
         float8=config.training.fp8_scaling if config.training.precision == "fp8" else None,
     )
     _begin_backward_pass(model)
@@ -197,6 +200,7 @@ def build_engine(
         objective=objective,
         leaf_modules=model.block_classes,  # type: ignore[arg-type]
         gradient_clipping=config.optimizer.gradient_clipping,
+        noise=perturbation.noise,
     )
     spec = OPTIMIZERS.get(config.optimizer.name)
     if spec.matrices is None:

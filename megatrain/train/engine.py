@@ -23,6 +23,7 @@ from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.matrix_exchange import MatrixExchange
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
+from megatrain.perturbation.noise import Noise, Place
 from megatrain.tasks.base import LossSums, Model, Objective
 from megatrain.train.run_ahead import RunAhead
 
@@ -39,6 +40,7 @@ class Engine:
         leaf_modules: classes whose parameters ZeRO-3 gathers together: hooks inside such a module would break its
             compiled graph.
         gradient_clipping: maximum norm of the whole gradient; 0 for none.
+        noise: what disturbs the model in training; None: nothing does.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Engine:
         objective: Objective[Any],
         leaf_modules: Sequence[type[nn.Module]],
         gradient_clipping: float,
+        noise: Noise | None = None,
     ) -> None:
         self.mesh = mesh
+        self._noise = noise
         self._objective = objective
         self._accumulation: int = ds_config["gradient_accumulation_steps"]
         self._partitioned: bool = ds_config["zero_optimization"]["stage"] > 0
@@ -79,14 +83,24 @@ class Engine:
         else:
             inner.step = self._unless_held_back(inner.step)
 
-    def forward_backward(self, batch: TensorBatch, targets: float) -> LossSums:
+    def forward_backward(self, batch: TensorBatch, targets: float, at: Place | None = None) -> LossSums:
         """Forward and backward of one micro-batch; returns its sums, detached.
 
         Args:
             targets: of the whole global batch. The gradient is that of the summed loss over it, wherever in the global
                 batch the targets are.
+            at: which micro-batch it is; noise is a function of it.
         """
-        loss, extras = self._objective.loss(self._engine, self._mine(batch))
+        mine = self._mine(batch)
+        if self._noise is None:
+            return self._pass(mine, targets)
+        self._noise.begin(mine, at)
+        sums = self._pass(mine, targets)
+        self._noise.end()
+        return sums
+
+    def _pass(self, mine: TensorBatch, targets: float) -> LossSums:
+        loss, extras = self._objective.loss(self._engine, mine)
         # DeepSpeed divides by the accumulation steps and averages over replicas; we want one global mean
         scale = self._accumulation * self.mesh.replicas / targets
         # 1 or NaN: a loss that is not finite makes all gradients so, and the norm tells every rank

@@ -14,6 +14,7 @@ from megatrain.config.resolved import ResolvedRun
 from megatrain.config.validation_sets import metric_of_set
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.monitor.watchdog import Watchdog
+from megatrain.perturbation.noise import Place
 from megatrain.run.directory import RunDir
 from megatrain.schedule.learning_rate import learning_rate
 from megatrain.tasks.base import Loader, LossSums, Task
@@ -75,8 +76,8 @@ def train(parts: TrainingComponents, start: Position) -> None:
         targets = batches.targets or 1  # the tiniest of batches may have none
         rate = learning_rate(progress, config)
         sums: LossSums | None = None
-        for batch in batches.micro_batches:
-            sums = _added(sums, engine.forward_backward(batch, targets))
+        for number, batch in enumerate(batches.micro_batches):
+            sums = _added(sums, engine.forward_backward(batch, targets, Place(progress.step, number)))
             norm = engine.step(rate)
         assert sums is not None, "a step has a micro-batch"
         progress = progress.after_step(batch_size)

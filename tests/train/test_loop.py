@@ -82,7 +82,7 @@ class Parts:
         self.samples += BATCH
         return StepBatches((0, 1), self.targets)
 
-    def forward_backward(self, batch: int, targets: int) -> LossSums:
+    def forward_backward(self, batch: int, targets: int, at: Any) -> LossSums:
         self.calls.append(("forward", batch, targets))
         return LossSums(torch.tensor(3.0 + batch), {"masked": torch.tensor(1.0)})
 

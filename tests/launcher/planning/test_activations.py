@@ -3,6 +3,7 @@
 import pytest
 
 from launcher.planning.activations import HEAD_CHUNK_TOKENS, activation_bytes
+from megatrain.config.regularization import Passes
 from tests.launcher.shapes import MODEL, layout
 
 h, f, q, k, heads = 256, 512, 256, 128, 8
@@ -81,3 +82,11 @@ def test_logits_exist_a_chunk_at_a_time():
 
 def test_more_tokens_take_more():
     assert found(length=2048).kept == found(micro_batch_size=8).kept == 2 * found().kept
+
+
+def test_eager_dropout_holds_random_bits_for_a_moment_and_keeps_nothing():
+    passes = Passes(dropout=True)
+    for compiled, held in ((False, 17 * h), (True, 0)):
+        drawn, plain = (found(compiled=compiled, **more) for more in ({"passes": passes}, {}))
+        assert drawn.kept == plain.kept
+        assert (drawn.keeping.working - plain.keeping.working) / (4 * 1024) == pytest.approx(held)

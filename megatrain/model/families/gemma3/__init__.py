@@ -14,6 +14,7 @@ FAMILIES.register(
         module="megatrain.model.families.gemma3.module:Gemma3",
         regions=REGIONS,
         divisible=divisible,
+        residual=(r"blocks\.\d+\.(attention|mlp)_output_norm",),
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,

@@ -14,6 +14,7 @@ FAMILIES.register(
         module="megatrain.model.families.gpt.module:GPT",
         regions=REGIONS,
         divisible=divisible,
+        residual=(r"blocks\.\d+\.(attention|mlp)",),
         issues=issues,
         has_mup=True,
         resized=resized,

@@ -15,6 +15,7 @@ FAMILIES.register(
         module="megatrain.model.families.llama.module:Llama",
         regions=REGIONS,
         divisible=divisible,
+        residual=(r"blocks\.\d+\.(attention|mlp)",),
         issues=issues,
         has_mup=True,
         resized=resized,

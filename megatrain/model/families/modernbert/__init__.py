@@ -14,6 +14,7 @@ FAMILIES.register(
         module="megatrain.model.families.modernbert.module:ModernBert",
         regions=REGIONS,
         divisible=divisible,
+        residual=(r"blocks\.\d+\.(attention|mlp)",),
         issues=issues,
         resized=resized,
         huggingface_config=huggingface_config,

@@ -1,0 +1,76 @@
+"""What disturbs a training is the same under every layout, and after a resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatrain.checkpoint.read import read_tensors
+from megatrain.run.directory import RunDir
+from tests.distributed.classifiers import config_of
+from tests.distributed.ranks import RankPool
+from tests.distributed.runs import start
+from tests.distributed.test_classification import LAYOUTS, base_of, here, reported  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.distributed
+
+NOISE = (
+    "training.dropout=0.2",
+    "training.embedding_dropout=0.1",
+    "finetune.neftune=5.0",
+    "finetune.validation=[]",
+    "training.steps=3",
+)
+
+
+def plainly(ranks: RankPool, here: Path, name: str, family: str, *fields: str) -> dict[int, dict[str, float]]:  # noqa: F811
+    run = RunDir(here / "runs" / f"{name}-{family}")
+    if not run.steps():
+        run = start(ranks, config_of(f"{name}-{family}", base_of(here, family)), *fields)
+    return reported(run)
+
+
+def check_same(found: dict[int, dict[str, float]], plain: dict[int, dict[str, float]], *names: str) -> None:
+    assert found.keys() == plain.keys()
+    for step in (1, 2, 3):
+        for name in ("loss", "grad_norm", *names):
+            assert found[step][name] == pytest.approx(plain[step][name], rel=1e-5, abs=1e-6), (step, name)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("llama", "tp2-sp"),
+        ("bert", "cp2"),
+        *[
+            pytest.param(family, layout, marks=pytest.mark.full)
+            for family in ("llama", "bert")
+            for layout in LAYOUTS
+            if (family, layout) not in (("llama", "tp2-sp"), ("bert", "cp2"))
+        ],
+    ],
+)
+def test_dropout_and_noise_are_those_of_one_process(ranks: RankPool, here: Path, family, layout) -> None:  # noqa: F811
+    plain = plainly(ranks, here, "noisy", family, *NOISE)
+    recomputing = ("parallel.activation_checkpointing=full", "training.micro_batch_size=2")
+    run = start(
+        ranks,
+        config_of(f"noisy-{layout}-{family}", base_of(here, family)),
+        *NOISE,
+        *LAYOUTS[layout],
+        *recomputing,
+    )
+    check_same(reported(run), plain, "cross_entropy")
+
+
+def test_a_resumed_run_draws_what_one_run_draws(ranks: RankPool, here: Path) -> None:  # noqa: F811
+    plain = plainly(ranks, here, "noisy", "llama", *NOISE)
+    text = config_of("noisy-again", base_of(here, "llama"))
+    start(ranks, text, *NOISE, "training.steps=2")
+    again = start(ranks, text, *NOISE)
+    assert reported(again)[3]["loss"] == plain[3]["loss"]
+    first, second = (read_tensors(RunDir(here / "runs" / name).step(3)) for name in ("noisy-llama", "noisy-again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    still = plainly(ranks, here, "still", "llama", *NOISE[3:])
+    assert still[1]["loss"] != pytest.approx(plain[1]["loss"], rel=1e-3), "the runs are disturbed"
