@@ -147,12 +147,7 @@ def evaluate(
                 records.setdefault(name, []).append(value.double().cpu())
             if says_one_label(config):
                 examples += classified(opened.model, batch)  # type: ignore[arg-type]
-    # numbers are summed; rows of numbers, one an example, stay rows
-    totals: dict[str, Any] = {
-        name: torch.cat(values) if values[0].ndim else torch.stack(values).sum().item()
-        for name, values in records.items()
-    }
-    metrics = task.evaluation_metrics(totals)
+    metrics = task.evaluation_metrics(_totals(records))
     for responses in ResponseEvaluation.of(config).values():
         metrics |= responses.measure(responses.generated(_answered(opened, responses)))
     names = config.task.classes
@@ -167,6 +162,14 @@ def evaluate(
         classes=report_of(confusion_of(there, said, len(names)), names) if examples else None,
         examples=examples,
     )
+
+
+def _totals(records: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """Numbers are summed; rows of numbers, one per example, stay rows."""
+    return {
+        name: torch.cat(values) if values[0].ndim else torch.stack(values).sum().item()
+        for name, values in records.items()
+    }
 
 
 def _together(found: dict[str, Evaluation]) -> Evaluation:
