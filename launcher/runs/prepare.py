@@ -10,6 +10,7 @@ from launcher.planning.plan_result import Plan
 from launcher.planning.resolve import run_folder
 from launcher.run_fields import differences, resume_rule
 from launcher.runs.branch import keep_branch
+from launcher.runs.examples import keep_examples
 from launcher.runs.inputs import keep_inputs, keep_inputs_late
 from megatrain.base.errors import CheckpointError, ConfigError, MegatrainError, PreflightError
 from megatrain.base.files import write_atomically, write_json
@@ -46,6 +47,8 @@ def prepare_run(config: Config, plan: Plan, *, resume: str = "auto") -> RunDir:
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         (keep_inputs_late if started(run) else keep_inputs)(run, resolved)
+        if isinstance(resolved, FinetuneConfig):
+            keep_examples(run, resolved)
         write_atomically(run.config, dump_config(resolved))
         write_json(run.ds_config, deepspeed_config(resolved, plan.world_size))
         write_json(run.plan, {**plan.to_json(), "device": _device(resolved)})

@@ -6,6 +6,7 @@ RUN/
     plan.json              the chosen layout and what was predicted of it
     inputs.json            where tokenizer/ and base/ were copied from, and their hashes; see `inputs`
     tokenizer/             the tokenizer as it was when the run began
+    examples/              of a fine-tuning: its packed examples; see data/examples/cache.py
     reference.npy          of preferences: log-probabilities of the model that the run began with
     base/                  what the pretrained model of a fine-tuning said of itself
     environment.json       versions, git revision, hosts
@@ -49,6 +50,7 @@ class RunDir:
         self.logs = self.path / "logs"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.examples = self.path / "examples"
         self.generated = self.path / "generated"
         self.attempts = self.path / "attempts.json"
         self.heartbeat = self.path / "heartbeat.json"

@@ -1,17 +1,21 @@
 """What the tasks share that fine-tune on packed examples: batches, and what there is to say of the data."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from megatrain.base.progress import Progress
 from megatrain.base.registry import load_object
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.config.validation_sets import field_of_set
+from megatrain.data.examples.cache import fingerprint, open_examples
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_set import ExampleSet
 from megatrain.data.examples.loader import ExampleEvaluation, ExampleLoader
 from megatrain.data.examples.packing import PackedRow
 from megatrain.data.loading.batch import Batch
 from megatrain.data.text.tokenizer import Tokenizer
+from megatrain.run.directory import RunDir
 from megatrain.tasks.base import DataShare, Loader, Task
 from megatrain.tasks.registry import TASKS
 
@@ -66,12 +70,14 @@ class ExampleTask(Task[Batch]):
 
     def _read(self, paths: tuple[str, ...]) -> ExampleSet:
         config = self._config
-        found: ExampleSet = load_object(TASKS.get(config.task.name).read_examples)(
-            paths,
-            Tokenizer.load(config.tokenizer.path),
-            config.task,
-            template=ChatTemplate.load(config.tokenizer.path),
-            sequence_length=config.sequence_length,
-            model=config.model,
-        )
+        given = (paths, Tokenizer.load(config.tokenizer.path), config.task)
+        more: dict[str, Any] = {
+            "template": ChatTemplate.load(config.tokenizer.path),
+            "sequence_length": config.sequence_length,
+            "model": config.model,
+        }
+        run = RunDir(Path(config.run.directory) / config.run.name)
+        if (name := fingerprint(*given, **more)) and (mapped := open_examples(run.examples / name)):
+            return mapped
+        found: ExampleSet = load_object(TASKS.get(config.task.name).read_examples)(*given, **more)
         return found

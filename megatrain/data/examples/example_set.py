@@ -14,7 +14,7 @@ from megatrain.config import FinetuneConfig
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.example_rows import Mistakes, ReadRow, T, all_usable, usable
 from megatrain.data.examples.learnt import learnt_tokens
-from megatrain.data.examples.packing import Example, PackedRow, pack
+from megatrain.data.examples.packing import Example, PackedRow, pack, used_tokens
 from megatrain.data.examples.prompt_completion import Pair, PairReader
 from megatrain.data.text.inputs import find_inputs
 from megatrain.data.text.prompts import EncodedPair, PromptEncoder
@@ -75,7 +75,7 @@ R_contra = TypeVar("R_contra", contravariant=True)
 class ExampleSet:
     """All examples of some files, packed; `files` says what became of each file's."""
 
-    rows: list[PackedRow]
+    rows: Sequence[PackedRow]
     files: Sequence[FileReport]
     sequence_length: int
     parts: int = 1  # packed documents of an example
@@ -87,7 +87,7 @@ class ExampleSet:
     @property
     def tokens(self) -> int:
         """Without padding."""
-        return sum(int(row.ends[-1]) for row in self.rows)
+        return used_tokens(self.rows)
 
     def epochs(self, config: FinetuneConfig, progress: Progress) -> float:
         """How often the rows are read by the run's end, seen from `progress`."""

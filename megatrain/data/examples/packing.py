@@ -72,6 +72,8 @@ def pack(examples: Sequence[Example], sequence_length: int, pad_id: int, *, toge
 
 def digest(rows: Sequence[PackedRow]) -> str:
     """What a checkpoint remembers of its examples: 16 hexadecimal digits over tokens and targets."""
+    if (known := getattr(rows, "digest", None)) is not None:  # of rows on a disk, which need not be read for it
+        return str(known)
     found = hashlib.sha256()
     for row in rows:
         found.update(row.tokens.astype("<i8").tobytes())
@@ -82,6 +84,12 @@ def digest(rows: Sequence[PackedRow]) -> str:
         if row.values is not None:
             found.update(row.values.astype("<f4").tobytes())
     return found.hexdigest()[:16]
+
+
+def used_tokens(rows: Sequence[PackedRow]) -> int:
+    """Tokens that are no padding."""
+    known = getattr(rows, "used", None)
+    return sum(int(row.ends[-1]) for row in rows) if known is None else int(known)
 
 
 def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> PackedRow:

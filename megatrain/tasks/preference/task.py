@@ -1,6 +1,6 @@
 """One rank's batches of preferences, their loss, and the log-probabilities of the model that training starts from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -122,7 +122,7 @@ class Preference(ExampleTask):
         margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
         return loss_P.sum(), margin_P.sum(), (margin_P > 0).float().sum()
 
-    def _fill(self, rows: list[PackedRow], reference: Reference, start: Start) -> None:
+    def _fill(self, rows: Sequence[PackedRow], reference: Reference, start: Start) -> None:
         """Replace the values of `reference` by the model's. Collective: each rank computes its share."""
         batches = self._batches(rows, reference, start.share)
         pairs = [pairs_of(row) for row in rows]
@@ -136,7 +136,7 @@ class Preference(ExampleTask):
         for number, row in enumerate(reference):
             row[:] = whole[begins[number] : begins[number + 1]]
 
-    def _batches(self, rows: list[PackedRow], reference: Reference, share: DataShare) -> PreferenceEvaluation:
+    def _batches(self, rows: Sequence[PackedRow], reference: Reference, share: DataShare) -> PreferenceEvaluation:
         size = self._config.training.micro_batch_size
         return PreferenceEvaluation(rows, reference, micro_batch_size=size, data_rank=share.rank, data_size=share.size)
 
@@ -153,5 +153,5 @@ def log_probabilities(model: Model, batch: PreferenceBatch) -> tuple[Tensor, Ten
     return sums.view(-1, 2), is_of.sum(-1).float().view(-1, 2)
 
 
-def _nothing(rows: list[PackedRow]) -> Reference:
+def _nothing(rows: Sequence[PackedRow]) -> Reference:
     return [np.zeros((pairs_of(row), 2), dtype=np.float32) for row in rows]
