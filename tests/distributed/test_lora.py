@@ -10,6 +10,7 @@ from megatrain.base.errors import CheckpointError, ConfigError, PreflightError
 from megatrain.checkpoint.read import read_tensors
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.text.tokenizer import Tokenizer, write_tokenizer
+from megatrain.evaluation.checkpoint import evaluate
 from megatrain.huggingface.export import export
 from megatrain.huggingface.export_adapter import export_adapter
 from megatrain.huggingface.merged import MergedWeights, read_merged_model
@@ -176,6 +177,14 @@ def test_it_learns_what_pefts_lora_does_and_exports_it(ranks: RankPool, here: Pa
         assert torch.allclose(theirs(input_ids=ids).logits, expected, atol=1e-4)
         ours = read_merged_model(run.step(6))(ids)
         assert torch.allclose(ours[..., : got.shape[-1]], got, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["lora", pytest.param("top", marks=pytest.mark.full)])
+def test_evaluate_says_what_the_loop_did(ranks: RankPool, here: Path, what: str) -> None:
+    """Of the weights that a checkpoint of trained ones goes with, merged."""
+    plain = plainly(ranks, here, what)
+    found = evaluate(here / "runs" / f"plain-{what}").metrics
+    assert found["validation_loss"] == pytest.approx(plain[6]["validation_loss"], rel=1e-5)
 
 
 def test_a_second_stage_starts_from_the_merged_weights(ranks: RankPool, here: Path, tmp_path: Path) -> None:
