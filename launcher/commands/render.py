@@ -1,16 +1,19 @@
 """Plans and findings as text for a terminal."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 from launcher.planning.examples import example_set
 from launcher.planning.hardware import GIB
 from launcher.planning.plan_result import Plan, PlanResult
 from launcher.planning.reliability import reliability
 from launcher.planning.resolve import run_folder, tokenizer_path
+from launcher.planning.run_time import run_seconds
 from megatrain.base.errors import MegatrainError
 from megatrain.base.formatting import duration, gib, quantity
 from megatrain.checkpoint.progress import saved_progress, start_progress
 from megatrain.config import Config, FinetuneConfig
+from megatrain.config.step_sizes import steps_in_words
 
 SHOWN_CANDIDATES = 5
 
@@ -22,8 +25,8 @@ def headline(config: Config, plan: Plan) -> str:
     unit = "tokens (padding counted)" if isinstance(config, FinetuneConfig) else "tokens"
     compiled = "compile, " if config.parallel.compile else ""
     progress = start_progress(run_folder(config), config)
-    steps, each = config.steps_left(progress), config.tokens_per_step
-    length = f"{quantity(steps * each)} {unit} = {steps:,} steps of {each:,}"
+    tokens = config.samples_left(progress) * config.sequence_length
+    length = f"{quantity(tokens)} {unit} = {steps_in_words(config, progress)}"
     if progress.step:
         length += f" to go from step {progress.step:,}"
     trained = f", {quantity(model.trained_parameters)} of them trained" if model.freezes else ""
@@ -31,7 +34,7 @@ def headline(config: Config, plan: Plan) -> str:
         f"run {config.run.name} · {cluster.nodes} × {cluster.gpus_per_node} {cluster.hardware} · {plan.layout} · "
         f"{compiled}{config.training.precision}\n"
         f"{quantity(model.parameters)} parameters{trained} · {length} · planned {gib(plan.memory.total)} per rank · "
-        f"planned {plan.mfu:.0%} MFU, {duration(plan.step_seconds * steps)}"
+        f"planned {plan.mfu:.0%} MFU, {duration(run_seconds(config, plan, progress))}"
     )
 
 
@@ -55,6 +58,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
         f"at the peak ({chosen.memory.peak}): {_parts(memory)} ({_parts(other)})",
         *_host(chosen, report),
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
+        *_warmup(config, chosen),
         f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s per rank, MFU {chosen.mfu:.1%} "
         f"({per_token} + attention per token, over the dense bf16 peak)",
         f"save     every {duration(safety.interval_seconds)} loses least; checkpoints and failures then cost "
@@ -78,6 +82,13 @@ def _host(plan: Plan, report: PlanResult) -> list[str]:
     if report.why_offload:
         lines.append(f"         since no layout fits without: the nearest {report.why_offload}")
     return lines
+
+
+def _warmup(config: Config, plan: Plan) -> Iterator[str]:
+    for until, size in config.training.batch_sizes.stages:
+        yield f"batch    {size:7,} sequences, {plan.seconds_of(size) * 1e3:.1f} ms, until sample {until:,}"
+    if config.training.batch_size_warmup:
+        yield f"batch    {config.training.global_batch_size:7,} sequences from there on"
 
 
 def _examples(config: Config) -> list[str]:

@@ -5,10 +5,11 @@ is DeepSpeed's, the pinned version's own code is named; tests/launcher/test_lega
 does refuse what the rule refuses.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.model.architecture import FAMILIES, Divisible, ModelSection, rows
 from megatrain.model.fp8 import FP8_MULTIPLE, multiplies_in_fp8
 
@@ -20,7 +21,7 @@ class Run:
     model: ModelSection
     world_size: int
     ranks_per_node: int
-    global_batch_size: int
+    batch_sizes: BatchSizes
     sequence_lengths: tuple[int, ...]  # the run's, and those that phases of its curriculum cut it into
     precision: str = "bf16"
     whole_sequences: bool = False  # a rank needs them whole, for the task's loss
@@ -76,17 +77,35 @@ def _within_a_node(run: Run, choice: Choice) -> str | None:
 
 def _whole_batches(run: Run, choice: Choice) -> str | None:
     data = choice["data_parallel"]
-    if run.global_batch_size % data == 0:
-        return None
-    return f"{data} data-parallel ranks do not divide training.global_batch_size ({run.global_batch_size})"
+    for field, size in _batches(run):
+        if size % data:
+            return f"{data} data-parallel ranks do not divide {field} ({size}){_multiple(field, size, data)}"
+    return None
 
 
 def _whole_micro_batches(run: Run, choice: Choice) -> str | None:
     data, micro = choice["data_parallel"], choice["micro_batch_size"]
-    each = run.global_batch_size // data
-    if each % micro == 0:
-        return None
-    return f"micro_batch_size={micro} does not divide the {each} sequences of each of {data} data-parallel ranks"
+    for field, size in _batches(run):
+        if size // data % micro:
+            where = "" if field == _FINAL else f" in {field} ({size}){_multiple(field, size, data * micro)}"
+            each = f"the {size // data} sequences of each of {data} data-parallel ranks"
+            return f"micro_batch_size={micro} does not divide {each}{where}"
+    return None
+
+
+_FINAL = "training.global_batch_size"
+
+
+def _batches(run: Run) -> Iterator[tuple[str, int]]:
+    """Every global batch, by its field."""
+    yield _FINAL, run.batch_sizes.final
+    for number, (_, size) in enumerate(run.batch_sizes.stages):
+        yield f"training.batch_size_warmup.{number}.global_batch_size", size
+
+
+def _multiple(field: str, size: int, of: int) -> str:
+    """The fix for a batch of the warm-up: it need not be as it is."""
+    return "" if field == _FINAL else f"; take {max(of, round(size / of) * of)}"
 
 
 def _context_ranks(run: Run, choice: Choice) -> str | None:

@@ -3,16 +3,17 @@
 Whatever the configuration fixes is a constraint; every `auto` is tried. How layouts are ranked: ranking.py.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
-from launcher.planning.cost import estimate_step, model_flops_utilization
+from launcher.planning.cost import StepTime, estimate_step, model_flops_utilization
 from launcher.planning.hardware import GIB, load_hardware
 from launcher.planning.layout import ActivationCheckpointing, Layout, OffloadOptimizer
 from launcher.planning.legality import Run, first_violation
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits, host_usable
-from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, nearest_misses
+from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, WarmupStep, nearest_misses
 from launcher.planning.precision import check_hardware_precision
 from launcher.planning.ranking import comfortable, rank_key
 from launcher.planning.resolve import complete_model, complete_section
@@ -89,7 +90,7 @@ class _Planner:
             model=self.model,
             world_size=self.world_size,
             ranks_per_node=self.ranks_per_node,
-            global_batch_size=config.training.global_batch_size,
+            batch_sizes=config.training.batch_sizes,
             sequence_lengths=(config.sequence_length, *_phase_lengths(config)),
             precision=config.training.precision,
             whole_sequences=TASKS.get(config.task.name).whole_sequences,
@@ -108,6 +109,7 @@ class _Planner:
         if not candidates:
             raise NothingFitsError(self._nothing_fits(), self.rejected)
         candidates.sort(key=lambda plan: rank_key(plan, self.hardware))
+        candidates[0] = replace(candidates[0], warmup=tuple(self._warmup(candidates[0].layout)))
         return PlanResult(
             chosen=candidates[0],
             candidates=candidates,
@@ -226,8 +228,8 @@ class _Planner:
         return fixed if isinstance(fixed, int) and mode != "none" else None
 
     def _micro_batches(self, known: dict[str, Any]) -> list[int]:
-        fixed, each = self.config.training.micro_batch_size, self.config.training.global_batch_size
-        each //= known["data_parallel"]
+        fixed = self.config.training.micro_batch_size
+        each = math.gcd(*self.run.batch_sizes.every) // known["data_parallel"]
         if fixed != AUTO:
             return [fixed]
         if known["context_parallel"] > 1:
@@ -272,27 +274,40 @@ class _Planner:
         )
 
     def _evaluate(self, layout: Layout) -> Plan | None:
-        precision, length = self.config.training.precision, self.config.sequence_length
+        length = self.config.sequence_length
         memory = self._memory(layout)
         if not fits(memory, self.hardware):
             over = memory.total - USABLE * self.hardware.memory_bytes
             over = max(over, memory.host - host_usable(self.hardware))
             self._reject(layout.to_json(), self._too_large(memory), over)
             return None
-        time = estimate_step(
-            self.model,
-            layout,
-            sequence_length=length,
-            precision=precision,
-            ranks_per_node=self.ranks_per_node,
-            hardware=self.hardware,
-            compiled=self.config.parallel.compile,
-        )
+        time = self._time(layout)
         rate = self.config.tokens_per_step / time.total / self.world_size
         mfu = model_flops_utilization(
             self.model, sequence_length=length, tokens_per_second_per_gpu=rate, hardware=self.hardware
         )
         return Plan(layout=layout, memory=memory, time=time, tokens_per_second_per_gpu=rate, mfu=mfu)
+
+    def _time(self, layout: Layout) -> StepTime:
+        return estimate_step(
+            self.model,
+            layout,
+            sequence_length=self.config.sequence_length,
+            precision=self.config.training.precision,
+            ranks_per_node=self.ranks_per_node,
+            hardware=self.hardware,
+            compiled=self.config.parallel.compile,
+        )
+
+    def _warmup(self, layout: Layout) -> Iterator[WarmupStep]:
+        for _, size in self.run.batch_sizes.stages:
+            accumulation = size // (layout.data_parallel * layout.micro_batch_size)
+            step = replace(layout, gradient_accumulation_steps=accumulation)
+            yield WarmupStep(
+                global_batch_size=size,
+                gradient_accumulation_steps=accumulation,
+                step_seconds=self._time(step).total,
+            )
 
     def _reject(self, fields: dict[str, Any], reason: str, overshoot: float = float("inf")) -> None:
         self.rejected.append(Rejected(fields=fields, reason=reason, overshoot=overshoot))

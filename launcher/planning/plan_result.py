@@ -1,6 +1,6 @@
 """What planning finds: layouts with their predictions, and why the others cannot be."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.planning.cost import StepTime
@@ -8,6 +8,15 @@ from launcher.planning.hardware import Hardware
 from launcher.planning.layout import ActivationCheckpointing, Layout
 from launcher.planning.memory import MemoryEstimate
 from megatrain.base.errors import PreflightError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupStep:
+    """A step of a stage of training.batch_size_warmup."""
+
+    global_batch_size: int
+    gradient_accumulation_steps: int
+    step_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +28,12 @@ class Plan:
     time: StepTime
     tokens_per_second_per_gpu: float
     mfu: float
+    warmup: tuple[WarmupStep, ...] = ()  # of the plan that is chosen; all else is of the final batch size
+
+    def seconds_of(self, global_batch_size: int) -> float:
+        """Of a step of one of the run's batch sizes."""
+        found = (step.step_seconds for step in self.warmup if step.global_batch_size == global_batch_size)
+        return next(found, self.step_seconds)
 
     @property
     def tensor_parallel(self) -> int:
@@ -70,7 +85,7 @@ class Plan:
             "seconds": self.time.to_json(),
             "tokens_per_second_per_gpu": self.tokens_per_second_per_gpu,
             "mfu": self.mfu,
-        }
+        } | ({"batch_size_warmup": [asdict(step) for step in self.warmup]} if self.warmup else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from launcher.planning.plan import make_plan
 from launcher.planning.plan_result import Plan
 from launcher.planning.reliability import Reliability, reliability
 from launcher.planning.resolve import complete_model, complete_section
+from launcher.planning.run_time import run_seconds
 from megatrain.base.errors import ConfigError, PreflightError
 from megatrain.base.formatting import duration, quantity
 from megatrain.config import Config
@@ -102,7 +103,7 @@ def plan_on(config: Config, nodes: int, gpus_per_node: int | None = None) -> Row
         reason = next((line for line in lines if line.startswith("nearest miss")), lines[0])
         return Row(nodes=nodes, gpus=gpus, plan=None, reason=reason)
     found = reliability(model, config.optimizer, cluster, nodes)
-    hours = config.total_steps * plan.step_seconds / found.goodput / 3600
+    hours = run_seconds(config, plan) / found.goodput / 3600
     return Row(nodes=nodes, gpus=gpus, plan=plan, reliability=found, hours=hours)
 
 

@@ -42,7 +42,8 @@ def largest_batch(config: Config) -> str:
     config = complete_model(config)
     ranks = config.cluster.nodes * config.cluster.gpus_per_node
     for micro in reversed(MICRO_BATCHES):
-        training = config.training.model_copy(update={"micro_batch_size": micro, "global_batch_size": micro * ranks})
+        batch = {"micro_batch_size": micro, "global_batch_size": micro * ranks, "batch_size_warmup": ()}
+        training = config.training.model_copy(update=batch)
         try:
             chosen = make_plan(config.model_copy(update={"training": training}), gpus_alone=True).chosen
         except PreflightError:

@@ -55,7 +55,9 @@ def check_changes(config: Config, run: RunDir, resume: str) -> Iterator[Finding]
 def _rate(before: Config, now: Config, progress: Progress) -> Iterator[Finding]:
     if not now.steps_left(progress):
         return
-    last = Progress(progress.step - 1, progress.samples_at(progress.step - 1, 0), progress.batches)
+    last = Progress(
+        progress.step - 1, progress.samples_at(progress.step - 1, now.training.batch_sizes), progress.batches
+    )
     old, new, done = learning_rate(progress, before), learning_rate(progress, now), learning_rate(last, before)
     step = progress.step + 1
     text = f"learning rate of step {step:,}: {scientific(new)}, was {scientific(old)} before these changes"

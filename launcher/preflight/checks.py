@@ -14,6 +14,7 @@ from launcher.planning.plan import make_plan, resolve
 from launcher.planning.plan_result import Plan, PlanResult
 from launcher.planning.reliability import reliability
 from launcher.planning.resolve import complete_model, run_folder, tokenizer_path
+from launcher.planning.run_time import run_seconds
 from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
 from launcher.preflight.data_plan import plan_data
@@ -291,7 +292,7 @@ def jobs_needed(config: Config, plan: Plan) -> int:
     """How many walltimes the rest of the run is planned to take; `config` is resolved."""
     progress = start_progress(run_folder(config), config)
     useful = slurm_seconds(config.slurm.time) - config.slurm.signal_before_limit_seconds
-    return max(1, math.ceil(plan.step_seconds * config.steps_left(progress) / max(1, useful)))
+    return max(1, math.ceil(run_seconds(config, plan, progress) / max(1, useful)))
 
 
 def slurm_seconds(text: str) -> int:

@@ -115,8 +115,7 @@ def plan_data(
     order = Order(sizes, [phase.order_phase() for phase in phases], config.run.seed)
     parts: list[Part] = []
     progress = progress or Progress()
-    samples_left = config.steps_left(progress) * config.training.global_batch_size
-    each = samples_per_phase(phases, progress.samples + samples_left)
+    each = samples_per_phase(phases, progress.samples + config.samples_left(progress))
     for number, (phase, samples) in enumerate(zip(phases, each, strict=True)):
         if not samples:
             continue  # the run ends before

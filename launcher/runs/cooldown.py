@@ -71,6 +71,11 @@ def with_cooldown(config: Config, cooldown: Cooldown | None) -> Config:
         raise ConfigError("--cooldown-from: is for pretraining. Give the fine-tuning a schedule that decays.")
     _check_tokens(config, cooldown.tokens)
     branch, ratio = _begun(config, cooldown.source) or _read(config, cooldown.source)
+    if config.training.batch_sizes.at(branch.samples) != config.training.global_batch_size:
+        raise ConfigError(
+            f"--cooldown-from {cooldown.source}: sample {branch.samples:,} is in training.batch_size_warmup. "
+            "Name a later checkpoint."
+        )
     if cooldown.min_lr_ratio >= ratio:
         raise ConfigError(
             f"--cooldown-min-lr-ratio {cooldown.min_lr_ratio}: must be below {ratio:.3g}, where the rate begins. Try 0."
@@ -137,7 +142,7 @@ def _read(config: Config, source: str) -> tuple[BranchSection, float]:
     before = load_own_config(run.config)
     _check_stable(before, progress, source)
     branch = BranchSection(checkpoint=str(folder), step=progress.step, samples=progress.samples)
-    return branch, learning_rate(_last(progress), before) / config.optimizer.learning_rate
+    return branch, learning_rate(_last(progress, before), before) / config.optimizer.learning_rate
 
 
 def _named(source: str) -> tuple[RunDir, int | None]:
@@ -155,7 +160,7 @@ def _check_stable(before: Config, progress: Progress, source: str) -> None:
             f"--cooldown-from {source}: step {progress.step:,} is in the warm-up of {before.schedule.warmup_steps:,} "
             "steps. Name a later checkpoint."
         )
-    rate = learning_rate(_last(progress), before)
+    rate = learning_rate(_last(progress, before), before)
     if SCHEDULES.get(name).ends and rate < peak:
         fix = "Name a checkpoint before its decay." if name == "wsd" else "Train the long run with wsd or constant."
         raise ConfigError(
@@ -164,7 +169,8 @@ def _check_stable(before: Config, progress: Progress, source: str) -> None:
         )
 
 
-def _last(progress: Progress) -> Progress:
+def _last(progress: Progress, config: Config) -> Progress:
     """Before the last step that was done."""
     step = progress.step - 1
-    return Progress(step, progress.samples_at(step, 0), tuple(part for part in progress.batches if part[0] <= step))
+    samples = progress.samples_at(step, config.training.batch_sizes)
+    return Progress(step, samples, tuple(part for part in progress.batches if part[0] <= step))

@@ -13,8 +13,10 @@ from launcher.slurm import commands
 from launcher.slurm.commands import JobState
 from launcher.slurm.job_record import read_job
 from megatrain.base.errors import DataError, ExitCode, MegatrainError
+from megatrain.base.progress import Progress
 from megatrain.base.terminal import copyable
 from megatrain.checkpoint.progress import is_complete, saved_progress
+from megatrain.config import Config
 from megatrain.config.file import load_own_config
 from megatrain.monitor.metrics_file import read_metrics
 from megatrain.run.attempts import Attempt, newest_step, read_attempts
@@ -91,7 +93,7 @@ def _status(run: RunDir, states: States) -> Status:
         total_steps=total,
         loss=steps[-1].get("loss") if steps else None,
         tokens_per_second=statistics.median(rates) if rates else None,
-        eta_seconds=seconds * max(0, total - step) if seconds else None,
+        eta_seconds=_eta(config, seconds * max(0, total - step) if seconds else None, steps),
         attempts=len(attempts),
         restarts=max(0, len(attempts) - 1),
         goodput=goodput(rows, attempts),
@@ -100,6 +102,14 @@ def _status(run: RunDir, states: States) -> Status:
         checkpoint=str(run.step(saved[0])) if saved else None,
         last_error=None if state == "finished" else last_error(run),
     )
+
+
+def _eta(config: Config, by_steps: float | None, rows: list[dict[str, Any]]) -> float | None:
+    """Where the batch size is warmed up, by samples: later steps take longer."""
+    if by_steps is None or not config.training.batch_size_warmup or not rows[-1].get("tokens_per_second"):
+        return by_steps
+    samples = config.samples_left(Progress(rows[-1]["step"], rows[-1]["tokens"] // config.sequence_length))
+    return float(samples * config.sequence_length / rows[-1]["tokens_per_second"])
 
 
 def goodput(rows: list[dict[str, Any]], attempts: list[Attempt]) -> float | None:

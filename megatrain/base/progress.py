@@ -6,6 +6,8 @@ change at any resume.
 
 from dataclasses import dataclass
 
+from megatrain.base.batch_sizes import BatchSizes
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -27,10 +29,10 @@ class Progress:
             batches = (*batches, (self.step, self.samples, global_batch_size))
         return Progress(self.step + 1, self.samples + global_batch_size, batches)
 
-    def samples_at(self, step: int, global_batch_size: int) -> int:
-        """Samples consumed by the first `step` steps; `global_batch_size` is that of steps to come."""
+    def samples_at(self, step: int, to_come: BatchSizes) -> int:
+        """Samples consumed by the first `step` steps; `to_come` are the sizes of steps to come."""
         if step >= self.step:
-            return self.samples + (step - self.step) * global_batch_size
+            return to_come.after(self.samples, step - self.step)
         for first_step, samples, size in reversed(self.batches):
             if step >= first_step:
                 return samples + (step - first_step) * size

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from megatrain.base.arithmetic import nearest_divisor
 from megatrain.base.progress import Progress
 from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
+from megatrain.config.batch_size_warmup import warmup_stage_issues
 from megatrain.config.evaluation import REPORTED_AS
 from megatrain.config.regularization import regularization_issues
 from megatrain.config.trained import base_issues, part_issues
@@ -45,6 +46,7 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
             f"does not divide training.global_batch_size ({training.global_batch_size})",
             f"Try {nearest_divisor(training.global_batch_size, training.micro_batch_size)}.",
         )
+    yield from (ConfigIssue(*issue) for issue in warmup_stage_issues(training))
     yield from (ConfigIssue(*issue) for issue in part_issues(config))
     if model is not None:
         yield from validate_model(model, parallel)

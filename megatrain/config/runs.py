@@ -49,11 +49,12 @@ class _Run(Section):
 
     @property
     def tokens_per_step(self) -> int:
+        """After a warm-up of the batch size."""
         return self.training.global_batch_size * self.sequence_length
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of a run that has this batch size from its first step to its last."""
+        """Optimizer steps of a run that has these batch sizes from its first step to its last."""
         return self.steps_left(Progress())
 
     def steps_left(self, progress: Progress) -> int:
@@ -62,8 +63,12 @@ class _Run(Section):
             return max(0, self.training.steps - progress.step)
         if self.training.tokens is None:
             raise ValueError("training.epochs is not resolved yet")
-        tokens_left = self.training.tokens - progress.samples * self.sequence_length
-        return max(0, -(-tokens_left // self.tokens_per_step))
+        last = -(-self.training.tokens // self.sequence_length)
+        return self.training.batch_sizes.steps_until(progress.samples, last)
+
+    def samples_left(self, progress: Progress) -> int:
+        """Samples that those steps read."""
+        return self.training.batch_sizes.after(progress.samples, self.steps_left(progress)) - progress.samples
 
 
 class PretrainConfig(_Run):

@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.base.section import FREE, Section
 from megatrain.base.types import AUTO, AutoCount, Count
+from megatrain.config.batch_size_warmup import BatchSizeStage
 from megatrain.config.early_stopping import EarlyStoppingSection
 
 Precision = Literal["bf16", "fp32", "fp8"]
@@ -23,6 +25,9 @@ class TrainingSection(Section):
         None, description="length of a fine-tuning in passes over its examples; or give tokens or steps"
     )
     global_batch_size: Count = Field(le=10**9, description="sequences per optimizer step, over all ranks")
+    batch_size_warmup: Annotated[tuple[BatchSizeStage, ...], Field(strict=False, max_length=64)] = Field(
+        (), description="smaller global batches before, in the order of their samples"
+    )
     micro_batch_size: Annotated[AutoCount, FREE] = Field(AUTO, description="sequences per rank and pass")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="probability: of what each layer adds to the residual stream, in training alone"
@@ -43,3 +48,9 @@ class TrainingSection(Section):
     fp8_scaling: Literal["tensorwise", "rowwise"] = Field(
         "tensorwise", description="of precision fp8: a scale per tensor, the faster; or per row, the more exact"
     )
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Of every step."""
+        stages = tuple((stage.until_sample, stage.global_batch_size) for stage in self.batch_size_warmup)
+        return BatchSizes(self.global_batch_size, stages)

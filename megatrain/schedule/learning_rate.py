@@ -19,11 +19,11 @@ def learning_rate(progress: Progress, config: Config) -> float:
 
 
 def _place(progress: Progress, config: Config) -> Place:
-    warmup, size = config.schedule.warmup_steps, config.training.global_batch_size
+    warmup, sizes = config.schedule.warmup_steps, config.training.batch_sizes
     branch = config.run.branch
     if config.training.tokens is None:
         left = branch.step if branch else 0
         return Place(warmup, progress.step + 1, progress.step + config.steps_left(progress), left)
-    end = progress.samples + size * config.steps_left(progress)
+    end = progress.samples + config.samples_left(progress)
     left = branch.samples if branch else 0
-    return Place(progress.samples_at(warmup, size), progress.samples + size, end, left)
+    return Place(progress.samples_at(warmup, sizes), sizes.after(progress.samples), end, left)

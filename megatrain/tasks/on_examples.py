@@ -36,7 +36,7 @@ class ExampleTask(Task[Batch]):
     def loader(self, share: DataShare) -> Loader[Batch]:
         return ExampleLoader(
             self._training.rows,
-            global_batch_size=self._config.training.global_batch_size,
+            global_batch_size=self._config.training.batch_sizes,
             micro_batch_size=self._config.training.micro_batch_size,
             data_rank=share.rank,
             data_size=share.size,

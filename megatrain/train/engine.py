@@ -83,6 +83,17 @@ class Engine:
         else:
             inner.step = self._unless_held_back(inner.step)
 
+    def begin_step(self, micro_batches: int) -> None:
+        """Must be called before a step that has another number of micro-batches than the last."""
+        if micro_batches == self._accumulation:
+            return
+        self._accumulation = micro_batches
+        ds = self._engine
+        ds.set_train_batch_size(micro_batches * ds.train_micro_batch_size_per_gpu() * ds.dp_world_size)
+        ds.micro_steps = 0  # a step ends where a multiple of the number is done
+        if hasattr(ds.optimizer, "gradient_accumulation_steps"):  # its own copy
+            ds.optimizer.gradient_accumulation_steps = micro_batches
+
     def forward_backward(self, batch: TensorBatch, targets: float, at: Place | None = None) -> LossSums:
         """Forward and backward of one micro-batch; returns its sums, detached.
 

@@ -117,8 +117,9 @@ class FiniteGuard:
 
     def _batch(self, progress: Progress, step: int) -> str:
         """Which samples the step had read, how to look at them, and what else to do."""
-        size = self._config.training.global_batch_size
-        first = progress.samples_at(step - 1, size)
+        sizes = self._config.training.batch_sizes
+        first = progress.samples_at(step - 1, sizes)
+        size = progress.samples_at(step, sizes) - first
         lines = [f"Its batch: samples {first:,} to {first + size - 1:,}. {self._newest_checkpoint()}"]
         if isinstance(self._config, PretrainConfig) and not self._config.data.sequential:
             run = shlex.quote(str(self._run))

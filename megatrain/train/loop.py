@@ -65,7 +65,7 @@ def train(parts: TrainingComponents, start: Position) -> None:
         NonFiniteError: before an update that is not finite is kept, or a checkpoint that is not is written.
     """
     config, engine, report, guard, early = parts.config, parts.engine, parts.report, parts.guard, parts.early_stopping
-    progress, batch_size = start.progress, config.training.global_batch_size
+    progress, sizes = start.progress, config.training.batch_sizes
     total = progress.step + config.steps_left(progress)
     if progress.step == total:
         report.nothing_to_do(total, start.checkpoint)
@@ -76,11 +76,12 @@ def train(parts: TrainingComponents, start: Position) -> None:
         targets = batches.targets or 1  # the tiniest of batches may have none
         rate = learning_rate(progress, config)
         sums: LossSums | None = None
+        engine.begin_step(len(batches.micro_batches))
         for number, batch in enumerate(batches.micro_batches):
             sums = _added(sums, engine.forward_backward(batch, targets, Place(progress.step, number)))
             norm = engine.step(rate)
         assert sums is not None, "a step has a micro-batch"
-        progress = progress.after_step(batch_size)
+        progress = progress.after_step(sizes.at(progress.samples))
         step = progress.step
         guard.step(progress, sums.loss, norm)
         parts.watchdog.beat("training", step)

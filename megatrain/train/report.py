@@ -41,6 +41,15 @@ METRICS.register(
         console="|g| {value}",
     ),
 )
+METRICS.register(
+    "global_batch_size",
+    Metric(
+        unit="sequences of the step; of a run that warms its batch size up",
+        tag="train/global_batch_size",
+        format="{:,.0f}".format,
+        console="batch {value}",
+    ),
+)
 METRICS.register("learning_rate", Metric(unit="1", tag="train/learning_rate", format=scientific, console="lr {value}"))
 
 
@@ -56,7 +65,8 @@ class Reporter:
         self._interval = config.monitor.log_interval_steps
         self._total = start.step + config.steps_left(start)
         self._sequence_length = config.sequence_length
-        self._tokens_per_step = config.tokens_per_step
+        self._samples = start.samples  # before the step that is counted next
+        self._says_batch_size = bool(config.training.batch_size_warmup)
         self._throughput = Throughput(
             config.model.flops_per_token(config.sequence_length),
             mesh.world_size,
@@ -81,7 +91,8 @@ class Reporter:
             values: of registered metrics; tensors [] are read at steps that are due only.
             wait: seconds that the loader kept the step waiting.
         """
-        self._throughput.step(self._tokens_per_step, wait)
+        size, self._samples = progress.samples - self._samples, progress.samples
+        self._throughput.step(size * self._sequence_length, wait)
         self._collector.add(values)
         memory, reserved = memory_bytes(), memory_reserved_bytes()
         if self._counted == 0:
@@ -90,6 +101,8 @@ class Reporter:
         if not self.due(progress.step):
             return
         found = self._collector.collect()  # waits for the device
+        if self._says_batch_size:
+            found["global_batch_size"] = size
         found["tokens"] = progress.samples * self._sequence_length
         found |= self._throughput.report() | {"memory_bytes": memory}
         if reserved is not None:

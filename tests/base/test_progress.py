@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.base.progress import Progress
 
 
@@ -15,8 +16,8 @@ def test_samples_at_any_step_are_those_that_were_counted(stretches, later) -> No
             progress = progress.after_step(size)
             counted.append(counted[-1] + size)
     assert (progress.step, progress.samples) == (len(counted) - 1, counted[-1])
-    assert [progress.samples_at(step, later) for step in range(len(counted))] == counted
-    assert progress.samples_at(progress.step + 3, later) == counted[-1] + 3 * later
+    assert [progress.samples_at(step, BatchSizes(later)) for step in range(len(counted))] == counted
+    assert progress.samples_at(progress.step + 3, BatchSizes(later)) == counted[-1] + 3 * later
     assert len(progress.batches) <= len(stretches)
 
 
@@ -31,4 +32,4 @@ def test_a_size_is_noted_when_it_changes() -> None:
 def test_steps_before_sizes_were_recorded_count_as_equal(step, samples) -> None:
     progress = Progress(10, 80).after_step(16).after_step(16)
     assert progress.batches == ((10, 80, 16),)
-    assert progress.samples_at(step, 16) == samples
+    assert progress.samples_at(step, BatchSizes(16)) == samples

@@ -11,6 +11,17 @@ def rules(**sections):
     return {problem.field: problem for problem in validate(pretrain(**sections))}
 
 
+def warmup(*stages, micro="auto"):
+    """A run of batches of 8 after stages of (sample, size)."""
+    given = [{"until_sample": until, "global_batch_size": size} for until, size in stages]
+    batch = {"global_batch_size": 8, "micro_batch_size": micro, "batch_size_warmup": given}
+    return {"training": {"steps": 10, **batch}}
+
+
+def test_a_batch_size_may_grow_in_stages():
+    assert rules(**warmup((10, 2), (30, 4), micro=2)) == {}
+
+
 @pytest.mark.parametrize(
     ("sections", "field", "said"),
     [
@@ -35,6 +46,22 @@ def rules(**sections):
             "muon multiplies whole matrices in each update",
         ),
         ({"schedule": {"warmup_steps": 11}}, "schedule.warmup_steps", "is longer than the run"),
+        (
+            warmup((10, 4), (10, 6)),
+            "training.batch_size_warmup.1.until_sample",
+            "is not after the stage before it (10)",
+        ),
+        (
+            warmup((10, 4), (20, 4)),
+            "training.batch_size_warmup.0.global_batch_size",
+            "is not below the batch after it (4)",
+        ),
+        (warmup((10, 8)), "training.batch_size_warmup.0.global_batch_size", "is not below the batch after it (8)"),
+        (
+            warmup((10, 3), micro=2),
+            "training.batch_size_warmup.0.global_batch_size",
+            "is no multiple of training.micro",
+        ),
     ],
 )
 def test_rules_between_fields(sections, field, said):

@@ -117,6 +117,20 @@ def test_with_one_batch_size_the_rates_are_those_of_steps_bit_for_bit(
             assert rate == by_steps_alone(step, total, name, warmup, minimum)
 
 
+def test_a_batch_size_that_grows_moves_the_decay_on_by_what_it_reads() -> None:
+    """Steps of 2 samples until sample 4, of 4 until 12, then of 8: the rate is a line over the samples."""
+    stages = [{"until_sample": 4, "global_batch_size": 2}, {"until_sample": 12, "global_batch_size": 4}]
+    schedule = {"name": "linear", "min_lr_ratio": 0.0}
+    config = a_run(batch=8, tokens=28 * LENGTH, schedule=schedule, batch_size_warmup=stages)
+    progress, found = Progress(), []
+    while config.steps_left(progress):
+        found.append(learning_rate(progress, config))
+        progress = progress.after_step(config.training.batch_sizes.at(progress.samples))
+    assert progress.samples == 28
+    assert found == pytest.approx([PEAK * (1 - samples / 28) for samples in (2, 4, 8, 12, 20, 28)])
+    assert config.total_steps == 6
+
+
 @pytest.mark.parametrize("batches", [(8, 16), (8, 4), (8, 16, 4), (4, 8, 4), (16, 2, 32)])
 @pytest.mark.parametrize("warmup", [0, 3, 9])
 def test_a_run_given_in_tokens_ends_with_them_and_at_the_minimum_whatever_its_batches(batches, warmup) -> None:

@@ -51,17 +51,18 @@ def stream(
     )
     if not isinstance(config, PretrainConfig):
         raise ConfigError(f"{file}: is a fine-tuning run; its examples are in finetune.train.")
-    batch = config.training.global_batch_size
+    sizes = config.training.batch_sizes
     progress = saved_progress(RunDir(file)) if file.is_dir() else Progress()
-    begin = progress.samples  # of a step of this batch size
+    # where a step of these batch sizes begins
+    begin = 0 if sizes.after(0, progress.step) == progress.samples else progress.samples
     if step is not None:
-        start = begin = progress.samples_at(step - 1, batch)
-        size = progress.samples_at(step, batch) - start
+        start = begin = progress.samples_at(step - 1, sizes)
+        size, batch = progress.samples_at(step, sizes) - start, sizes.at(start)
         if size != batch and ranks is not None:
             raise ConfigError(f"--ranks: step {step:,} had a global batch of {size}, and {file} now has {batch}.")
         count = count or size
     start = start or 0
-    stop = start + (count if count is not None else batch - (start - begin) % batch)
+    stop = start + count if count is not None else sum(sizes.step_of(start, begin))
     for sample in audit(config, start, stop, ranks=ranks, rank=rank, first_of_step=begin, with_text=text):
         say(printable_json(sample) if as_json else _line(sample))
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from megatrain.config import PretrainConfig
 from megatrain.data.checks.inspection import tokenizer_of
-from megatrain.data.loading.loader import rank_offsets
+from megatrain.data.loading.shares import rank_offsets
 from megatrain.data.loading.stream import SampleStream
 
 HASH_BYTES = 8
@@ -36,23 +36,23 @@ def audit(
     Args:
         ranks: data-parallel ranks; each sample then says which of them reads it.
         rank: only the samples of this one, in the order in which it reads them.
-        first_of_step: a position at which an optimizer step begins; others do a global batch from there.
+        first_of_step: a position at which an optimizer step begins; others do from there on.
 
     Raises:
         DataError: a source is missing, damaged or unsuitable.
         ConfigError: the ranks cannot share a batch.
     """
-    reader = None if ranks is None else _rank_of_offset(config, ranks)
+    readers = None if ranks is None else _Readers(config, ranks, first_of_step)
     stream = SampleStream(config.data, config.run.seed)
     try:
         tokenizer = tokenizer_of(stream.sources.data[0]) if with_text else None
         for first in range(start, stop, _AT_ONCE):
             positions = np.arange(first, min(first + _AT_ONCE, stop), dtype=np.int64)
-            if reader is not None and rank is not None:
-                positions = positions[reader[(positions - first_of_step) % len(reader)] == rank]
+            if readers is not None and rank is not None:
+                positions = positions[[readers.of(position) == rank for position in positions.tolist()]]
             for sample in _read(stream, config, positions):
-                if reader is not None:
-                    sample["rank"] = int(reader[(sample["position"] - first_of_step) % len(reader)])
+                if readers is not None:
+                    sample["rank"] = readers.of(sample["position"])
                 if tokenizer is not None:
                     sample["text"] = tokenizer.decode(sample["tokens"], skip_special_tokens=False)
                 yield sample
@@ -80,9 +80,21 @@ def _read(stream: SampleStream, config: PretrainConfig, positions: NDArray[np.in
         yield found if replaced < 0 else found | {"replaced": replaced}
 
 
-def _rank_of_offset(config: PretrainConfig, ranks: int) -> NDArray[np.int64]:
-    """Which rank reads each sample of a global batch, int64 [global_batch_size]."""
-    batch, chosen = config.training.global_batch_size, config.training.micro_batch_size
+class _Readers:
+    """Which rank reads a sample, where a step begins at `first`."""
+
+    def __init__(self, config: PretrainConfig, ranks: int, first: int) -> None:
+        self._sizes, self._first = config.training.batch_sizes, first
+        micro = config.training.micro_batch_size
+        self._of_size = {size: _rank_of_offset(size, micro, ranks) for size in self._sizes.every}
+
+    def of(self, position: int) -> int:
+        begin, size = self._sizes.step_of(position, self._first)
+        return int(self._of_size[size][position - begin])
+
+
+def _rank_of_offset(batch: int, chosen: int | str, ranks: int) -> NDArray[np.int64]:
+    """Which rank reads each sample of a global batch, int64 [batch]."""
     # while it is still the planner's to choose: as if a rank's share were one micro-batch
     micro = chosen if isinstance(chosen, int) else max(1, batch // ranks)
     reader = np.empty(batch, dtype=np.int64)

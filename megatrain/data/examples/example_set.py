@@ -91,7 +91,7 @@ class ExampleSet:
 
     def epochs(self, config: FinetuneConfig, progress: Progress) -> float:
         """How often the rows are read by the run's end, seen from `progress`."""
-        return (progress.samples + config.steps_left(progress) * config.training.global_batch_size) / len(self.rows)
+        return (progress.samples + config.samples_left(progress)) / len(self.rows)
 
     def describe(self, config: FinetuneConfig, progress: Progress) -> str:
         """The examples, and how often they are read, in a line."""

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatrain.base.errors import ConfigError
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.data.examples.identity import check_same_examples, identity
 from megatrain.data.examples.packing import PackedRow
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch, Row, assemble, without_targets
 from megatrain.data.loading.loader import StepBatches
+from megatrain.data.loading.shares import RankShare
 from megatrain.data.ordering.permutation import key, permute
 
 
@@ -29,31 +30,27 @@ class ExampleLoader:
         self,
         rows: Sequence[PackedRow],
         *,
-        global_batch_size: int,
+        global_batch_size: int | BatchSizes,
         micro_batch_size: int,
         data_rank: int,
         data_size: int,
         seed: int,
         weight_of: Callable[[PackedRow], float] = lambda row: row.targets,
     ) -> None:
-        if global_batch_size % (micro_batch_size * data_size):
-            raise ConfigError(
-                f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
-                f"data-parallel ranks = {micro_batch_size} x {data_size}"
-            )
+        self._share = RankShare(
+            global_batch_size, micro_batch_size=micro_batch_size, data_rank=data_rank, data_size=data_size
+        )
         self._rows = rows
-        self._global_batch_size = global_batch_size
         self._seed = seed
         self._weight_of = weight_of
-        in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
-        self._mine = in_step[:, data_rank, :]
         self._identity = identity(rows, seed)
         self._position = 0
         self.wait_seconds = 0.0  # rows are in memory
 
     def next(self) -> StepBatches[Batch]:
-        chosen = [self._rows[number] for number in self._advance()]
-        micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in self._mine.tolist())
+        numbers, mine = self._advance()
+        chosen = [self._rows[number] for number in numbers]
+        micro_batches = tuple(batch_of([chosen[index] for index in indices]) for indices in mine)
         return StepBatches(micro_batches, sum(self._weight_of(row) for row in chosen))
 
     def state_dict(self) -> dict[str, Any]:
@@ -68,16 +65,17 @@ class ExampleLoader:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _advance(self) -> list[int]:
-        """Numbers of the rows of the next global batch."""
-        samples = np.arange(self._position, self._position + self._global_batch_size, dtype=np.int64)
-        self._position += self._global_batch_size
+    def _advance(self) -> tuple[list[int], list[list[int]]]:
+        """Numbers of the rows of the next global batch; and which of them each micro-batch of this rank has."""
+        first, mine = self._position, self._share.offsets(self._position)
+        self._position = self._share.next_position(first)
+        samples = np.arange(first, self._position, dtype=np.int64)
         epochs, places = np.divmod(samples, len(self._rows))
         chosen: list[int] = []
         for epoch in np.unique(epochs):
             of_epoch = places[epochs == epoch]
             chosen += permute(of_epoch, len(self._rows), key(self._seed, int(epoch))).tolist()
-        return chosen
+        return chosen, mine.tolist()
 
 
 class ExampleEvaluation:

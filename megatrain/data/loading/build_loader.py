@@ -18,7 +18,7 @@ def build_loader(
         ConfigError: the batch cannot be shared out evenly.
     """
     share: dict[str, Any] = {
-        "global_batch_size": config.training.global_batch_size,
+        "global_batch_size": config.training.batch_sizes,
         "micro_batch_size": config.training.micro_batch_size,
         "data_rank": data_rank,
         "data_size": data_size,

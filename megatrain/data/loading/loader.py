@@ -1,7 +1,8 @@
 """The stream of training batches: any rank's share of any step, from one number, the position.
 
-Global batch k holds the samples k·G … k·G + G - 1 of the run's order. With n data-parallel ranks and micro-batches of
-b samples, micro-batch a of rank r holds k·G + a·b·n + r·b + (0 … b-1). So all ranks together read the same samples in
+The global batch of G samples that begins at sample p holds p … p + G - 1 of the run's order; which G, says the sample
+that it begins at. With n data-parallel ranks and micro-batches of b samples, micro-batch a of rank r holds
+p + a·b·n + r·b + (0 … b-1). So all ranks together read the same samples in
 the same steps, whatever n and b are, and the state is the same on each of them.
 """
 
@@ -9,20 +10,18 @@ import time
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from megatrain.base.errors import ConfigError
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.config import DataSection
 from megatrain.data.loading.batch import Batch, assemble_rows
 from megatrain.data.loading.evaluation import EvaluationLoader
 from megatrain.data.loading.masking import Masking
 from megatrain.data.loading.read_ahead import ReadAhead
+from megatrain.data.loading.shares import RankShare
 from megatrain.data.loading.stream import SampleStream
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.data.ordering.position import changes_since
 
-__all__ = ["EvaluationLoader", "StepBatches", "TrainLoader", "rank_offsets"]
+__all__ = ["EvaluationLoader", "StepBatches", "TrainLoader"]
 
 
 B_co = TypeVar("B_co", bound=TensorBatch, covariant=True)
@@ -37,21 +36,6 @@ class StepBatches(Generic[B_co]):
     targets: float
 
 
-def rank_offsets(*, global_batch_size: int, micro_batch_size: int, data_rank: int, data_size: int) -> NDArray[np.int64]:
-    """Which samples of a global batch a rank reads, int64 [micro-batches, micro_batch_size].
-
-    Raises:
-        ConfigError: the batch cannot be shared out evenly.
-    """
-    if global_batch_size % (micro_batch_size * data_size):
-        raise ConfigError(
-            f"training.global_batch_size: {global_batch_size}: must be a multiple of micro_batch_size x "
-            f"data-parallel ranks = {micro_batch_size} x {data_size}"
-        )
-    in_step = np.arange(global_batch_size, dtype=np.int64).reshape(-1, data_size, micro_batch_size)
-    return in_step[:, data_rank, :]
-
-
 class TrainLoader:
     """Reads one data-parallel rank's batches ahead, in threads, and counts those that were consumed.
 
@@ -60,7 +44,7 @@ class TrainLoader:
 
     Args:
         data: the configuration's section.
-        global_batch_size: samples per step, over all ranks.
+        global_batch_size: samples per step, over all ranks; or of each step, where they differ.
         micro_batch_size: samples a rank holds at once.
         data_rank, data_size: this rank among the data-parallel ones.
         seed: run.seed.
@@ -76,7 +60,7 @@ class TrainLoader:
         self,
         data: DataSection,
         *,
-        global_batch_size: int,
+        global_batch_size: int | BatchSizes,
         micro_batch_size: int,
         data_rank: int,
         data_size: int,
@@ -85,14 +69,10 @@ class TrainLoader:
         masking: Masking | None = None,
     ) -> None:
         self._masking = masking
-        self._offsets = rank_offsets(
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            data_rank=data_rank,
-            data_size=data_size,
+        self._share = RankShare(
+            global_batch_size, micro_batch_size=micro_batch_size, data_rank=data_rank, data_size=data_size
         )
         self._data = data
-        self._global_batch_size = global_batch_size
         self._pin_memory = pin_memory
         self._stream = SampleStream(data, seed)
         self._position = 0
@@ -115,7 +95,7 @@ class TrainLoader:
             self._reader = ReadAhead(
                 self.read_step,
                 self._position,
-                self._global_batch_size,
+                self._share.next_position,
                 self._data.prefetch,
                 threads=self._data.reading.threads,
             )
@@ -124,7 +104,7 @@ class TrainLoader:
         except BaseException:
             self._stop_reading()
             raise
-        self._position += self._global_batch_size
+        self._position = self._share.next_position(self._position)
         self.wait_seconds = time.perf_counter() - started
         return batches
 
@@ -133,12 +113,13 @@ class TrainLoader:
 
         A step has one sequence length, that of the phase that its first sample is in: its samples are cut accordingly.
         """
-        samples = position + self._offsets.reshape(-1)
+        offsets = self._share.offsets(position)
+        samples = position + offsets.reshape(-1)
         _, rows = self._stream.read(samples)
         length, across = self._stream.sequence_length(position), self._data.attend_across_documents
         micro_batches = []
-        for number in range(len(self._offsets)):
-            size = self._offsets.shape[1]
+        for number in range(len(offsets)):
+            size = offsets.shape[1]
             first, last = number * size, (number + 1) * size
             options: dict[str, Any] = {"attend_across_documents": across, "sequence_length": length}
             if self._masking is None:
@@ -149,9 +130,10 @@ class TrainLoader:
         return StepBatches(tuple(micro_batches), self._targets(position))
 
     def _targets(self, position: int) -> int:
+        size = self._share.size(position)
         if self._masking is not None:
-            return self._global_batch_size * self._masking.predictions(self._data.sequence_length)
-        return self._stream.targets(position, self._global_batch_size)
+            return size * self._masking.predictions(self._data.sequence_length)
+        return self._stream.targets(position, size)
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the samples to come: small, JSON-able, the same on every rank."""

@@ -14,16 +14,22 @@ Item = TypeVar("Item")
 
 
 class ReadAhead(Generic[Item]):
-    """Calls `read(position)`, `read(position + stride)`, … in threads, at most `depth` results ahead of `next`.
+    """Calls `read(position)`, `read(next_position(position))`, … in threads, at most `depth` results ahead of `next`.
 
     However many threads there are, and whichever is done first, results come in the order of the positions.
     """
 
     def __init__(
-        self, read: Callable[[int], Item], position: int, stride: int, depth: int, *, threads: int = 1
+        self,
+        read: Callable[[int], Item],
+        position: int,
+        next_position: Callable[[int], int],
+        depth: int,
+        *,
+        threads: int = 1,
     ) -> None:
-        self._read = read
-        self._position, self._stride, self._depth = position, stride, depth
+        self._read, self._next_position = read, next_position
+        self._position, self._depth = position, depth  # of the next read to begin
         self._begun = self._handed = 0  # numbers of the next read to begin, and of the next result to hand over
         self._results: dict[int, tuple[Item | None, Exception | None]] = {}
         self._stopped = False
@@ -59,11 +65,12 @@ class ReadAhead(Generic[Item]):
             thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        while (number := self._begin()) is not None:
+        while (begun := self._begin()) is not None:
+            number, position = begun
             item: Item | None = None
             error: Exception | None = None
             try:
-                item = self._read(self._position + number * self._stride)
+                item = self._read(position)
             except Exception as raised:  # handed to whoever waits for the result
                 error = raised
             with self._changed:
@@ -71,11 +78,12 @@ class ReadAhead(Generic[Item]):
                 self._stopped |= error is not None
                 self._changed.notify_all()
 
-    def _begin(self) -> int | None:
-        """The number of the next read, once there is room for its result; None: there is nothing more to do."""
+    def _begin(self) -> tuple[int, int] | None:
+        """Number and position of the next read, once there is room for its result; None: nothing is left to do."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._begun < self._handed + self._depth)
             if self._stopped:
                 return None
-            self._begun += 1
-            return self._begun - 1
+            number, position = self._begun, self._position
+            self._begun, self._position = number + 1, self._next_position(position)
+            return number, position

@@ -22,14 +22,16 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.base.errors import DataError, MegatrainError
 from megatrain.base.files import open_regular, parse_json
 from megatrain.config import DataSection, Source
 from megatrain.data.folder.locations import is_remote, location, not_installed
 from megatrain.data.folder.npy import parse_npy
 from megatrain.data.loading.batch import Batch, Row, assemble
-from megatrain.data.loading.loader import StepBatches, rank_offsets
+from megatrain.data.loading.loader import StepBatches
 from megatrain.data.loading.read_ahead import ReadAhead
+from megatrain.data.loading.shares import RankShare
 from megatrain.data.ordering.mixture import Mixture, quotas
 from megatrain.data.ordering.permutation import key
 from megatrain.data.text.rows import MAXIMUM_BYTES
@@ -53,23 +55,18 @@ class SequentialLoader:
         data: DataSection,
         tokenizer: Tokenizer,
         *,
-        global_batch_size: int,
+        global_batch_size: int | BatchSizes,
         micro_batch_size: int,
         data_rank: int,
         data_size: int,
         seed: int,
         pin_memory: bool = False,
     ) -> None:
-        offsets = rank_offsets(
-            global_batch_size=global_batch_size,
-            micro_batch_size=micro_batch_size,
-            data_rank=data_rank,
-            data_size=data_size,
+        self._share = RankShare(
+            global_batch_size, micro_batch_size=micro_batch_size, data_rank=data_rank, data_size=data_size
         )
-        self._micro_batches, self._micro_batch_size = offsets.shape
         self._data = data
         self._data_size = data_size
-        self._global_batch_size = global_batch_size
         self._pin_memory = pin_memory
         self._tokenizer = tokenizer
         self._shards = [_shards_of(source, data_rank, data_size) for source in data.train]
@@ -94,9 +91,9 @@ class SequentialLoader:
         started = time.perf_counter()
         if self._reader is None:
             self._rows = self._rows_from(self._position // self._data_size)
-            self._reader = ReadAhead(self._read_step, 0, 1, self._data.prefetch)
+            self._reader = ReadAhead(self._read_step, self._position, self._share.next_position, self._data.prefetch)
         batches = self._reader.next()
-        self._position += self._global_batch_size
+        self._position = self._share.next_position(self._position)
         self.wait_seconds = time.perf_counter() - started
         return batches
 
@@ -129,14 +126,14 @@ class SequentialLoader:
             self._reader.close()
             self._reader = None
 
-    def _read_step(self, step: int) -> StepBatches[Batch]:
+    def _read_step(self, position: int) -> StepBatches[Batch]:
         assert self._rows is not None
         micro_batches = []
-        for _ in range(self._micro_batches):
-            rows = [next(self._rows) for _ in range(self._micro_batch_size)]
+        for of_micro_batch in self._share.offsets(position):
+            rows = [next(self._rows) for _ in of_micro_batch]
             batch = assemble(rows, attend_across_documents=self._data.attend_across_documents)
             micro_batches.append(batch.pin_memory() if self._pin_memory else batch)
-        return StepBatches(tuple(micro_batches), self._global_batch_size * self._data.sequence_length)
+        return StepBatches(tuple(micro_batches), self._share.size(position) * self._data.sequence_length)
 
     def _rows_from(self, first: int) -> Iterator[Row]:
         """This rank's rows, all sources mixed, without the first ones."""

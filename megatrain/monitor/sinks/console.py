@@ -19,6 +19,7 @@ from megatrain.base.progress import Progress
 from megatrain.base.terminal import copyable, is_terminal, printable
 from megatrain.config import PretrainConfig
 from megatrain.config.resolved import ResolvedRun
+from megatrain.config.step_sizes import steps_in_words
 from megatrain.monitor.metric import METRICS
 from megatrain.run.directory import RunDir
 from megatrain.topology import Topology
@@ -75,7 +76,7 @@ class Console:
         done = quantity(progress.samples * self._config.sequence_length)
         self.line(
             f"resume: step {progress.step:,} from {where} ({changed}) · data position {progress.samples:,} samples, "
-            f"{done} tokens · {left:,} steps of {self._config.tokens_per_step:,} to go"
+            f"{done} tokens · {steps_in_words(self._config, progress)} to go"
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -86,13 +87,20 @@ class Console:
             texts[:0] = [f"{of_set}:"]
         seconds = values.get("step_seconds")
         if seconds is not None:
-            texts.append(f"eta {duration((self._total_steps - step) * seconds)}")
+            texts.append(f"eta {duration(self._seconds_left(step, values))}")
         self.line("  ".join((self._at(step), *filter(None, texts))))
         if "data_wait_fraction" in values:
             self._warn_of_data_wait(values["data_wait_fraction"])
         if self._bar and "loss" in values:
             with self._while_read():
                 self._bar.move_to(step, f"loss {values['loss']:.3f}")
+
+    def _seconds_left(self, step: int, values: Mapping[str, float]) -> float:
+        if not self._config.training.batch_size_warmup:
+            return (self._total_steps - step) * values["step_seconds"]
+        length = self._config.sequence_length
+        samples = self._config.samples_left(Progress(step, round(values["tokens"]) // length))
+        return samples * length / values["tokens_per_second"]
 
     def checkpoint(self, step: int, folder: Path, *, seconds: float, size_bytes: int) -> None:
         self.line(f"{self._at(step)}  saved {self._within_run(folder)} ({gib(size_bytes)} in {seconds:.1f}s)")
@@ -238,7 +246,7 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     second = (
         f"{quantity(config.model.parameters)} parameters{_trained(config)}",
         _length_left(config) if goes_on else _length(config),
-        *_predictions(plan, None if goes_on else config.total_steps, unit),
+        *_predictions(plan, None if goes_on else config, unit),
     )
     return [" · ".join(filter(None, first)), " · ".join(second)]
 
@@ -248,24 +256,36 @@ def _trained(config: ResolvedRun) -> str:
 
 
 def _length(config: ResolvedRun) -> str:
-    tokens = config.total_steps * config.tokens_per_step
+    tokens = config.samples_left(Progress()) * config.sequence_length
     unit = "tokens" if isinstance(config, PretrainConfig) else "tokens (padding counted)"
-    return f"{quantity(tokens)} {unit} = {config.total_steps:,} steps of {config.tokens_per_step:,}"
+    return f"{quantity(tokens)} {unit} = {steps_in_words(config)}"
 
 
 def _length_left(config: ResolvedRun) -> str:
     """Of a run whose steps so far may have had another size."""
     training = config.training
     length = f"{quantity(training.tokens)} tokens" if training.tokens is not None else f"{training.steps:,} steps"
-    return f"{length}, from here on in steps of {config.tokens_per_step:,} tokens"
+    upto = "up to " if training.batch_size_warmup else ""
+    return f"{length}, from here on in steps of {upto}{config.tokens_per_step:,} tokens"
 
 
-def _predictions(plan: Mapping[str, Any], steps: int | None, unit: str) -> list[str]:
+def _predictions(plan: Mapping[str, Any], config: ResolvedRun | None, unit: str) -> list[str]:
     said = []
     memory = plan.get("memory_bytes")
     if isinstance(memory, Mapping) and "total" in memory:
         said.append(f"planned {gib(memory['total'])} per {unit}")
     if plan.get("mfu") and plan.get("step_seconds"):
-        takes = f", {duration(plan['step_seconds'] * steps)}" if steps is not None else ""
+        takes = f", {duration(_seconds(plan, config))}" if config is not None else ""
         said.append(f"planned {plan['mfu']:.0%} MFU{takes}")
     return said
+
+
+def _seconds(plan: Mapping[str, Any], config: ResolvedRun) -> float:
+    """That all steps are planned to take."""
+    of_size = {stage["global_batch_size"]: stage["step_seconds"] for stage in plan.get("batch_size_warmup", ())}
+    left, total = config.total_steps, 0.0
+    for _, size, there in config.training.batch_sizes.stretches(0):
+        steps = left if there is None else min(left, there)
+        total += steps * of_size.get(size, plan["step_seconds"])
+        left -= steps
+    return total

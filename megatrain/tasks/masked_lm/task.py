@@ -33,7 +33,7 @@ class MaskedLM(Task[Batch]):
         training = self._config.training
         return TrainLoader(
             self._config.data,
-            global_batch_size=training.global_batch_size,
+            global_batch_size=training.batch_sizes,
             micro_batch_size=training.micro_batch_size,
             data_rank=share.rank,
             data_size=share.size,

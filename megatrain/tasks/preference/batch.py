@@ -69,10 +69,10 @@ class PreferenceLoader(ExampleLoader):
         self.expected: str | None = None  # the reference of the checkpoint that was loaded
 
     def next(self) -> StepBatches[Batch]:
-        chosen = self._advance()
+        chosen, mine = self._advance()
         micro_batches = tuple(
-            preference_batch([self._rows[chosen[i]] for i in mine], [self._reference[chosen[i]] for i in mine])
-            for mine in self._mine.tolist()
+            preference_batch([self._rows[chosen[i]] for i in one], [self._reference[chosen[i]] for i in one])
+            for one in mine
         )
         return StepBatches(micro_batches, sum(pairs_of(self._rows[number]) for number in chosen))
 

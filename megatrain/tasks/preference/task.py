@@ -68,7 +68,7 @@ class Preference(ExampleTask):
         self._loader = PreferenceLoader(
             self._training.rows,
             self._references[0],
-            global_batch_size=self._config.training.global_batch_size,
+            global_batch_size=self._config.training.batch_sizes,
             micro_batch_size=self._config.training.micro_batch_size,
             data_rank=share.rank,
             data_size=share.size,

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.data.examples.loader import ExampleEvaluation, ExampleLoader
 from megatrain.data.examples.packing import pack
@@ -41,6 +42,14 @@ def stream(rows, steps, size=1, micro=1, **options):
 @pytest.mark.parametrize(("size", "micro"), [(1, 8), (2, 1), (2, 4), (4, 1), (4, 2), (8, 1)])
 def test_the_stream_is_the_same_for_any_number_of_ranks(rows, size, micro) -> None:
     assert stream(rows, 6, size, micro) == stream(rows, 6)
+
+
+@pytest.mark.parametrize(("size", "micro"), [(1, 1), (1, 4), (2, 2), (4, 1)])
+def test_a_batch_size_that_grows_leaves_the_stream_as_it_is(rows, size, micro) -> None:
+    steps = stream(rows, 5, size, micro, global_batch=BatchSizes(8, ((9, 4),)))
+    assert [len(step) for step in steps] == [4, 4, 4, 8, 8]
+    expected = [token for step in stream(rows, 4) for token in step]
+    assert [token for step in steps for token in step] == expected[:28]
 
 
 def test_an_epoch_visits_each_row_once_in_another_order(rows) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from megatrain.base.batch_sizes import BatchSizes
 from megatrain.base.errors import ConfigError, DataError
 from megatrain.config import PhaseSection, QuarantinedBlock, ShuffleSection, Source
+from megatrain.config.data import ReadingSection
 from megatrain.data.loading.loader import TrainLoader
 from megatrain.data.loading.shards import PreparedData
 from megatrain.data.text.tokenizer import train_tokenizer
@@ -57,6 +59,26 @@ def test_elastic_resume_twice_on_other_ranks_and_batches_is_exact(make_loader):
     assert torch.equal(torch.cat([first, second, third]), whole)
     sizes = [PreparedData(source.path).manifest.rows(64) for source in last._data.train]
     assert all(given > size for given, size in zip(last.samples_per_source(), sizes, strict=True))
+
+
+def test_a_batch_size_that_grows_leaves_the_stream_as_it_is(make_loader):
+    """Steps of 4 samples until sample 10, of 8 until 30, then of 16; read ahead by three threads."""
+    sizes = BatchSizes(16, ((10, 4), (30, 8)))
+    options = {"global_batch_size": sizes, "micro_batch_size": 1, "reading": ReadingSection(threads=3), "prefetch": 4}
+    expected, _ = stream(make_loader, 8)
+    for ranks in (1, 2, 4):
+        first, state = stream(make_loader, 4, ranks=ranks, **options)
+        assert state["position"] == 3 * 4 + 8
+        second, state = stream(make_loader, 3, ranks=4 // ranks, position=state, **options)
+        assert state["position"] == 20 + 8 + 8 + 16
+        assert torch.equal(torch.cat([first, second]), expected[:52])
+    loader = make_loader(**options)
+    assert [len(loader.next().micro_batches) for _ in range(7)] == [4, 4, 4, 8, 8, 8, 16]
+
+
+def test_each_batch_of_a_warmup_must_be_shared_out(make_loader):
+    with pytest.raises(ConfigError, match="6: must be a multiple of micro_batch_size x data-parallel ranks = 2 x 2"):
+        make_loader(global_batch_size=BatchSizes(8, ((10, 6),)), micro_batch_size=2, data_size=2)
 
 
 def test_only_what_was_consumed_counts(make_loader):

@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from megatrain.data.loading.loader import rank_offsets
+from megatrain.data.loading.shares import rank_offsets
 from megatrain.data.ordering.mixture import quotas
 from megatrain.data.ordering.order import ORDER_VERSION, Order, Phase, Quarantined, ShuffleRule, SourceSize
 

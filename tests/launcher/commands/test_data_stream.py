@@ -158,3 +158,13 @@ def test_hidden_tokens_of_masked_language_modelling() -> None:
     labels = [piece for piece in hidden.pieces if piece.label is not None]
     assert len(labels) == hidden.targets
     assert sum(piece.tokens for piece in hidden.pieces) == len(hidden.token_ids)
+
+
+def test_ranks_share_each_batch_of_a_warmup():
+    warmup = "training.batch_size_warmup=[{until_sample: 10, global_batch_size: 4}]"
+    assert [sample["position"] for sample in samples("--step", 3, warmup)] == [8, 9, 10, 11]
+    assert [sample["position"] for sample in samples("--step", 4, warmup)] == list(range(12, 36))
+    got = samples("--count", 36, "--ranks", 2, warmup)
+    assert [sample["rank"] for sample in got] == 9 * [0, 0, 1, 1]
+    mine = samples("--start", 9, "--count", 5, "--ranks", 2, "--rank", 1, warmup)
+    assert [sample["position"] for sample in mine] == [10, 11]

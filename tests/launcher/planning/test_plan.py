@@ -6,6 +6,8 @@ from launcher.installation import shipped
 from launcher.planning.hardware import load_hardware
 from launcher.planning.memory import USABLE
 from launcher.planning.plan import make_plan, resolve
+from launcher.planning.plan_result import NothingFitsError
+from launcher.planning.run_time import run_seconds
 from megatrain.base.errors import ConfigError, DataError, PreflightError
 from megatrain.config.file import dump_config, load_config, parse_config
 
@@ -67,6 +69,44 @@ def test_batch_arithmetic_holds_for_every_candidate(tiny):
 )
 def test_a_refused_layout_says_why(tiny, overrides, reason):
     assert reason in reasons(make_plan(tiny(*overrides)))
+
+
+WARMUP = (
+    "training.batch_size_warmup=[{until_sample: 50, global_batch_size: 8}, {until_sample: 150, global_batch_size: 12}]"
+)
+
+
+def test_every_batch_of_a_warmup_is_whole_micro_batches(tiny):
+    config = tiny("cluster.gpus_per_node=2", "training.global_batch_size=24", WARMUP)
+    report = make_plan(config)
+    assert {plan.micro_batch_size for plan in report.candidates} <= {1, 2, 4}
+    chosen = report.chosen
+    assert [step.global_batch_size for step in chosen.warmup] == [8, 12]
+    for step in chosen.warmup:
+        assert (
+            step.gradient_accumulation_steps * chosen.micro_batch_size * chosen.data_parallel == step.global_batch_size
+        )
+        assert step.step_seconds < chosen.step_seconds
+    assert [stage["global_batch_size"] for stage in chosen.to_json()["batch_size_warmup"]] == [8, 12]
+    steps = 7 * chosen.seconds_of(8) + 8 * chosen.seconds_of(12) + (config.total_steps - 15) * chosen.step_seconds
+    assert run_seconds(config, chosen) == pytest.approx(steps), "56 samples in steps of 8, 96 in steps of 12"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["cluster.gpus_per_node=8", "parallel.tensor_parallel=1"], "8 data-parallel ranks do not divide"),
+        (
+            ["cluster.gpus_per_node=4", "parallel.tensor_parallel=1", "training.micro_batch_size=2"],
+            "does not divide the 3",
+        ),
+    ],
+)
+def test_a_batch_of_a_warmup_that_cannot_be_shared_out_is_named_with_a_fix(tiny, overrides, said):
+    with pytest.raises(NothingFitsError) as raised:
+        make_plan(tiny(*overrides, "training.global_batch_size=24", WARMUP))
+    assert said in str(raised.value)
+    assert "training.batch_size_warmup.1.global_batch_size (12); take 16" in str(raised.value)
 
 
 def test_tensor_parallelism_stays_inside_a_node(tiny):

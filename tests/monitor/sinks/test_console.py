@@ -7,6 +7,7 @@ import pytest
 
 from megatrain.base.progress import Progress
 from megatrain.config import PretrainConfig, TrainingSection
+from megatrain.config.batch_size_warmup import BatchSizeStage
 from megatrain.model.families.bert.section import BertSection
 from megatrain.monitor.sinks.console import Console
 from megatrain.run.directory import RunDir
@@ -209,3 +210,18 @@ def read_all(descriptor: int) -> str:
             pieces.append(piece)
     os.close(descriptor)
     return b"".join(pieces).decode()
+
+
+def test_a_warmup_of_the_batch_size_is_told(config, run, stream):
+    stages = [{"until_sample": 65_536, "global_batch_size": 64}, {"until_sample": 131_072, "global_batch_size": 128}]
+    training = config.training.model_copy(update={"batch_size_warmup": [BatchSizeStage(**stage) for stage in stages]})
+    console = Console(config.model_copy(update={"training": training}), run, rank=0, world_size=64, stream=stream)
+    seconds = [{"global_batch_size": 64, "step_seconds": 1.0}, {"global_batch_size": 128, "step_seconds": 2.0}]
+    console.header({"mfu": 0.46, "step_seconds": 4.0, "batch_size_warmup": seconds})
+    # 1,024 steps of 64, 512 of 128, and 4,257 of 256: 1,024 + 1,024 + 17,028 s
+    assert "2.50B tokens = 5,793 steps of 131,072 to 524,288 · planned 46% MFU, 5h17m" in stream.getvalue()
+    console.resumed(Progress(1000, 64_000), run.step(1000), saved_ranks=64, saved_layout="a", layout="a")
+    assert "4,793 steps of 131,072 to 524,288 to go" in stream.getvalue()
+    left = config.training.tokens - 64_000 * 2048
+    console.write(1000, {"step_seconds": 1.0, "tokens": 64_000 * 2048, "tokens_per_second": left / 7200})
+    assert "eta 2h00m" in stream.getvalue()
