@@ -3,6 +3,8 @@
 import pytest
 
 from launcher.planning.legality import RULES, Run, first_violation
+from megatrain.model.architecture import FAMILIES
+from megatrain.model.families.transformers.section import TransformersSection
 from megatrain.topology import Topology
 from tests.launcher.shapes import MODEL
 
@@ -17,12 +19,25 @@ LEGAL = {
 }
 
 
+ANY_OTHER = TransformersSection(configuration={"model_type": "opt"})
+
+
 def run(**changes):
     facts = {"model": MODEL, "world_size": 8, "ranks_per_node": 8, "global_batch_size": 16, "sequence_lengths": (128,)}
     return Run(**(facts | changes))
 
 
 BROKEN = {  # rule: the run, the choice, the reason
+    "whole model": (
+        run(model=ANY_OTHER),
+        {"tensor_parallel": 2},
+        f"tensor_parallel=2: {FAMILIES.get('transformers').whole}",
+    ),
+    "whole sequences": (
+        run(model=ANY_OTHER),
+        {"context_parallel": 2},
+        f"context_parallel=2: {FAMILIES.get('transformers').whole}",
+    ),
     "ranks": (run(world_size=7), {"tensor_parallel": 2}, "tensor_parallel=2 does not divide 7 ranks"),
     "slices": (run(), {"tensor_parallel": 8}, "tensor_parallel=8 does not divide 4 key-value heads"),
     "node": (run(ranks_per_node=2), {"tensor_parallel": 4}, "tensor_parallel=4 reaches beyond a node of 2 ranks"),
