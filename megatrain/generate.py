@@ -14,6 +14,7 @@ from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.prompts import Ending, Prompts
 from megatrain.generation.sampling import Sampling
 from megatrain.huggingface.merged import read_merged_model
+from megatrain.model.architecture import FAMILIES
 from megatrain.run.directory import locate
 from megatrain.run.inputs import load_run
 from megatrain.tasks.sft.section import SFTSection
@@ -87,6 +88,11 @@ class Writer:
                 f"{run}: task.name: {self._config.task.name}: is a classifier, and continues no text; "
                 "`megatrain predict` tells what it says of texts"
             )
+        if FAMILIES.get(section.family).whole:
+            rule = (
+                f"has attention without megatrain's key-value cache: `megatrain export {run}`, and generate from that"
+            )
+            raise ConfigError(f"{run}: model.family: {section.family}: {rule}")
         if not section.is_causal:
             raise ConfigError(f"{run}: model.family: {section.family}: is an encoder, and continues no text")
         self._tokenizer = Tokenizer.load(self._config.tokenizer.path)

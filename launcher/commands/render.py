@@ -16,6 +16,10 @@ from megatrain.config import Config, FinetuneConfig
 from megatrain.config.step_sizes import steps_in_words
 
 SHOWN_CANDIDATES = 5
+_ROUGH = (
+    "planned roughly: the model is transformers' own code, of which only sizes are known. Leave memory free, and "
+    "look at what a short run takes."
+)
 
 
 def headline(config: Config, plan: Plan) -> str:
@@ -53,6 +57,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
     lines = [
         headline(config, chosen),
         *_examples(config),
+        *([_ROUGH] if config.model is not None and config.model.plan_is_rough else []),
         "",
         f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB per rank, "
         f"at the peak ({chosen.memory.peak}): {_parts(memory)} ({_parts(other)})",

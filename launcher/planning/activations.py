@@ -103,8 +103,10 @@ def activation_bytes(
     vocabulary = model.head_rows / t
     fused_head = compiled and device != "cpu"
     chunk = min(COMPILED_HEAD_CHUNK_TOKENS if fused_head else HEAD_CHUNK_TOKENS, T)
-    weight = vocabulary * h if head_is_trained(model) else 0.0
     per_logit = 2 * c if fused_head else 4 + (c if c == 2 else 0)
+    if model.makes_all_logits:
+        chunk, per_logit = T, 8 + c
+    weight = vocabulary * h if head_is_trained(model) else 0.0
     logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
     # around the blocks: what norms keep, and what a matrix of the head takes and gives
     outside = shape.outer_norms * width.norm + 2 * shape.outer_matrices * width.stream

@@ -38,7 +38,7 @@ def assume(config: Config, file: Path) -> tuple[Config, list[str]]:
 
 
 def _model(config: PretrainConfig) -> tuple[ModelSection, list[str]]:
-    if config.model.vocab_size != AUTO or _vocabulary_is_there(config):
+    if config.model.vocab_size != AUTO or config.model.names_vocabulary or _vocabulary_is_there(config):
         return config.model, []
     return config.model.model_copy(update={"vocab_size": VOCABULARY}), [_VOCABULARY_SENTENCE]
 

@@ -59,6 +59,14 @@ def _ranks(run: Run, choice: Choice) -> str | None:
     return f"tensor_parallel={tensor} does not divide {run.world_size} ranks" if run.world_size % tensor else None
 
 
+def _whole_model(run: Run, choice: Choice) -> str | None:
+    why = FAMILIES.get(run.model.family).whole
+    for name in ("tensor_parallel", "context_parallel"):
+        if why and choice.get(name, 1) > 1:
+            return f"{name}={choice[name]}: {why}"
+    return None
+
+
 def _slices(run: Run, choice: Choice) -> str | None:
     tensor = choice["tensor_parallel"]
     vocabulary = Divisible(number=run.model.padded_vocab_size, field="vocab_size")
@@ -182,6 +190,8 @@ def _offload_needs_zero(run: Run, choice: Choice) -> str | None:
 
 
 RULES = (
+    Rule("whole model", ("tensor_parallel",), _whole_model, "megatrain/model/families/transformers/rules.py"),
+    Rule("whole sequences", ("context_parallel",), _whole_model, "megatrain/model/families/transformers/rules.py"),
     Rule("ranks", ("tensor_parallel",), _ranks, "megatrain/topology.py"),
     Rule(
         "slices", ("tensor_parallel",), _slices, "whole heads and equal slices; megatrain/parallel/tensor_parallel.py"

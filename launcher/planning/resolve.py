@@ -1,6 +1,7 @@
 """What a configuration takes from other files: the vocabulary from the data, a fine-tuning's model from its base."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ from megatrain.base.errors import ConfigError, DataError, MegatrainError
 from megatrain.base.registry import load_object
 from megatrain.config import AUTO, Config, FinetuneConfig, ModelSection, PretrainConfig, TokenizerSection
 from megatrain.config.file import load_own_config
+from megatrain.config.rules import task_issues
 from megatrain.config.trained import base_issues
 from megatrain.data.folder.manifest import TOKENIZER, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.huggingface.config_json import is_pretrained, read_pretrained
+from megatrain.model.architecture import FAMILIES
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import base_run, load_run, own_tokenizer
 from megatrain.tasks.registry import TASKS, TaskSection
@@ -34,9 +37,13 @@ def complete_model(config: Config) -> Config:
     config = with_precision(config)
     if isinstance(config, FinetuneConfig):
         return _with_base(config)
-    if config.model.vocab_size != AUTO:
-        return config
-    return config.model_copy(update={"model": _with_vocabulary(config.model, _vocabulary(config))})
+    model = config.model
+    if model.vocab_size == AUTO and not model.names_vocabulary:
+        model = _with_vocabulary(model, _vocabulary(config))
+    if (complete := FAMILIES.get(model.family).complete) is not None:
+        model = complete(model, from_seed=True)
+        _refuse_issues(task_issues(config, model))
+    return config if model is config.model else config.model_copy(update={"model": model})
 
 
 def complete_section(config: Config) -> ModelSection:
@@ -182,13 +189,21 @@ def _with_base(config: FinetuneConfig) -> FinetuneConfig:
             }
         ),
     }
-    if wrong := list(base_issues(config, found["model"])):
-        raise ConfigError("\n".join(f"{field}: {_shown(value)}{rule}. {fix}" for field, value, rule, fix in wrong))
+    family = FAMILIES.get(found["model"].family)
+    if family.complete is not None:
+        found["model"] = family.complete(found["model"], from_seed=False)
+        _refuse_issues(family.run_issues(config, found["model"]))
+    _refuse_issues(base_issues(config, found["model"]))
     if found["model"].vocab_size == AUTO:
         found["model"] = _with_vocabulary(
             found["model"], tokenizer_vocabulary(tokenizer_path(config) or found["tokenizer"].path)
         )
     return _with_length(config.model_copy(update={**found, "finetune": finetune}))
+
+
+def _refuse_issues(issues: Iterable[tuple[str, Any, str, str]]) -> None:
+    if wrong := list(issues):
+        raise ConfigError("\n".join(f"{field}: {_shown(value)}{rule}. {fix}" for field, value, rule, fix in wrong))
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from megatrain.model.architecture import ModelSection, rows
-from megatrain.model.parameter_row import EMBEDDING, ParameterRow
+from megatrain.model.parameter_row import ParameterRow
 
 
 @lru_cache(256)
@@ -34,12 +34,13 @@ def trained_layers(model: ModelSection) -> int:
 @lru_cache(256)
 def trained_embedding(model: ModelSection, tensor_parallel: int) -> float:
     """Of the tokens' embedding: nothing where it is frozen."""
-    return _elements((row for row in rows(model) if row.trained and row.name == EMBEDDING), tensor_parallel)
+    return _elements((row for row in rows(model) if row.trained and row.name == model.outer_names[0]), tensor_parallel)
 
 
 @lru_cache(256)
 def head_is_trained(model: ModelSection) -> bool:
-    name = EMBEDDING if model.ties_head else "head.weight"
+    embedding, head = model.outer_names
+    name = embedding if model.ties_head else head
     return any(row.trained for row in rows(model) if row.name == name)
 
 

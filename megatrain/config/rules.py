@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from megatrain.base.arithmetic import nearest_divisor
 from megatrain.base.progress import Progress
-from megatrain.config import Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
+from megatrain.config import AUTO, Config, DataSection, FinetuneConfig, ModelSection, ParallelSection, PretrainConfig
 from megatrain.config.batch_size_warmup import warmup_stage_issues
 from megatrain.config.evaluation import REPORTED_AS
 from megatrain.config.regularization import regularization_issues
@@ -91,7 +91,7 @@ def task_issues(config: Config, model: ModelSection) -> Iterator[ConfigIssue]:
     if model.num_labels is not None and isinstance(model.vocab_size, int) and not has_class_head(model):
         rule = "has no head of classes: its parameter table has no head.weight of model.padded_labels rows"
         yield ConfigIssue("model.family", model.family, rule, "Take a base of another family, or give it one.")
-    for field, value, rule, fix in spec.issues(config):
+    for field, value, rule, fix in (*spec.issues(config), *FAMILIES.get(model.family).run_issues(config, model)):
         yield ConfigIssue(field, value, rule, fix)
     if model.mup is not None and not OPTIMIZERS.get(config.optimizer.name).has_mup_rates:
         known = ", ".join(name for name, optimizer in OPTIMIZERS if optimizer.has_mup_rates)
@@ -159,6 +159,11 @@ def validate_model(model: ModelSection, parallel: ParallelSection) -> Iterator[C
         yield ConfigIssue("model.mup", model.mup.model_dump(), rule, f"Families that do: {fitting}.")
     tensor, context = parallel.tensor_parallel, parallel.context_parallel
     heads = model.key_value_heads
+    if family.whole:
+        for name, size in (("tensor_parallel", tensor), ("context_parallel", context)):
+            if size not in (AUTO, 1):
+                yield ConfigIssue(f"parallel.{name}", size, family.whole, "Set it to 1: ZeRO-3 divides any weights.")
+        return
     if isinstance(tensor, int):
         broken = next((one for one in family.divisible(model) if one.number % tensor), None)
         if broken is not None:

@@ -10,7 +10,7 @@ from megatrain.base.errors import ConfigError
 from megatrain.base.files import read_model
 from megatrain.config import ParallelSection
 from megatrain.config.rules import validate_model
-from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.architecture import ANY_MODEL_TYPE, FAMILIES, ModelSection
 from megatrain.model.huggingface_config import CONFIG_LIMIT, Part
 
 CONFIG = "config.json"
@@ -45,7 +45,7 @@ def read_pretrained(path: Path) -> tuple[ModelSection, int]:
     found = read_model(file, _Any, error=ConfigError, limit=CONFIG_LIMIT)
     readers = {name: family.read_huggingface_config for _, family in FAMILIES for name in family.model_types}
     name = found.model_type
-    reader = readers.get(name) if isinstance(name, str) else None
+    reader = readers.get(name, readers.get(ANY_MODEL_TYPE)) if isinstance(name, str) else None
     if reader is None:
         text = f"is {name!r:.60}; megatrain reads {', '.join(map(repr, readers))}. Take a model of these."
         raise ConfigError(f"{file}: model_type: {text}")

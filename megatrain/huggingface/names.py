@@ -139,7 +139,8 @@ def recognised(
     family = FAMILIES.get(config.family)
     prefix, is_bare = _prefix(config), _is_bare(found, config)
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (_COMPUTED, *family.huggingface_ignored)))
-    copies = set(family.huggingface_tied if config.tie_word_embeddings else ())
+    tied = family.huggingface_tied
+    copies = set((tied(config) if callable(tied) else tied) if config.tie_word_embeddings else ())
     if config.num_labels is not None:
         copies = copies | wholes(_language_model(config)).keys()
         for kind in ("sequence", "token", "span"):

@@ -22,6 +22,7 @@ from megatrain.model.parameter_row import CLASS_HEAD, EMBEDDING, Kind, Parameter
 from megatrain.model.trained import top_layers, with_adapter
 from megatrain.model.window import CAUSAL, Window, positions_seen
 
+ANY_MODEL_TYPE = "*"  # of `transformers`, that no other family reads
 LABELS_MULTIPLE = 192  # rows of a class head: 1, 2, 3, 4, 6, 8, 12, 16, … tensor-parallel ranks divide them alike
 
 
@@ -52,6 +53,7 @@ class ModelSection(Section):
     """What every family's `model:` section has. The planner's formulas ask for the properties."""
 
     is_causal: ClassVar[bool] = True  # no position sees a later one: a decoder, else an encoder
+    plan_is_rough: ClassVar[bool] = False  # it is somebody else's code, of which the planner knows the sizes only
     norm: ClassVar[Literal["rms", "fp32 rms", "layer"]] = "rms"  # torch's, in fp32 whatever the dtype, or LayerNorm
 
     family: str = "llama"
@@ -116,6 +118,21 @@ class ModelSection(Section):
     def token_types(self) -> int:
         """Of texts of an example that it tells apart; its forward takes `token_types_BS` where that is more than 1."""
         return 1
+
+    @property
+    def outer_names(self) -> tuple[str, str]:
+        """In the table: of the tokens' embedding, and of the head's matrix where it has one of its own."""
+        return EMBEDDING, CLASS_HEAD[0]
+
+    @property
+    def names_vocabulary(self) -> bool:
+        """Whether a file that it names says how many ids there are, while `vocab_size` is "auto"."""
+        return False
+
+    @property
+    def makes_all_logits(self) -> bool:
+        """Whether its loss needs the logits of a whole micro-batch, and their gradient."""
+        return False
 
     @property
     def window_counts(self) -> Mapping[Window, int]:
@@ -203,10 +220,13 @@ class ModelFamily:
         divisible: what tensor parallelism has to divide.
         residual: patterns of the modules whose output is added to the residual stream, re.fullmatch: dropout is theirs.
         issues: rules between the fields of a section: (field, value, rule, fix).
+        whole: why no two ranks can share a model or a sequence, so that there is ZeRO only; "": they can.
+        run_issues: rules between a section and the run around it: (run, section) -> (field, value, rule, fix).
+        complete: (section, from_seed=…) -> a section with all that the launcher finds by itself; None: it has it.
         has_mup: whether its module multiplies by what model/mup.py says, so that a section may have `mup`.
         resized: a section of so many attention heads, shaped as the family is; for "the largest that fits".
         huggingface_config: what `transformers` calls its sizes, for config.json; None: it cannot be exported.
-        model_types: of `transformers`, that are read as this family.
+        model_types: of `transformers`, that are read as this family; ANY_MODEL_TYPE: all that no other family reads.
         read_huggingface_config: (config.json, its model type) -> a section, and the longest sequence that the model was
             made for, in tokens; raises ConfigError.
         huggingface_prefix: what names of the bare model, without its head, begin with in `transformers`, and files may
@@ -218,7 +238,8 @@ class ModelFamily:
         huggingface_renamed: endings of names in old files, and what they are now.
         huggingface_exported: (section, name of a tensor) -> its name in a class of `transformers` that prefixes its
             bare model otherwise than the others do; read under either name.
-        huggingface_tied: names of copies that files may hold where word embeddings are tied.
+        huggingface_tied: names of copies that files may hold where word embeddings are tied; or a function of the
+            section.
     """
 
     section: type[ModelSection]
@@ -228,6 +249,9 @@ class ModelFamily:
     divisible: Callable[[Any], tuple[Divisible, ...]]
     residual: tuple[str, ...] = ()
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda section: iter(())
+    whole: str = ""
+    run_issues: Callable[[Any, Any], Iterator[tuple[str, Any, str, str]]] = lambda config, section: iter(())
+    complete: Callable[..., ModelSection] | None = None
     has_mup: bool = False
     resized: Callable[[Any, int], ModelSection] | None = None
     huggingface_config: Callable[[Any], dict[str, Any]] | None = None
@@ -238,7 +262,7 @@ class ModelFamily:
     huggingface_ignored: tuple[str, ...] = ()
     huggingface_renamed: Mapping[str, str] = field(default_factory=dict)
     huggingface_exported: Callable[[Any, str], str] = lambda section, name: name
-    huggingface_tied: tuple[str, ...] = ("lm_head.weight",)
+    huggingface_tied: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("lm_head.weight",)
 
 
 FAMILIES: Registry[ModelFamily] = Registry("model family")
@@ -289,13 +313,25 @@ def row_of(section: ModelSection, name: str) -> ParameterRow:
     Raises:
         KeyError: the model has none of this name.
     """
-    parts = name.split(".")
-    layer = next((int(part) for part in parts if part.isdecimal()), None)
-    template = ".".join("{}" if part.isdecimal() else part for part in parts)
-    for row in rows(section):
-        if row.name == template and (row.layers is None or layer in row.layers):
-            return row.of_layer(layer)
+    table, parts = _rows_by_name(section), name.split(".")
+    for row in table.get(name, ()):
+        if row.layers is None:
+            return row
+    for place, part in enumerate(parts):  # the number of the layer; somebody else's names may have others
+        if not part.isdecimal():
+            continue
+        for row in table.get(".".join((*parts[:place], "{}", *parts[place + 1 :])), ()):
+            if row.layers is not None and int(part) in row.layers:
+                return row.of_layer(int(part))
     raise KeyError(name)
+
+
+@lru_cache(64)
+def _rows_by_name(section: ModelSection) -> Mapping[str, list[ParameterRow]]:
+    table: dict[str, list[ParameterRow]] = {}
+    for row in rows(section):
+        table.setdefault(row.name, []).append(row)
+    return table
 
 
 @lru_cache(64)
@@ -312,5 +348,5 @@ def _flops(row: ParameterRow, first: int) -> float:
 
 
 def _is_multiplied(row: ParameterRow, section: ModelSection) -> bool:
-    is_tied = row.name == EMBEDDING and section.ties_head
+    is_tied = section.ties_head and row.name == section.outer_names[0]
     return len(row.shape) >= 2 and (row.kind is not Kind.EMBEDDING or is_tied)

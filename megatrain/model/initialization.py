@@ -99,3 +99,6 @@ def materialize(
                 placed(full_name, real)
                 made[id(meta)] = real
             module._parameters[name] = made[id(meta)]
+        for name, buffer in module._buffers.items():  # of somebody else's module, made with its values
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)

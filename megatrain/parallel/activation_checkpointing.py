@@ -50,8 +50,8 @@ def apply_activation_checkpointing(model: nn.Module, mode: Mode, blocks: int | N
 
 
 def _recomputed(forward: Callable[..., Tensor], options: dict[str, Any]) -> Callable[..., Tensor]:
-    def recomputed(*inputs: Any) -> Tensor:
-        out: Tensor = checkpoint(forward, *inputs, **options)
+    def recomputed(*inputs: Any, **named: Any) -> Tensor:
+        out: Tensor = checkpoint(forward, *inputs, **named, **options)
         return out
 
     return recomputed

@@ -25,11 +25,12 @@ def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "induct
 
 
 def _for_any_documents(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's last input is `cu_seqlens`, or None."""
+    """A block's last input is `cu_seqlens`, or None; somebody else's block has them where a mask would be."""
 
-    def forward(*inputs: Any) -> Tensor:
-        if isinstance(inputs[-1], Tensor) and inputs[-1].dtype == torch.int32:
-            torch._dynamo.mark_dynamic(inputs[-1], 0)
-        return compiled(*inputs)
+    def forward(*inputs: Any, **named: Any) -> Tensor:
+        bounds = inputs[-1] if inputs and not named else named.get("attention_mask")
+        if isinstance(bounds, Tensor) and bounds.dtype == torch.int32:
+            torch._dynamo.mark_dynamic(bounds, bounds.ndim - 1)
+        return compiled(*inputs, **named)
 
     return forward

@@ -49,7 +49,7 @@ def case(family: str, layout: Layout) -> Any:
 
 
 def test_every_family_is_here() -> None:
-    assert set(SECTIONS) == set(FAMILIES.names())
+    assert set(SECTIONS) == set(FAMILIES.names()) - {"transformers"}  # test_transformers.py
 
 
 def trained(family: str, layout: Layout, steps: int) -> list[tuple[float, float]]:

@@ -86,7 +86,7 @@ RANDOM = {"bert": a_bert, "gemma3": a_gemma3, "gpt": a_gpt, "llama": a_llama, "m
 
 
 def test_every_family_is_held_to_its_table() -> None:
-    assert set(FAMILIES.names()) == set(RANDOM)
+    assert set(FAMILIES.names()) - {"transformers"} == set(RANDOM)  # test_transformers.py
 
 
 @pytest.mark.parametrize("num_labels", [None, 3, 500])

@@ -1,5 +1,5 @@
 """Families of architectures, a package each. To add one, import it here."""
 
-from megatrain.model.families import bert, gemma3, gpt, llama, modernbert
+from megatrain.model.families import bert, gemma3, gpt, llama, modernbert, transformers
 
-__all__ = ["bert", "gemma3", "gpt", "llama", "modernbert"]
+__all__ = ["bert", "gemma3", "gpt", "llama", "modernbert", "transformers"]

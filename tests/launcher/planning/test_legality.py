@@ -4,6 +4,8 @@ import pytest
 
 from launcher.planning.legality import RULES, Run, first_violation
 from megatrain.base.batch_sizes import BatchSizes
+from megatrain.model.architecture import FAMILIES
+from megatrain.model.families.transformers.section import TransformersSection
 from megatrain.topology import Topology
 from tests.launcher.shapes import MODEL
 
@@ -18,6 +20,9 @@ LEGAL = {
 }
 
 
+ANY_OTHER = TransformersSection(configuration={"model_type": "opt"})
+
+
 def run(**changes):
     facts = {
         "model": MODEL,
@@ -30,6 +35,16 @@ def run(**changes):
 
 
 BROKEN = {  # rule: the run, the choice, the reason
+    "whole model": (
+        run(model=ANY_OTHER),
+        {"tensor_parallel": 2},
+        f"tensor_parallel=2: {FAMILIES.get('transformers').whole}",
+    ),
+    "whole sequences": (
+        run(model=ANY_OTHER),
+        {"context_parallel": 2},
+        f"context_parallel=2: {FAMILIES.get('transformers').whole}",
+    ),
     "ranks": (run(world_size=7), {"tensor_parallel": 2}, "tensor_parallel=2 does not divide 7 ranks"),
     "slices": (run(), {"tensor_parallel": 8}, "tensor_parallel=8 does not divide 4 key-value heads"),
     "node": (run(ranks_per_node=2), {"tensor_parallel": 4}, "tensor_parallel=4 reaches beyond a node of 2 ranks"),
