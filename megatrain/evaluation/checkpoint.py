@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from megatrain.base.errors import ConfigError
 from megatrain.base.registry import load_object
 from megatrain.checkpoint.manifest import find_checkpoint
-from megatrain.checkpoint.read import read_model
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Source
 from megatrain.config.resolved import ResolvedFinetune, ResolvedPretrain, ResolvedRun
@@ -25,6 +24,7 @@ from megatrain.evaluation.generated import ResponseEvaluation
 from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.sampling import Sampling
 from megatrain.hardware.device import device_type
+from megatrain.huggingface.merged import read_merged_model
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run
 from megatrain.tasks.base import DataShare, Task
@@ -77,7 +77,7 @@ class OpenCheckpoint:
         self.step = read_state(self.folder).step
         self.device = torch.device(device_type())
         dtype = torch.float32 if self.config.training.precision == "fp32" else torch.bfloat16
-        self.model: nn.Module = read_model(self.folder).eval().to(device=self.device, dtype=dtype)
+        self.model: nn.Module = read_merged_model(self.folder).eval().to(device=self.device, dtype=dtype)
 
     def task(self, config: ResolvedRun) -> Task[Any]:
         """The run's task, on other data where the configuration names some."""

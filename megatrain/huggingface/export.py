@@ -29,7 +29,7 @@ from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.data.text.tokenizer_files import Files, read_tokenizer
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.config_json import CONFIG
-from megatrain.huggingface.export_files import Source, described
+from megatrain.huggingface.export_files import Source, described, not_exported
 from megatrain.huggingface.merged import MergedWeights
 from megatrain.huggingface.names import Whole, folded, joined, wholes
 from megatrain.model.architecture import FAMILIES
@@ -100,7 +100,7 @@ def export(
     checkpoints = [find_checkpoint(path)] if average_last == 1 else last_checkpoints(path, average_last, warn=warn)
     checkpoint = checkpoints[0]
     state = read_state(checkpoint)
-    source = _source(locate(path)[0], state.model.merged, dtype, warn)
+    source = _source(locate(path)[0], state.model.complete, dtype, warn)
     read = MergedWeights().read if state.parameters == "trained" else _read
     temporary = out.with_name(f".tmp-{out.name}")
     try:
@@ -138,7 +138,7 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
     import transformers
 
     checkpoint = find_checkpoint(path)
-    source = _source(run, read_state(checkpoint).model.merged, dtype, lambda line: None)
+    source = _source(run, read_state(checkpoint).model.complete, dtype, lambda line: None)
     config = json.loads(described(source)[CONFIG])
     kind: torch.dtype = getattr(torch, dtype)
     weights = _read_weights([checkpoint], wholes(source.model), source.model, kind, MergedWeights().read)
@@ -149,6 +149,8 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
 
 
 def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:
+    if model.adapter is not None:
+        raise ConfigError(f"{run}: {not_exported(model)}")
     config = load_run(run, warn=warn, verify=True)
     base = _base(run, config, warn)
     tokenizer = Tokenizer.load(config.tokenizer.path) if config.tokenizer is not None else None
