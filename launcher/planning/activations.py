@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from launcher.planning.blocks import BlockShape, block_shape
 from launcher.planning.layout import Layout
-from launcher.planning.trained import adapter_widths, head_is_trained
+from launcher.planning.trained import adapter_widths, head_is_trained, inputs_not_kept
 from launcher.planning.zero import number_bytes
 from megatrain.config import ModelSection
 
@@ -131,12 +131,14 @@ def _block(
     model: ModelSection, width: _Widths, layout: Layout, mode: str, length: int, c: int, *, device: str, compiled: bool
 ) -> BlockBytes:
     T = layout.micro_batch_size * length / layout.context_parallel
-    made, inside = (c * channels for channels in adapter_widths(model, layout.tensor_parallel))
-    everything = width.everything + inside
+    adapter = adapter_widths(model, layout)
+    inside = c * adapter.inside
+    everything = width.everything + inside + c * adapter.elementwise
+    everything -= c * inputs_not_kept(model, layout.tensor_parallel)
     selective, useful = _selective(width, layout, compiled)
     kept, still_there = {
         "none": (everything, everything),
-        "selective": (selective + made, useful + inside),
+        "selective": (selective + c * adapter.made, useful + inside),
         "full": (width.stream, 0.0),
         "offload": (0.0 if device != "cpu" else width.stream, 0.0),
     }[mode]
@@ -197,7 +199,7 @@ def _norm_bytes(model: ModelSection, width: int, c: int, *, device: str, compile
     if compiled:
         return c * width + 4
     if device == "cpu":
-        return 8 * width
+        return (8 if model.adapter is None else 4) * width  # only its weight's gradient needs the quotient
     return (4 if model.norm == "fp32 rms" else c) * width + 4
 
 

@@ -192,7 +192,8 @@ def block_time(
     rotation = (2 if compiled else 20) * (queries + keys) if shape.rotates else 0.0
     stream = 2 * h + 2 * shape.norms * h if compiled else 6 * h + 3 * shape.norms * h
     activation = (1 + shape.mlp_inputs) * f if compiled else (5 if shape.is_gated else 2) * f
-    moved = stream + rotation + activation + (1 if compiled else 3) * adapter_widths(model, t)[0]
+    adapter = adapter_widths(model, layout)
+    moved = stream + rotation + activation + (1 if compiled else 3) * (adapter.made + adapter.elementwise)
     drawn = 2 * h * DROPOUT_BYTES if layout.passes.dropout and not compiled else 0.0
     products, rounded, frozen = [], 0.0, 0.0  # seconds; elements of fp8 operands; seconds
     for row in matrices:

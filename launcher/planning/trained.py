@@ -1,10 +1,14 @@
 """Of a model that is trained in part, what is trained: elements on one tensor-parallel rank."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from functools import lru_cache
 
+from launcher.planning.layout import Layout
+from megatrain.adapters.registry import ADAPTERS, Widths
 from megatrain.model.architecture import ModelSection, rows
-from megatrain.model.parameter_row import ParameterRow
+from megatrain.model.parameter_row import Kind, ParameterRow
+from megatrain.model.trained import is_linear
 
 
 @lru_cache(256)
@@ -45,12 +49,28 @@ def head_is_trained(model: ModelSection) -> bool:
 
 
 @lru_cache(256)
-def adapter_widths(model: ModelSection, tensor_parallel: int) -> tuple[float, float]:
-    """Channels that an adapter makes of a token in a block: all, and those inside it, which are kept for the backward
-    pass (what it adds to a layer's output is not)."""
-    made = [(row, row.local_shape(tensor_parallel)[0]) for row in rows(model) if row.of_adapter and row.layers]
-    inside = sum(width for row, width in made if row.name.endswith("_a"))
-    return sum(width for _, width in made), inside
+def adapter_widths(model: ModelSection, layout: Layout) -> Widths:
+    """Of all that an adapter has in a block, a token on one tensor-parallel rank."""
+    if model.adapter is None:
+        return Widths()
+    spec, t = ADAPTERS.get(model.adapter.name), layout.tensor_parallel
+    share = 1 / t if spec.behind and layout.sequence_parallel else 1.0  # of the tokens: in the residual stream
+    found = [spec.widths(row, row.local_shape(t)) for row in rows(model) if row.of_adapter and row.layers]
+    return Widths(*(share * sum(getattr(one, field.name) for one in found) for field in fields(Widths)))
+
+
+@lru_cache(256)
+def inputs_not_kept(model: ModelSection, tensor_parallel: int) -> float:
+    """Channels of a token in a block that only gradients of weights need, where those are frozen and no adapter stands
+    beside them: what enters attention, what enters the MLP, and what its last layer multiplies."""
+    if model.adapter is None:
+        return 0.0
+    beside = {row.name.rpartition(".")[0] for row in rows(model) if row.of_adapter}
+    needed = {
+        (row.kind, row.split) for row in rows(model) if is_linear(row) and row.name.removesuffix(".weight") in beside
+    }
+    streams = sum((kind, 0) not in needed for kind in (Kind.ATTENTION, Kind.MLP))
+    return streams * model.hidden_size + ((Kind.MLP, 1) not in needed) * model.mlp_width / tensor_parallel
 
 
 def _elements(table: Iterable[ParameterRow], tensor_parallel: int) -> float:

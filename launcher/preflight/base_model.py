@@ -52,6 +52,7 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
         if not base.steps():
             yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
         yield from _is_language_model(config)
+        yield from _is_merged(config)
         return
     try:
         if config.model is not None:
@@ -78,6 +79,18 @@ def _frozen_weights(config: FinetuneConfig) -> Iterator[Finding]:
             find_base(folder, base.path, base.sha256, (config.finetune.base,))
     except MegatrainError as error:
         yield Finding("error", f"finetune.base: {error}", error.exit_code)
+
+
+def _is_merged(config: FinetuneConfig) -> Iterator[Finding]:
+    """Adapters that no weight can hold would be lost."""
+    try:
+        model = load_run(base_run(config.finetune.base)).model
+    except MegatrainError:
+        return  # reported elsewhere
+    if model is not None and model.adapter is not None and model.has_lasting_adapter:
+        text = f"has {model.adapter.name} adapters, which cannot be merged into its weights"
+        fix = "Name the base of that run."
+        yield Finding("error", f"finetune.base: {config.finetune.base}: {text}. {fix}", ExitCode.USAGE)
 
 
 def _is_language_model(config: FinetuneConfig) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """Everything that registers itself with megatrain; importing this module is what makes it known."""
 
-from megatrain.adapters import lora
+from megatrain.adapters import dora, houlsby, lora
 from megatrain.model import families
 from megatrain.optim import adamw, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
@@ -20,7 +20,9 @@ __all__ = [
     "constant",
     "cooldown",
     "cosine",
+    "dora",
     "families",
+    "houlsby",
     "inverse_sqrt",
     "linear",
     "lion",

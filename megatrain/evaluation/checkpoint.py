@@ -86,7 +86,7 @@ class OpenCheckpoint:
         if weights is None:
             model = read_merged_model(self.folder)
         else:
-            model = model_of(self.folder, state.model.merged, dict(weights))
+            model = model_of(self.folder, state.model.complete, dict(weights))
         self.model: nn.Module = model.eval().to(device=self.device, dtype=dtype)
 
     def task(self, config: ResolvedRun) -> Task[Any]:

@@ -31,7 +31,7 @@ from megatrain.data.text.tokenizer_files import Files, read_tokenizer, write_fil
 from megatrain.huggingface.base_model import read_base
 from megatrain.huggingface.compression import NONE, Compression, is_compressed
 from megatrain.huggingface.config_json import CONFIG
-from megatrain.huggingface.export_files import Source, described
+from megatrain.huggingface.export_files import Source, described, not_exported
 from megatrain.huggingface.merged import MergedWeights
 from megatrain.huggingface.names import Whole, folded, joined, wholes
 from megatrain.huggingface.pruned import pruned
@@ -110,7 +110,7 @@ def export(
         raise ConfigError(f"{given}: already exists; give the name of a new folder")
     checkpoints = _checkpoints(path, average_last, average_with, warn)
     checkpoint = checkpoints[0]
-    source = _source(locate(path)[0], read_state(checkpoint).model.merged, dtype, warn)
+    source = _source(locate(path)[0], read_state(checkpoint).model.complete, dtype, warn)
     quantizer = _quantizer(source, compression, dtype) if compression.quantize is not None else None
     source = replace(source, quantization=quantizer.config if quantizer is not None else None)
     with _folder(given, out) as temporary:
@@ -165,7 +165,7 @@ def load_transformers(path: Path, run: RunDir, *, dtype: DType) -> "PreTrainedMo
         CheckpointError, DataError: as `export`.
     """
     checkpoint = find_checkpoint(path)
-    source = _source(run, read_state(checkpoint).model.merged, dtype, lambda line: None)
+    source = _source(run, read_state(checkpoint).model.complete, dtype, lambda line: None)
     kind: torch.dtype = getattr(torch, dtype)
     weights = _read_weights([checkpoint], wholes(source.model), source.model, kind, MergedWeights().read)
     empty = _empty(source)
@@ -200,6 +200,8 @@ def _quantizer(source: Source, compression: Compression, dtype: DType) -> Quanti
 
 
 def _source(run: RunDir, model: ModelSection, dtype: DType, warn: Callable[[str], None]) -> Source:
+    if model.adapter is not None:
+        raise ConfigError(f"{run}: {not_exported(model)}")
     config = load_run(run, warn=warn, verify=True)
     base = _base(run, config, warn)
     tokenizer = Tokenizer.load(config.tokenizer.path) if config.tokenizer is not None else None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from megatrain.checkpoint.read import read_tensors
 from megatrain.checkpoint.state import WEIGHT, State, read_state
 from megatrain.config import ModelSection
 from megatrain.data.text.tokenizer_files import read_tokenizer, write_files
-from megatrain.huggingface.merged import base_of
+from megatrain.huggingface.export_files import not_exported
+from megatrain.huggingface.merged import base_of, weights_of_base
 from megatrain.huggingface.names import joined, wholes
 from megatrain.model.architecture import parameter_table, row_of, rows
 from megatrain.model.parameter_row import ParameterRow
@@ -75,6 +77,8 @@ def _linear(model: ModelSection, checkpoint: Path) -> list[ParameterRow]:
     """Rows of the weights that the adapter stands beside."""
     if model.adapter is None:
         raise ConfigError(f"{checkpoint}: has no adapter. Export the whole model: leave --adapter out")
+    if model.has_lasting_adapter:
+        raise ConfigError(f"{checkpoint}: {not_exported(model)}")
     if not ADAPTERS.get(model.adapter.name).peft:
         raise ConfigError(f"{checkpoint}: PEFT has no form for an adapter {model.adapter.name}. Leave --adapter out")
     adapted = {row.name.rpartition(".")[0] for row in rows(model) if row.of_adapter}
@@ -92,16 +96,24 @@ def _linear(model: ModelSection, checkpoint: Path) -> list[ParameterRow]:
 def _tensors(checkpoint: Path, state: State, kind: torch.dtype) -> tuple[dict[str, Tensor], list[str]]:
     """PEFT's names; and the modules that are saved whole."""
     model = state.model
-    leaves = load_object(ADAPTERS.get(model.adapter.name).peft.partition(":")[0] + ":LEAVES") if model.adapter else {}
+    assert model.adapter is not None
+    renamed = load_object(ADAPTERS.get(model.adapter.name).peft_tensors)
     trained = {row.name: row for row in parameter_table(model) if row.trained}
-    ours = {name: tensor.to(kind) for name, tensor in read_tensors(checkpoint, kind=WEIGHT, names=trained).items()}
-    found: dict[str, Tensor] = {}
+    ours = read_tensors(checkpoint, kind=WEIGHT, names=trained)
+    modules: dict[str, dict[str, Tensor]] = {}
     for name, row in trained.items():
         if row.of_adapter:
             module, _, leaf = name.rpartition(".")
-            theirs = row_of(model, f"{module}.weight").theirs
-            assert theirs is not None, "else it was refused"
-            found[f"{_PREFIX}{theirs.name.removesuffix('.weight')}.{leaves[leaf]}"] = ours[name].contiguous()
+            modules.setdefault(module, {})[leaf] = ours[name]
+    found: dict[str, Tensor] = {}
+    of_base = weights_of_base(checkpoint, state)
+    for module, tensors in modules.items():
+        theirs = row_of(model, f"{module}.weight").theirs
+        assert theirs is not None, "else it was refused"
+        weight = partial(of_base, f"{module}.weight")
+        for leaf, tensor in renamed(model.adapter, tensors, weight).items():
+            found[f"{_PREFIX}{theirs.name.removesuffix('.weight')}.{leaf}"] = tensor.to(kind).contiguous()
+    ours = {name: tensor.to(kind) for name, tensor in ours.items()}
     whole = {n: w for n, w in wholes(model.merged).items() if w.rows[0].name in trained}
     found |= {f"{_PREFIX}{name}": joined(one, ours) for name, one in whole.items()}
     return found, sorted({name.rpartition(".")[0] for name in whole})

@@ -168,3 +168,12 @@ def _parsed(files: Files, name: str) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def not_exported(model: ModelSection) -> str:
+    """Why a model with an adapter that cannot be merged has no form in Hugging Face's libraries, and what to do."""
+    assert model.adapter is not None
+    return (
+        f"has {model.adapter.name} adapters, which cannot be merged, and for which neither transformers nor PEFT has a "
+        "form. Use it with megatrain generate, evaluate and predict; or train a LoRA (finetune.adapter.name: lora)"
+    )

@@ -1,11 +1,12 @@
 """The whole weights behind a checkpoint that holds trained ones only: the others are its base's, and an adapter's
-changes are added to them. A storage of torch's distributed checkpoint, so that any layout reads its own slices.
+changes are made to them. A storage of torch's distributed checkpoint, so that any layout reads its own slices.
 
 A base may be such a checkpoint itself, of a stage before; its weights are the merged ones.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.futures import Future
 from megatrain.adapters.registry import ADAPTERS
 from megatrain.base.errors import CheckpointError
 from megatrain.base.registry import load_object
+from megatrain.checkpoint.local_shards import LocalShards
 from megatrain.checkpoint.manifest import find_checkpoint
 from megatrain.checkpoint.planner import TensorPlanner
 from megatrain.checkpoint.read import model_of, read_tensors
@@ -31,7 +33,7 @@ from megatrain.config.file import load_own_config
 from megatrain.huggingface.base_model import find_base
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.reader import PretrainedReader
-from megatrain.model.architecture import parameter_table
+from megatrain.model.architecture import parameter_table, row_of
 from megatrain.run.directory import locate
 
 
@@ -88,9 +90,9 @@ class MergedReader(StorageReader):
         self._adapter = state.model.adapter
         self._added: dict[str, list[str]] = {}  # names of an adapter's weights, by that of the weight they change
         for row in parameter_table(state.model):
-            if row.of_adapter:
+            if row.of_adapter and not state.model.has_lasting_adapter:
                 self._added.setdefault(f"{row.name.rpartition('.')[0]}.weight", []).append(row.name)
-        self._names = {f"{WEIGHT}.{row.name}" for row in parameter_table(state.model.merged)}
+        self._names = {f"{WEIGHT}.{row.name}" for row in parameter_table(state.model.complete)}
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is remembered between loads."""
@@ -123,40 +125,78 @@ class MergedReader(StorageReader):
         self._base.read_data(LoadPlan([item for item in rest if _weight(item) not in self._added]), planner).wait()
         names = {name for item in changed for name in self._added[_weight(item)]}
         added = read_tensors(self._folder, kind=WEIGHT, names=names) if names else {}
-        adding: Any = _Adding(planner, lambda item: self._change(item, added))  # as much of a planner as readers use
-        self._base.read_data(LoadPlan(changed), adding).wait()
+        merging: Any = _Merging(planner, lambda item, part: self._merged(item, part, added))  # what readers use of one
+        self._base.read_data(LoadPlan(changed), merging).wait()
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _change(self, item: ReadItem, added: dict[str, Tensor]) -> Tensor:
+    def _merged(self, item: ReadItem, part: Tensor, added: dict[str, Tensor]) -> Tensor:
         assert self._adapter is not None
-        change = load_object(ADAPTERS.get(self._adapter.name).change)
+        merge = load_object(ADAPTERS.get(self._adapter.name).merge)
         tensors = {name.rpartition(".")[2]: added[name] for name in self._added[_weight(item)]}
         begins = item.storage_index.offset or [0] * len(item.lengths)
         offsets = [begin + inside for begin, inside in zip(begins, item.storage_offsets, strict=True)]
-        part: Tensor = change(self._adapter, tensors, offsets, list(item.lengths))
-        return part
+        whole = partial(self._rows_of_base, _weight(item), offsets[0], item.lengths[0])
+        merged: Tensor = merge(self._adapter, tensors, part.float(), offsets, whole)
+        return merged
+
+    def _rows_of_base(self, name: str, first: int, count: int) -> Tensor:
+        """fp32 [count, in] of a weight, which the layout that reads may have cut along its inputs."""
+        stored: Any = self._base.read_metadata().state_dict_metadata[f"{WEIGHT}.{name}"]
+        rows = torch.empty(count, stored.size[1])
+        _load_alone(
+            {f"{WEIGHT}.{name}": LocalShards(rows.view(-1), stored.size, first * stored.size[1], None)}, self._base
+        )
+        return rows
 
 
 def _weight(item: ReadItem) -> str:
     return item.storage_index.fqn.removeprefix(f"{WEIGHT}.")
 
 
-class _Adding:
-    """Stands between a reader and the planner of a load: what is read is added to in fp32, and cast once."""
+class _Merging:
+    """Stands between a reader and the planner of a load: what is read is merged in fp32, and cast once."""
 
-    def __init__(self, planner: LoadPlanner, change: Any) -> None:
+    def __init__(self, planner: LoadPlanner, merged: Callable[[ReadItem, Tensor], Tensor]) -> None:
         self._planner = planner
-        self._change = change
+        self._merged = merged
 
     def resolve_tensor(self, item: ReadItem) -> Tensor:
         return torch.empty(tuple(item.lengths))
 
     def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
         target = self._planner.resolve_tensor(item).detach()
-        target.copy_(tensor + self._change(item))
+        target.copy_(self._merged(item, tensor))
         self._planner.commit_tensor(item, target)
+
+
+def _load_alone(tensors: Mapping[str, Tensor], reader: StorageReader) -> None:
+    """Without other ranks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as is asked for
+        dcp.load(dict(tensors), storage_reader=reader, planner=TensorPlanner(), no_dist=True)
+
+
+def weights_of_base(folder: Path, state: State) -> Callable[[str], Tensor]:
+    """Of a checkpoint of trained weights: gives a whole weight of its base by name, fp32 on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the base of the checkpoint is gone or has changed.
+    """
+    base = base_of(folder, state)
+    base = base if is_pretrained(base) else find_checkpoint(base)
+    reader = weights_reader(base, state.model.merged, find_checkpoint)
+
+    def weight(name: str) -> Tensor:
+        tensors = {f"{WEIGHT}.{name}": torch.empty(row_of(state.model, name).shape)}
+        try:
+            _load_alone(tensors, reader)
+        except CheckpointException as error:
+            raise CheckpointError(cause_of(error, base)) from None
+        return tensors[f"{WEIGHT}.{name}"]
+
+    return weight
 
 
 class MergedWeights:
@@ -179,17 +219,15 @@ class MergedWeights:
             return read_tensors(folder, kind=WEIGHT, names=names)
         if folder not in self._readers:
             self._readers[folder] = weights_reader(folder, state.model.merged, find_checkpoint)
-        wanted = (row for row in parameter_table(state.model.merged) if names is None or row.name in names)
+        wanted = (row for row in parameter_table(state.model.complete) if names is None or row.name in names)
         tensors = {f"{WEIGHT}.{row.name}": torch.empty(row.shape) for row in wanted}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as is asked for
-            try:
-                dcp.load(tensors, storage_reader=self._readers[folder], planner=TensorPlanner(), no_dist=True)
-            except CheckpointException as error:
-                raise CheckpointError(cause_of(error, folder)) from None
+        try:
+            _load_alone(tensors, self._readers[folder])
+        except CheckpointException as error:
+            raise CheckpointError(cause_of(error, folder)) from None
         return {name.removeprefix(f"{WEIGHT}."): tensor for name, tensor in tensors.items()}
 
 
 def read_merged_model(folder: Path) -> nn.Module:
     """As `read_model`, of a checkpoint of any kind."""
-    return model_of(folder, read_state(folder).model.merged, MergedWeights().read(folder))
+    return model_of(folder, read_state(folder).model.complete, MergedWeights().read(folder))

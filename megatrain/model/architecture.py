@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from megatrain.adapters.registry import AnyAdapter
+from megatrain.adapters.registry import ADAPTERS, AnyAdapter
 from megatrain.base.registry import Registry
 from megatrain.base.section import Section
 from megatrain.base.types import AUTO, WIDEST, Count, NonNegative, Positive, VocabularySize
@@ -182,8 +182,18 @@ class ModelSection(Section):
 
     @property
     def merged(self) -> "ModelSection":
-        """The model that results: an adapter's changes are in its weights, and nothing of it is frozen."""
+        """The model without an adapter, whose changes are in its weights; and nothing of it is frozen."""
         return self.model_copy(update={"adapter": None, "train_layers": None}) if self.freezes else self
+
+    @property
+    def complete(self) -> "ModelSection":
+        """The model that results: merged, or with an adapter that cannot be."""
+        return self if self.has_lasting_adapter else self.merged
+
+    @property
+    def has_lasting_adapter(self) -> bool:
+        """Whether it has an adapter that no merging makes a part of the other weights."""
+        return self.adapter is not None and not ADAPTERS.get(self.adapter.name).merge
 
     @property
     def first_trained_layer(self) -> int:

@@ -7,7 +7,7 @@ from torch import nn
 
 from megatrain.config.resolved import ResolvedParallel
 from megatrain.model.architecture import ModelSection
-from megatrain.model.build import build_model
+from megatrain.model.build import build_model, connect_adapters
 from megatrain.model.initialization import materialize
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.activation_offload import offload_block_inputs
@@ -39,7 +39,7 @@ def build_parallel_model(
         placed: called with (name, slice) before the next slice is made, so that ZeRO-3 can keep a part of it only.
     """
     with torch.device("meta"):
-        model = build_model(model_config)
+        model = build_model(model_config, connected=False)
     sequence_parallel = parallel.sequence_parallel
     # 1. What a layer is before what is attached to it.
     if float8 is not None:
@@ -48,6 +48,7 @@ def build_parallel_model(
     # 2. Slices and collectives: checkpointing must recompute them, and compile must see them.
     apply_tensor_parallel(model, model_config, mesh.tensor_group, sequence_parallel=sequence_parallel)
     apply_context_parallel(model, mesh.context_group)
+    connect_adapters(model)  # they work on what has left a region
     # 3. Only what is left of each weight becomes real, one after the other.
     materialize(model, lambda _, p: torch.empty(p.shape, dtype=dtype, device=device), device, dtype, placed=placed)
     # 4. Hooks on parameters need the real ones.

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatrain.model.architecture import FAMILIES, ModelSection, Region, row_of
+from megatrain.model.layers import SumOverInputs
 from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.vocab_parallel import make_embedding_vocab_parallel, make_head_vocab_parallel
@@ -52,6 +53,8 @@ def apply_tensor_parallel(
                 setattr(module, leaf, split[whole])
             elif leaf == "bias" and whole is not None and _is_row_parallel(module):
                 _add_bias_after_reduction(model, name, regions)
+        if isinstance(module, SumOverInputs) and _is_row_parallel(model.get_submodule(name.rpartition(".")[0])):
+            module.register_forward_hook(lambda _, inputs, output: collectives.all_reduce(output, group))
         region = next((region for pattern, region in regions.items() if re.fullmatch(pattern, name)), None)
         if region is not None:
             _mark_region(module, region, group, sequence_parallel)

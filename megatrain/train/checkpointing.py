@@ -166,7 +166,12 @@ class Checkpointer:
             folder = newest
         else:
             folder = self._verified(checkpoint)
-        then, now = read_state(folder).model.merged, self._config.model
+        then, now = read_state(folder).model.complete, self._config.model
+        if then.adapter is not None:
+            raise CheckpointError(
+                f"{folder}: has {then.adapter.name} adapters, which cannot be merged into its weights: no other run "
+                "starts from it. Start from its own base"
+            )
         of_classifier = () if now.num_labels is None else ("num_labels", "classifies")
         self._check_model(folder, then, but=("adapter", "train_layers", *of_classifier))
         has = {(row.name, row.shape) for row in parameter_table(then)}

@@ -22,7 +22,10 @@ def test_an_adapter_is_read_and_written_back() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["finetune.adapter.name=lorra"], "finetune.adapter.name: 'lorra': must be lora. Did you mean lora?"),
+        (
+            ["finetune.adapter.name=lorra"],
+            "finetune.adapter.name: 'lorra': must be lora or dora or houlsby. Did you mean lora?",
+        ),
         (["finetune.adapter.ranks=4"], "finetune.adapter.ranks: 4: unknown key. Did you mean rank?"),
         (["finetune.train_layers=1"], "finetune.train_layers: 1: an adapter trains no layers of the base"),
         (["optimizer.name=muon"], "optimizer.name: 'muon': updates whole hidden matrices, and has not been shown"),

@@ -17,6 +17,8 @@ monitor: {log_interval_steps: 1, sinks: [], health_check: false}
 cluster: {hardware: cpu, nodes: 1, gpus_per_node: 1}
 """
 LORA = "finetune.adapter={name: lora, rank: 4, alpha: 12}"
+DORA = "finetune.adapter={name: dora, rank: 4, alpha: 12}"
+HOULSBY = "finetune.adapter={name: houlsby, bottleneck: 8}"
 TOP = "finetune.train_layers=1"
 HEAD = "finetune.train_layers=0"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatrain.adapters.lora import LoraSection
+from megatrain.adapters.dora import MAGNITUDE
+from megatrain.adapters.lora import LowRankSection
 from megatrain.base.errors import CheckpointError, ConfigError, PreflightError
 from megatrain.checkpoint.read import read_tensors
 from megatrain.config.resolved import ResolvedFinetune
@@ -22,7 +23,7 @@ from megatrain.tasks.base import DataShare
 from megatrain.tasks.sft.task import SFT
 from tests.distributed import classifiers
 from tests.distributed.classifiers import make_base, write_reviews
-from tests.distributed.lora import HEAD, LORA, TOP, base_of, config_of
+from tests.distributed.lora import DORA, HEAD, HOULSBY, LORA, TOP, base_of, config_of
 from tests.distributed.ranks import RankPool
 from tests.distributed.runs import start
 from tests.distributed.test_classification import examples_of, reported
@@ -46,8 +47,15 @@ LAYOUTS = {
     ),
     "cp2": ("cluster.gpus_per_node=2", "parallel.context_parallel=2", "parallel.zero_stage=1"),
 }
-WHAT = {"lora": LORA, "top": TOP, "head": HEAD}
-DEFAULT = {("lora", "tp2"), ("lora", "tp2-sp"), ("lora", "zero3-dp2"), ("top", "zero3-dp2")}
+WHAT = {"lora": LORA, "top": TOP, "dora": DORA, "houlsby": HOULSBY, "head": HEAD}
+DEFAULT = {
+    ("lora", "tp2"),
+    ("lora", "tp2-sp"),
+    ("lora", "zero3-dp2"),
+    ("top", "zero3-dp2"),
+    ("dora", "tp2-sp"),
+    ("houlsby", "tp2-sp"),
+}
 
 
 def plainly(ranks: RankPool, here: Path, what: str) -> dict[int, dict[str, float]]:
@@ -77,18 +85,22 @@ def test_losses_of_one_process(ranks: RankPool, here: Path, what: str, layout: s
     assert found[6]["loss"] < found[1]["loss"]
 
 
-def test_a_resumed_run_is_the_same_to_the_bit_and_on_another_layout(ranks: RankPool, here: Path) -> None:
+@pytest.mark.parametrize(
+    "what", ["lora", *(pytest.param(what, marks=pytest.mark.full) for what in ("dora", "houlsby"))]
+)
+def test_a_resumed_run_is_the_same_to_the_bit_and_on_another_layout(ranks: RankPool, here: Path, what: str) -> None:
     """The checkpoint holds the adapter alone; the base is read again."""
-    plain = plainly(ranks, here, "lora")
-    text = config_of("resumed", base_of(here))
-    start(ranks, text, LORA, "training.steps=3")
-    found = reported(start(ranks, text, LORA))
+    plain, adapter = plainly(ranks, here, what), WHAT[what]
+    text = config_of(f"resumed-{what}", base_of(here))
+    start(ranks, text, adapter, "training.steps=3")
+    found = reported(start(ranks, text, adapter))
     assert [found[step]["loss"] for step in range(1, 7)] == [plain[step]["loss"] for step in range(1, 7)]
-    tensors = read_tensors(RunDir(here / "runs" / "resumed").step(6))
-    assert tensors.keys() == {f"{kind}.{name}" for kind in ("weight", "exp_avg", "exp_avg_sq") for name in NAMES}
-    text = config_of("elsewhere", base_of(here))
-    start(ranks, text, LORA, "training.steps=3", *LAYOUTS["tp2-sp"])
-    found = reported(start(ranks, text, LORA, *LAYOUTS["zero3-dp2"]))
+    tensors = read_tensors(RunDir(here / "runs" / f"resumed-{what}").step(6))
+    if what == "lora":
+        assert tensors.keys() == {f"{kind}.{name}" for kind in ("weight", "exp_avg", "exp_avg_sq") for name in NAMES}
+    text = config_of(f"elsewhere-{what}", base_of(here))
+    start(ranks, text, adapter, "training.steps=3", *LAYOUTS["tp2-sp"])
+    found = reported(start(ranks, text, adapter, *LAYOUTS["zero3-dp2"]))
     for step in range(1, 7):
         assert found[step]["loss"] == pytest.approx(plain[step]["loss"], rel=1e-5)
 
@@ -107,14 +119,18 @@ NAMES = {
 
 
 def peft_of(base: str, config: ResolvedFinetune) -> torch.nn.Module:
-    """The same LoRA of peft, on the same model of transformers, with the same start."""
+    """The same LoRA, or DoRA, of peft, on the same model of transformers, with the same start."""
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
     adapter = config.finetune.adapter
-    assert isinstance(adapter, LoraSection)
+    assert isinstance(adapter, LowRankSection)
     options = peft.LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, use_rslora=adapter.rank_stabilized, target_modules="all-linear"
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        use_rslora=adapter.rank_stabilized,
+        target_modules="all-linear",
+        use_dora=adapter.name == "dora",
     )
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), options)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -123,6 +139,8 @@ def peft_of(base: str, config: ResolvedFinetune) -> torch.nn.Module:
     with torch.no_grad():
         for row in rows:
             module, _, leaf = row.name.rpartition(".")
+            if leaf == MAGNITUDE:
+                continue  # theirs begins as the norm of the weight, ours as what is added to it
             theirs = row_of(config.model, f"{module}.weight").theirs.name.removesuffix(".weight")
             name = f"base_model.model.{theirs}.lora_{leaf[-1].upper()}.default.weight"
             parameters[name].copy_(initial_weight(row, config.run.seed))
@@ -132,8 +150,12 @@ def peft_of(base: str, config: ResolvedFinetune) -> torch.nn.Module:
 def theirs_trained(model: torch.nn.Module, config: ResolvedFinetune) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step, by torch alone, an example at a time."""
     section, trained = config.optimizer, [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if (p.ndim > 1) is wanted] for wanted in (True, False))
     optimizer = torch.optim.AdamW(
-        trained, lr=section.learning_rate, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+        [{"params": matrices, "weight_decay": section.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=section.learning_rate,
+        betas=section.betas,
+        eps=section.eps,
     )
     loader = SFT(config).loader(DataShare(rank=0, size=1))
     measured = []
@@ -152,9 +174,10 @@ def theirs_trained(model: torch.nn.Module, config: ResolvedFinetune) -> list[tup
     return measured
 
 
-def test_it_learns_what_pefts_lora_does_and_exports_it(ranks: RankPool, here: Path, tmp_path: Path) -> None:
-    plain = plainly(ranks, here, "lora")
-    run = RunDir(here / "runs" / "plain-lora")
+@pytest.mark.parametrize("what", ["lora", "dora"])
+def test_it_learns_what_pefts_does_and_exports_it(ranks: RankPool, here: Path, tmp_path: Path, what: str) -> None:
+    plain = plainly(ranks, here, what)
+    run = RunDir(here / "runs" / f"plain-{what}")
     config = load_run(run)
     assert isinstance(config, ResolvedFinetune)
     model = peft_of(base_of(here), config)
@@ -177,6 +200,7 @@ def test_it_learns_what_pefts_lora_does_and_exports_it(ranks: RankPool, here: Pa
         assert torch.allclose(theirs(input_ids=ids).logits, expected, atol=1e-4)
         ours = read_merged_model(run.step(6))(ids)
         assert torch.allclose(ours[..., : got.shape[-1]], got, atol=1e-5)
+    assert evaluate(run.path).metrics["validation_loss"] == pytest.approx(plain[6]["validation_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("what", ["lora", pytest.param("top", marks=pytest.mark.full)])

@@ -5,18 +5,31 @@ import pytest
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from launcher.planning.memory import estimate_memory
+from megatrain.adapters.dora import DoraSection
+from megatrain.adapters.houlsby import HoulsbySection
 from megatrain.adapters.lora import LoraSection
 from tests.distributed.memory import MODELS, Case, measure
 from tests.distributed.ranks import RankPool
 
 pytestmark = pytest.mark.distributed
 
-PARTS = {"lora": {"adapter": LoraSection(rank=8)}, "top": {"train_layers": 2}}
+PARTS = {
+    "lora": {"adapter": LoraSection(rank=8)},
+    "dora": {"adapter": DoraSection(rank=8)},
+    "houlsby": {"adapter": HoulsbySection(bottleneck=32)},
+    "top": {"train_layers": 2},
+}
 CASES = [
     ("lora", 0, "fp32", "none", 1),
     ("lora", 1, "bf16", "none", 1),
     ("lora", 2, "bf16", "selective", 2),
     ("lora", 3, "bf16", "full", 1),
+    ("dora", 1, "bf16", "none", 1),
+    ("dora", 3, "fp32", "none", 1),
+    ("dora", 2, "bf16", "selective", 2),
+    ("houlsby", 1, "bf16", "none", 1),
+    ("houlsby", 3, "fp32", "selective", 1),
+    ("houlsby", 2, "bf16", "full", 2),
     ("top", 0, "bf16", "none", 1),
     ("top", 1, "fp32", "selective", 1),
     ("top", 2, "fp32", "none", 1),

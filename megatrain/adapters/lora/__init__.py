@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from megatrain.adapters.registry import ADAPTERS, AdapterSection, AdapterSpec
+from megatrain.adapters.registry import ADAPTERS, AdapterSection, AdapterSpec, Widths
 from megatrain.base.types import WIDEST, Count, Positive
 from megatrain.model.parameter_row import ZEROS, Kind, ParameterRow, Uniform
 
@@ -26,8 +26,9 @@ def _as_list(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class LoraSection(AdapterSection):
-    name: Literal["lora"] = "lora"
+class LowRankSection(AdapterSection):
+    """Of a product B·A beside linear layers."""
+
     rank: Count = Field(16, le=WIDEST, description="of the product; at most the shorter side of each matrix")
     alpha: Positive = Field(32.0, description="the product is scaled by alpha / rank")
     rank_stabilized: bool = Field(False, description="scale it by alpha / √rank: as peft's use_rslora")
@@ -41,7 +42,11 @@ class LoraSection(AdapterSection):
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
-def rows(section: LoraSection, row: ParameterRow) -> tuple[ParameterRow, ...]:
+class LoraSection(LowRankSection):
+    name: Literal["lora"] = "lora"
+
+
+def rows(section: LowRankSection, row: ParameterRow) -> tuple[ParameterRow, ...]:
     """Of A and B beside a weight; none where no target names it."""
     if not any(_is_target(target, row) for target in section.target_modules):
         return ()
@@ -70,7 +75,12 @@ def rows(section: LoraSection, row: ParameterRow) -> tuple[ParameterRow, ...]:
     )
 
 
-def issues(section: LoraSection, linear: tuple[ParameterRow, ...]) -> Iterator[tuple[str, Any, str, str]]:
+def widths(row: ParameterRow, local: tuple[float, ...]) -> Widths:
+    """Of x·Aᵀ, which B's gradient needs, and of what is added to the layer's output."""
+    return Widths(made=local[0], inside=local[0] if row.name.endswith(".lora_a") else 0.0)
+
+
+def issues(section: LowRankSection, linear: tuple[ParameterRow, ...]) -> Iterator[tuple[str, Any, str, str]]:
     """Targets that are no layer, and a rank that no matrix has."""
     names = ", ".join(dict.fromkeys(row.name.split(".")[-2] for row in linear))
     for target in section.target_modules:
@@ -105,7 +115,9 @@ LORA = ADAPTERS.register(
         rows=rows,
         issues=issues,
         module="megatrain.adapters.lora.module:with_lora",
-        change="megatrain.adapters.lora.module:change",
+        merge="megatrain.adapters.lora.module:merge",
+        widths=widths,
         peft="megatrain.adapters.lora.peft_format:described",
+        peft_tensors="megatrain.adapters.lora.peft_format:renamed",
     ),
 )

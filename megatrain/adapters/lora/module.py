@@ -1,12 +1,13 @@
 """The linear layer of LoRA, and what merging adds to its weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megatrain.adapters.lora import LoraSection
+from megatrain.adapters.lora import LowRankSection
 
 
 class LoraLinear(nn.Linear):
@@ -22,10 +23,17 @@ class LoraLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias) + self.scale * product
 
 
-def with_lora(section: LoraSection, linear: nn.Linear) -> LoraLinear:
+_Layer = TypeVar("_Layer", bound=LoraLinear)
+
+
+def with_lora(section: LowRankSection, linear: nn.Linear) -> LoraLinear:
+    return low_rank(LoraLinear, section, linear)
+
+
+def low_rank(kind: type[_Layer], section: LowRankSection, linear: nn.Linear) -> _Layer:
     """The same weight and bias, with A and B that have no values yet."""
     with torch.device("meta"):
-        layer = LoraLinear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        layer = kind(linear.in_features, linear.out_features, bias=linear.bias is not None)
     layer.weight, layer.bias = linear.weight, linear.bias
     make = linear.weight.new_empty
     layer.lora_a = nn.Parameter(make(section.rank, linear.in_features))
@@ -34,7 +42,20 @@ def with_lora(section: LoraSection, linear: nn.Linear) -> LoraLinear:
     return layer
 
 
-def change(section: LoraSection, tensors: Mapping[str, Tensor], offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+def merge(
+    section: LowRankSection,
+    tensors: Mapping[str, Tensor],
+    part: Tensor,
+    offsets: Sequence[int],
+    rows: Callable[[], Tensor],
+) -> Tensor:
+    """W + s·B·A, fp32; see `AdapterSpec.merge`."""
+    return part + change(section, tensors, offsets, part.shape)
+
+
+def change(
+    section: LowRankSection, tensors: Mapping[str, Tensor], offsets: Sequence[int], sizes: Sequence[int]
+) -> Tensor:
     """fp32 [sizes] of s·B·A from `offsets` on; multiplied in fp64, so that it does not depend on how a layout cuts the
     weight."""
     (top, left), (height, width) = offsets, sizes

@@ -1,16 +1,16 @@
 """A LoRA as PEFT stores it: fields of adapter_config.json, and names. No torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatrain.adapters.lora import LoraSection
+from megatrain.adapters.lora import LowRankSection
 from megatrain.model.parameter_row import ParameterRow
 
-LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+_LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 
 
-def described(section: LoraSection, linear: Sequence[ParameterRow], transposed: bool) -> dict[str, Any]:
+def described(section: LowRankSection, linear: Sequence[ParameterRow], transposed: bool) -> dict[str, Any]:
     """Fields of adapter_config.json.
 
     Args:
@@ -30,3 +30,10 @@ def described(section: LoraSection, linear: Sequence[ParameterRow], transposed: 
         "bias": "none",
         "init_lora_weights": True,
     }
+
+
+def renamed(
+    section: LowRankSection, tensors: Mapping[str, Any], weight: Callable[[], Any] | None = None
+) -> dict[str, Any]:
+    """A and B under PEFT's names."""
+    return {theirs: tensors[ours] for ours, theirs in _LEAVES.items()}
