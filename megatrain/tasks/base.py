@@ -76,7 +76,7 @@ class Start:
         is_main: of all ranks the one that writes files.
         compute: of a function of (model, batch) and a batch, its result without gradients. Collective: every rank calls
             it as often.
-        sum_over_data: a tensor summed over the data-parallel ranks.
+        sum_over_data: a tensor summed over the data-parallel ranks, on this rank's device. Collective.
     """
 
     resumed: bool
@@ -109,6 +109,10 @@ class Task(ABC, Generic[B]):
 
     def begin(self, start: Start) -> None:
         """Called on every rank once the weights are there, and the loader is where training starts."""
+        return
+
+    def before_step(self) -> None:
+        """Called on every rank once the loader has given a global batch, before the loss of any part of it."""
         return
 
     @abstractmethod

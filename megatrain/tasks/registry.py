@@ -41,7 +41,7 @@ class TaskSpec:
 
     Attributes:
         section: its `task:` section.
-        task: "package.module:Class" of a `megatrain.tasks.base.Task`.
+        task: "package.module:name" of a `megatrain.tasks.base.Task`, or of a function of the run that makes one.
         trains: "pretrain": from the seed, on `data:`; "finetune": from `finetune.base`, on `finetune.train`.
         read_examples: of a task that fine-tunes: "package.module:function" with the signature and result of
             `megatrain.data.examples.example_set.read_example_set`; the launcher counts its rows.

@@ -100,7 +100,7 @@ def build(config: ResolvedRun, run: RunDir, task: Task[Any], *, resume: str) -> 
 
 def _start(run: RunDir, mesh: Mesh, engine: Engine, share: DataShare, *, resumed: bool) -> Start:
     def sum_over_data(tensor: Tensor) -> Tensor:
-        return all_reduce(tensor.to(engine.device), mesh.dp_cp_group).cpu()
+        return all_reduce(tensor.to(engine.device), mesh.dp_cp_group)
 
     return Start(
         resumed=resumed,

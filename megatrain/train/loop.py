@@ -73,6 +73,7 @@ def train(parts: TrainingComponents, start: Position) -> None:
         parts.say_best()
     while progress.step < total and not early.is_over:
         batches = parts.loader.next()
+        parts.task.before_step()
         targets = batches.targets or 1  # the tiniest of batches may have none
         rate = learning_rate(progress, config)
         sums: LossSums | None = None

@@ -12,7 +12,7 @@ from launcher.planning.legality import Run, first_violation
 from megatrain.base.errors import CheckpointError
 from megatrain.config.file import parse_config
 from megatrain.data.examples.packing import Example, pack
-from megatrain.tasks.preference import dpo, ipo, orpo
+from megatrain.tasks.preference import dpo, ipo, kto, orpo
 from megatrain.tasks.preference.batch import PreferenceEvaluation, preference_batch, reference_hash
 from megatrain.tasks.preference.reference import read_reference, write_reference
 from megatrain.tasks.preference.section import PreferenceSection
@@ -48,6 +48,24 @@ def test_orpo() -> None:
     torch.testing.assert_close(losses, -chosen - 0.2 * F.logsigmoid(odds))
 
 
+def test_kto() -> None:
+    """As TRL has it: the KL term in the middle, each kind of answer with its weight."""
+    section = PreferenceSection(loss="kto", beta=0.2, desirable_weight=1.5, undesirable_weight=0.5)
+    policy, reference = POLICY.flatten(), REFERENCE.flatten()
+    desirable = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    kl = kto.divergence(torch.tensor(6.0), 4)
+    losses, rewards = kto.loss(policy, reference, desirable, kl, section)
+    expected = [
+        1.5 * (1 - torch.sigmoid(0.2 * (ratio - 1.5))) if good else 0.5 * (1 - torch.sigmoid(0.2 * (1.5 - ratio)))
+        for ratio, good in zip(policy - reference, desirable, strict=True)
+    ]
+    torch.testing.assert_close(losses, torch.stack(expected))
+    torch.testing.assert_close(rewards, 0.2 * (policy - reference))
+    assert kto.divergence(torch.tensor(-3.0), 4) == 0
+    at_start, _ = kto.loss(reference, reference, desirable, torch.tensor(0.0), PreferenceSection(loss="kto"))
+    assert at_start.tolist() == [0.5] * 6
+
+
 RUN = {
     "run": {"name": "p"},
     "finetune": {"base": "b", "train": ["a"]},
@@ -60,6 +78,9 @@ def test_what_a_run_may_not_ask_for() -> None:
     task = {"name": "preference", "loss": "ipo", "label_smoothing": 0.1}
     (issue,) = TASKS.get("preference").issues(parse_config(json.dumps(RUN | {"task": task})))
     assert issue[:3] == ("task.label_smoothing", 0.1, "is of loss dpo, not of ipo")
+    task = {"name": "preference", "undesirable_weight": 0.5}
+    (issue,) = TASKS.get("preference").issues(parse_config(json.dumps(RUN | {"task": task})))
+    assert issue[:3] == ("task.undesirable_weight", 0.5, "is of loss kto, not of dpo")
     options = {"world_size": 2, "ranks_per_node": 2, "global_batch_size": 2, "sequence_lengths": (8,)}
     choice = {"context_parallel": 2}
     assert first_violation(Run(model=model(128), **options), choice) is None

@@ -57,7 +57,9 @@ class Parts:
         return TrainingComponents(  # type: ignore[arg-type]
             config=self.config,
             run=None,
-            task=SimpleNamespace(evaluation_metrics=lambda sums: {"validation_loss": sums["loss"]}),
+            task=SimpleNamespace(
+                evaluation_metrics=lambda sums: {"validation_loss": sums["loss"]}, before_step=lambda: None
+            ),
             engine=SimpleNamespace(
                 forward_backward=self.forward_backward,
                 step=lambda rate: note(("update", rate)) or 1.5,

@@ -165,9 +165,24 @@ def packed(
     """Read, encode and pack the examples of files, folders and glob patterns, in their order.
 
     Args:
+        together: so many of the encoder's examples are one of the file, and stay in one row.
+    """
+    examples, files = encoded_examples(paths, read, encoder, report, sequence_length)
+    return pack(examples, sequence_length, encoder.pad_id, together=together), files
+
+
+def encoded_examples(
+    paths: Sequence[str],
+    read: ReadRow[T],
+    encoder: Encoder[T, R],
+    report: Callable[[str, int], R],
+    sequence_length: int,
+) -> tuple[list[Example], list[R]]:
+    """The examples of files, folders and glob patterns, in their order.
+
+    Args:
         read: what a row is.
         report: of a file and the sequence length: what is told of it.
-        together: so many of the encoder's examples are one of the file, and stay in one row.
 
     Raises:
         DataError: a file cannot be read, or examples are unusable; names the file and line of each, up to a limit.
@@ -183,7 +198,7 @@ def packed(
     mistakes.demand_none()
     if not examples:
         raise DataError(f"{', '.join(paths)}: all {sum(file.examples for file in files):,} examples are dropped")
-    return pack(examples, sequence_length, encoder.pad_id, together=together), files
+    return examples, files
 
 
 def padding_of(tokenizer: Tokenizer, model_rows: int) -> int:

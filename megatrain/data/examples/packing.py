@@ -61,12 +61,12 @@ def pack(examples: Sequence[Example], sequence_length: int, pad_id: int, *, toge
         group = examples[first : first + together]
         length = sum(len(example.tokens) for example in group)
         if used + length > sequence_length and waiting:
-            rows.append(_row(waiting, sequence_length, pad_id))
+            rows.append(row_of(waiting, sequence_length, pad_id))
             waiting, used = [], 0
         waiting += group
         used += length
     if waiting:
-        rows.append(_row(waiting, sequence_length, pad_id))
+        rows.append(row_of(waiting, sequence_length, pad_id))
     return rows
 
 
@@ -92,7 +92,8 @@ def used_tokens(rows: Sequence[PackedRow]) -> int:
     return sum(int(row.ends[-1]) for row in rows) if known is None else int(known)
 
 
-def _row(examples: Sequence[Example], sequence_length: int, pad_id: int) -> PackedRow:
+def row_of(examples: Sequence[Example], sequence_length: int, pad_id: int) -> PackedRow:
+    """Examples behind each other, and padding."""
     tokens = np.full(sequence_length + 1, pad_id, dtype=np.int64)
     is_target = np.zeros(sequence_length + 1, dtype=np.bool_)
     ends, at = [], 0

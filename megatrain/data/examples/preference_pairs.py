@@ -23,6 +23,9 @@ from megatrain.tasks.sft.section import SFTSection
 
 _AT_ONCE = 512
 _ANY_LENGTH = 1 << 40
+# words of a message, by how many answers a row has
+_ARE_MESSAGES = {1: "is the answer messages", 2: "are both answers messages"}
+_FIELDS = {1: "completion_field and label_field", 2: "chosen_field and rejected_field"}
 
 
 class Preferred(NamedTuple):
@@ -45,27 +48,30 @@ class PreferenceReader:
 
     def pair(self, where: str, row: Mapping[str, Any]) -> Preferred:
         """Raises DataError, naming place and field, where the row has no two answers to one prompt."""
-        section = self._section
-        names = (section.chosen_field, section.rejected_field)
-        prompt, answers = field_of(row, section.prompt_field), [field_of(row, name) for name in names]
-        if all(isinstance(answer, list) for answer in answers):
-            found = [self._dialogue(where, name, prompt, of, row) for name, of in zip(names, answers, strict=True)]
-            if found[0].prompt != found[1].prompt:
-                raise DataError(f"{where}: {names[0]} and {names[1]} answer different dialogues")
-        else:
-            for name, value in ((section.prompt_field, prompt), *zip(names, answers, strict=True)):
-                if not isinstance(value, str):
-                    raise DataError(
-                        f"{where}: {name}: is not there as text, nor are both answers messages; the row has "
-                        f"{names_of(row)}. task.prompt_field, chosen_field and rejected_field name the fields to read"
-                    )
-            found = [
-                checked(Pair(where, str(prompt), str(answer)), section.prompt_field, name)
-                for name, answer in zip(names, answers, strict=True)
-            ]
+        names = (self._section.chosen_field, self._section.rejected_field)
+        found = self.answers_to(where, row, names)
+        if found[0].templated and found[0].prompt != found[1].prompt:
+            raise DataError(f"{where}: {names[0]} and {names[1]} answer different dialogues")
         if found[0].response == found[1].response and (self._known or not found[0].templated):
             raise DataError(f"{where}: {names[0]} and {names[1]} are the same: nothing to prefer; leave the line out")
         return Preferred(*found)
+
+    def answers_to(self, where: str, row: Mapping[str, Any], names: Sequence[str]) -> list[Pair]:
+        """What fields of these names answer to the row's prompt. Raises DataError as `pair`."""
+        prompt_field = self._section.prompt_field
+        prompt, answers = field_of(row, prompt_field), [field_of(row, name) for name in names]
+        if all(isinstance(answer, list) for answer in answers):
+            return [self._dialogue(where, name, prompt, of, row) for name, of in zip(names, answers, strict=True)]
+        for name, value in ((prompt_field, prompt), *zip(names, answers, strict=True)):
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{where}: {name}: is not there as text, nor {_ARE_MESSAGES[len(names)]}; the row has "
+                    f"{names_of(row)}. task.prompt_field, {_FIELDS[len(names)]} name the fields to read"
+                )
+        return [
+            checked(Pair(where, str(prompt), str(answer)), prompt_field, name)
+            for name, answer in zip(names, answers, strict=True)
+        ]
 
     def _dialogue(self, where: str, field: str, prompt: object, answer: list[Any], row: Mapping[str, Any]) -> Pair:
         before = prompt if isinstance(prompt, list) else []

@@ -1,4 +1,4 @@
-"""One rank's batches of preferences, their loss, and the log-probabilities of the model that training starts from."""
+"""One rank's batches of pairs of answers, and their loss."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
@@ -11,11 +11,9 @@ from megatrain.base.registry import load_object
 from megatrain.config.resolved import ResolvedFinetune
 from megatrain.data.examples.packing import PackedRow
 from megatrain.data.loading.batch import Batch
-from megatrain.kernels.cross_entropy import LossTerms
 from megatrain.monitor.metric import METRICS, Metric
 from megatrain.tasks import loss_metrics  # noqa: F401 - registers validation_loss
 from megatrain.tasks.base import DataShare, Loader, LossSums, Model, Start
-from megatrain.tasks.on_examples import ExampleTask
 from megatrain.tasks.preference.batch import (
     PreferenceBatch,
     PreferenceEvaluation,
@@ -23,10 +21,7 @@ from megatrain.tasks.preference.batch import (
     Reference,
     pairs_of,
 )
-from megatrain.tasks.preference.reference import read_reference, write_reference
-from megatrain.tasks.preference.section import PreferenceSection
-
-_BY_TOKEN = LossTerms(by_token=True)
+from megatrain.tasks.preference.referenced import ReferencedTask, answer_log_probabilities
 
 for _name, _unit, _format, _console in (
     ("reward_margin", "reward of the chosen answer less that of the rejected one", "{:.3f}", "margin {value}"),
@@ -53,15 +48,12 @@ METRICS.register(
 )
 
 
-class Preference(ExampleTask):
-    """Its reference is computed once, before the first step, and kept in the run's folder."""
+class Preference(ReferencedTask):
+    """Pairs of a chosen and a rejected answer."""
 
     def __init__(self, config: ResolvedFinetune) -> None:
         super().__init__(config)
-        self._section = cast(PreferenceSection, config.task)
         self._loss = load_object(f"megatrain.tasks.preference.{self._section.loss}:loss")
-        self._rows = [self._training.rows, *self.held_out.values()]
-        self._references = [_nothing(rows) for rows in self._rows]
         self._loader: PreferenceLoader | None = None
 
     def loader(self, share: DataShare) -> Loader[Batch]:
@@ -83,17 +75,24 @@ class Preference(ExampleTask):
             for name, (rows, reference) in zip(self.held_out, pairs, strict=True)
         }
 
-    def begin(self, start: Start) -> None:
-        if not self._section.needs_reference:
-            return
+    @staticmethod
+    def items_of(row: PackedRow) -> int:
+        return pairs_of(row)
+
+    def _expected(self) -> str | None:
         assert self._loader is not None, "made before"
-        if start.resumed:
-            read_reference(start.folder, self._references, expected=self._loader.expected)
-            return
-        for rows, reference in zip(self._rows, self._references, strict=True):
-            self._fill(rows, reference, start)
-        if start.is_main:
-            write_reference(start.folder, self._references)
+        return self._loader.expected
+
+    def references_of(self, number: int, start: Start) -> Tensor:
+        rows = self._rows[number]
+        batches = self._batches(rows, self._references[number], start.share)
+        begins = np.cumsum([0, *map(pairs_of, rows)])
+        found = torch.zeros(int(begins[-1]), 2)
+        for mine, batch in zip(batches.shares(), batches, strict=True):
+            values = start.compute(lambda model, one: log_probabilities(model, one)[0], batch)
+            if mine:
+                found[begins[mine.start] : begins[mine.stop]] = values.cpu()
+        return found
 
     def loss(self, model: Model, batch: Batch) -> LossSums:
         """Of each pair, summed."""
@@ -122,20 +121,6 @@ class Preference(ExampleTask):
         margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
         return loss_P.sum(), margin_P.sum(), (margin_P > 0).float().sum()
 
-    def _fill(self, rows: Sequence[PackedRow], reference: Reference, start: Start) -> None:
-        """Replace the values of `reference` by the model's. Collective: each rank computes its share."""
-        batches = self._batches(rows, reference, start.share)
-        pairs = [pairs_of(row) for row in rows]
-        begins = np.cumsum([0, *pairs])
-        found = torch.zeros(int(begins[-1]), 2)
-        for mine, batch in zip(batches.shares(), batches, strict=True):
-            values = start.compute(lambda model, one: log_probabilities(model, one)[0], batch)
-            if mine:
-                found[begins[mine.start] : begins[mine.stop]] = values.cpu()
-        whole = start.sum_over_data(found).numpy()
-        for number, row in enumerate(reference):
-            row[:] = whole[begins[number] : begins[number + 1]]
-
     def _batches(self, rows: Sequence[PackedRow], reference: Reference, share: DataShare) -> PreferenceEvaluation:
         size = self._config.training.micro_batch_size
         return PreferenceEvaluation(rows, reference, micro_batch_size=size, data_rank=share.rank, data_size=share.size)
@@ -145,13 +130,5 @@ def log_probabilities(model: Model, batch: PreferenceBatch) -> tuple[Tensor, Ten
     """Of the chosen and the rejected answer of each pair, fp32 [P, 2]; and how many tokens they have, fp32 [P, 2]."""
     assert batch.answers is not None, "a batch of pairs has them"
     assert batch.reference is not None, "a batch of pairs has one"
-    places = {"position_ids_BS": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
-    losses_BS = model(batch.input_ids, batch.labels, **places, terms=_BY_TOKEN)
-    numbers = torch.arange(2 * batch.reference.shape[0], device=losses_BS.device)
-    is_of = batch.answers.flatten() == numbers[:, None]  # [2 P, B · S]: sums in one order, so that a resume is exact
-    sums = -(losses_BS.flatten() * is_of).sum(-1)
-    return sums.view(-1, 2), is_of.sum(-1).float().view(-1, 2)
-
-
-def _nothing(rows: Sequence[PackedRow]) -> Reference:
-    return [np.zeros((pairs_of(row), 2), dtype=np.float32) for row in rows]
+    sums, tokens = answer_log_probabilities(model, batch, batch.answers, 2 * batch.reference.shape[0])
+    return sums.view(-1, 2), tokens.view(-1, 2)
