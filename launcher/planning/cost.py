@@ -66,6 +66,8 @@ def estimate_step(
     compiled: bool = True,
 ) -> StepTime:
     """The time of a step of `micro_batch_size × gradient_accumulation_steps` sequences on every data-parallel rank."""
+    tokens = layout.gradient_accumulation_steps * layout.micro_batch_size * sequence_length
+    layout = layout.with_passes
     accumulation = layout.gradient_accumulation_steps
     compute = accumulation * _micro_batch(model, layout, sequence_length, precision, hardware, compiled)
     precision = storage_precision(precision)  # of all that is not a product
@@ -74,7 +76,6 @@ def estimate_step(
     data_parallel = _data_parallel(model, layout, precision, ranks_per_node, hardware, compute)
     link = hardware.link if layout.world_size <= ranks_per_node else hardware.network
     optimizer = _optimizer(model, layout, precision, hardware) + seconds(model, layout, hardware, link)
-    tokens = accumulation * layout.micro_batch_size * sequence_length
     busy = compute + tensor + context + data_parallel + optimizer
     return StepTime(
         compute=compute,

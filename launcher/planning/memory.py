@@ -64,6 +64,7 @@ def estimate_memory(
     compiled: bool = False,
 ) -> MemoryEstimate:
     """What one rank needs; see `fits`."""
+    layout = layout.with_passes
     zero, host = device_bytes(model, layout, precision), host_bytes(model, layout, precision)
     if hardware.device == "cpu":
         zero, host = _on_one_memory(zero, host), HostBytes()
