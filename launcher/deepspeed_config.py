@@ -3,6 +3,7 @@
 from typing import Any
 
 from launcher.planning.zero import live_parameters, prefetch_bucket, reduce_bucket, reuse_distance
+from megatrain.config.regularization import passes_of
 from megatrain.config.resolved import ResolvedRun
 from megatrain.config.training import storage_precision
 
@@ -22,11 +23,12 @@ def deepspeed_config(config: ResolvedRun, world_size: int) -> dict[str, Any]:
             f"training.global_batch_size ({training.global_batch_size}) is not a multiple of micro_batch_size × "
             f"data-parallel ranks ({micro_batch} × {data_parallel})"
         )
+    passes = passes_of(config).accumulated  # of a micro-batch; DeepSpeed takes each for one of its own
     settings: dict[str, Any] = {
         # context-parallel ranks share their sequences; DeepSpeed, which counts replicas, counts each sequence for each
-        "train_batch_size": training.global_batch_size * context,
+        "train_batch_size": training.global_batch_size * context * passes,
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": accumulation * passes,
         # without ZeRO the trainer clips: DeepSpeed's norm is wrong there under tensor parallelism (train/engine.py)
         "gradient_clipping": config.optimizer.gradient_clipping if parallel.zero_stage else 0.0,
         "zero_optimization": _zero(config, tensor),

@@ -110,6 +110,10 @@ def activation_bytes(
     logits = max(chunk * vocabulary * per_logit, c * (chunk * vocabulary + weight))
     # around the blocks: what norms keep, and what a matrix of the head takes and gives
     outside = shape.outer_norms * width.norm + 2 * shape.outer_matrices * width.stream
+    if layout.passes.accumulated > 1:  # embedded tokens, their gradient, and their perturbation in fp32
+        outside += width.stream * (2 + 4 / c)
+    if layout.passes.copies > 1:  # R-Drop: logits of all labels, their log-probabilities and gradients, in fp32
+        logits = max(logits, 6 * 4 * T * model.padded_labels)
     first = model.first_trained_layer  # the blocks before it keep nothing
     offloads, apart = layout.activation_checkpointing == "offload", device != "cpu"
     blocks = max(first, layout.recomputing(model.num_hidden_layers))

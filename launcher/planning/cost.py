@@ -69,6 +69,8 @@ def estimate_step(
     compiled: bool = True,
 ) -> StepTime:
     """The time of a step of `micro_batch_size × gradient_accumulation_steps` sequences on every data-parallel rank."""
+    tokens = layout.gradient_accumulation_steps * layout.micro_batch_size * sequence_length
+    layout = layout.with_passes
     accumulation = layout.gradient_accumulation_steps
     compute = accumulation * _micro_batch(model, layout, sequence_length, precision, hardware, compiled)
     offload = accumulation * _offload(model, layout, sequence_length, precision, hardware, compiled)
@@ -78,7 +80,6 @@ def estimate_step(
     data_parallel = data_parallel_seconds(model, layout, precision, ranks_per_node, hardware, compute)
     link = hardware.link if layout.world_size <= ranks_per_node else hardware.network
     optimizer = _optimizer(model, layout, precision, hardware) + seconds(model, layout, hardware, link)
-    tokens = accumulation * layout.micro_batch_size * sequence_length
     busy = compute + tensor + context + data_parallel + optimizer + offload
     return StepTime(
         compute=compute,

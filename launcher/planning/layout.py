@@ -1,6 +1,6 @@
 """How a run is laid over its ranks: the numbers that the planner chooses."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from megatrain.config.regularization import Passes
@@ -37,6 +37,14 @@ class Layout:
     def replicas(self) -> int:
         """Ranks that hold the same slices of the weights; ZeRO partitions over them."""
         return self.context_parallel * self.data_parallel
+
+    @property
+    def with_passes(self) -> "Layout":
+        """A layout without regularisation whose passes are those of this one."""
+        steps = self.gradient_accumulation_steps * self.passes.computed
+        return replace(
+            self, gradient_accumulation_steps=steps, micro_batch_size=self.micro_batch_size * self.passes.copies
+        )
 
     def recomputing(self, blocks: int) -> int:
         """How many of a model's blocks recompute."""

@@ -25,6 +25,7 @@ class Run:
     sequence_lengths: tuple[int, ...]  # the run's, and those that phases of its curriculum cut it into
     precision: str = "bf16"
     whole_sequences: bool = False  # a rank needs them whole, for the task's loss
+    searches: bool = False  # some backward passes give no gradients of weights: those of finetune.adversarial's pgd
 
 
 Choice = Mapping[str, Any]  # fields of a Layout, as far as they are decided
@@ -189,6 +190,15 @@ def _offload_needs_zero(run: Run, choice: Choice) -> str | None:
     return None
 
 
+def _searching_passes(run: Run, choice: Choice) -> str | None:
+    if not run.searches or choice["zero_stage"] < 3:
+        return None
+    return (
+        "zero_stage=3 reduces gradients of a block's weights whenever a backward pass leaves it, and those of "
+        "finetune.adversarial.method=pgd that search a perturbation make none. Take a stage below, or fgm"
+    )
+
+
 RULES = (
     Rule("whole model", ("tensor_parallel",), _whole_model, "megatrain/model/families/transformers/rules.py"),
     Rule("whole sequences", ("context_parallel",), _whole_model, "megatrain/model/families/transformers/rules.py"),
@@ -226,6 +236,12 @@ RULES = (
     Rule("fp8 sides", ("tensor_parallel",), _fp8_sides, "megatrain/parallel/float8.py"),
     Rule("fp8 tokens", ("context_parallel", "micro_batch_size"), _fp8_tokens, "torch._scaled_mm, of weight gradients"),
     Rule("stage", ("zero_stage",), _known_stage, "deepspeed/runtime/zero/config.py, ZeroStageEnum"),
+    Rule(
+        "searching passes",
+        ("zero_stage",),
+        _searching_passes,
+        "deepspeed/runtime/zero/stage3.py, reduce_leaf_module_grads: gradients were wrong",
+    ),
     Rule(
         "offload needs ZeRO",
         ("zero_stage", "offload_optimizer"),

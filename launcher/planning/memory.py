@@ -65,6 +65,7 @@ def estimate_memory(
     compiled: bool = False,
 ) -> MemoryEstimate:
     """What one rank needs; see `fits`."""
+    layout = layout.with_passes
     zero, host = device_bytes(model, layout, precision), host_bytes(model, layout, precision)
     inputs = pinned_bytes(model, layout, sequence_length, precision)  # of blocks
     if hardware.device == "cpu":

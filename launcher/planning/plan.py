@@ -86,6 +86,7 @@ class _Planner:
         one_machine = world_size is not None or cluster.nodes == 1
         self.ranks_per_node = self.world_size if one_machine else cluster.gpus_per_node
         self.hardware = load_hardware(cluster.hardware, self.ranks_per_node)
+        passes = passes_of(config)
         self.run = Run(
             model=self.model,
             world_size=self.world_size,
@@ -94,6 +95,7 @@ class _Planner:
             sequence_lengths=(config.sequence_length, *_phase_lengths(config)),
             precision=config.training.precision,
             whole_sequences=TASKS.get(config.task.name).whole_sequences,
+            searches=passes.computed > passes.accumulated,
         )
         self.rejected: list[Rejected] = []
         self._check_cluster()

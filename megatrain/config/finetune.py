@@ -7,6 +7,7 @@ from pydantic import Field
 from megatrain.adapters.registry import AnyAdapter
 from megatrain.base.section import FREE, REPORTED, Section
 from megatrain.base.types import MOST_TOKENS, Count, NonNegative, Path, Positive
+from megatrain.config.adversarial import AdversarialSection
 from megatrain.config.validation_sets import ValidationSets, sets_of
 
 
@@ -28,6 +29,12 @@ class FinetuneSection(Section):
     )
     neftune: Annotated[float, Field(ge=0, le=1000), REPORTED] = Field(
         0.0, description="alpha of uniform noise on embedded tokens, such as 5: alpha / sqrt(tokens * hidden_size)"
+    )
+    adversarial: Annotated[AdversarialSection | None, REPORTED] = Field(
+        None, description="a second pass over each example, its embedded tokens perturbed against the model"
+    )
+    r_drop: Annotated[float, Field(ge=0, le=1000), REPORTED] = Field(
+        0.0, description="alpha of R-Drop, such as 4: two passes under dropout over each example, drawn together"
     )
     max_epochs: Annotated[Positive, REPORTED] = Field(
         50.0, description="a run that would read the examples more often is refused; from 10 on it is warned of"

@@ -13,6 +13,7 @@ from megatrain.monitor.metric import METRICS, Metric
 from megatrain.tasks import loss_metrics  # noqa: F401 - registers validation_loss and cross_entropy
 from megatrain.tasks.base import LossSums, Model
 from megatrain.tasks.class_report import ClassReport, macro_f1
+from megatrain.tasks.r_drop import r_drop_loss, twice
 
 METRICS.register(
     "accuracy",
@@ -54,20 +55,37 @@ class Classification:
         labels: how many there are.
         terms: of the loss in training, which an evaluation leaves out.
         names: of the labels that are reported one by one.
+        r_drop: alpha of R-Drop; 0: each example goes through the model once.
     """
 
-    def __init__(self, labels: int, terms: LossTerms = NO_TERMS, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, labels: int, terms: LossTerms = NO_TERMS, names: Sequence[str] = (), r_drop: float = 0.0
+    ) -> None:
         self._labels = labels
+        self._r_drop = r_drop
         self._terms = terms
         self._report = ClassReport(names)
 
     def loss(self, model: Model, batch: Batch) -> LossSums:
         """Nats, over the labels other than IGNORE_INDEX."""
+        if self._r_drop:
+            return self._loss_of_two(model, batch)
         if not self._terms:
             return LossSums(forward(model, batch, batch.labels))
         self._terms = self._terms.to(batch.labels.device)
         loss, cross_entropy = forward(model, batch, batch.labels, terms=self._terms)
         return LossSums(loss, {"cross_entropy": cross_entropy} if self._terms.label_smoothing else {})
+
+    def _loss_of_two(self, model: Model, batch: Batch) -> LossSums:
+        self._terms = self._terms.to(batch.labels.device)
+        logits_BSC, labels_BS = forward(model, twice(batch), None).float(), batch.labels
+        if logits_BSC.shape[1] == labels_BS.shape[1]:
+            return r_drop_loss(logits_BSC, labels_BS, self._r_drop, self._terms)
+        # every rank of a sequence sees all of it, and counts its share
+        assert batch.whole_labels is not None
+        share = labels_BS.shape[1] / logits_BSC.shape[1]
+        loss, extras = r_drop_loss(logits_BSC, batch.whole_labels, self._r_drop, self._terms)
+        return LossSums(loss * share, {name: value * share for name, value in extras.items()})
 
     def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The loss, and of each label how often it is right, said, and there."""

@@ -53,6 +53,7 @@ class TaskSpec:
         whole_sequences: its loss needs whole sequences on a rank: no context parallelism.
         metrics: of a section: names of what its evaluations measure, as far as they are known before the start; none
             where they are not.
+        has_r_drop: of a section: whether its loss can compare two passes over an example (finetune.r_drop).
         check_tokenizer: "package.module:function" of (section, tokenizer.path), which raises what the task misses.
     """
 
@@ -65,6 +66,7 @@ class TaskSpec:
     attention: Literal["causal", "bidirectional", "any"] = "causal"
     issues: Callable[[Any], Iterator[tuple[str, Any, str, str]]] = lambda config: iter(())
     metrics: Callable[[Any], tuple[str, ...]] = lambda section: ()
+    has_r_drop: Callable[[Any], bool] = lambda section: False
     check_tokenizer: str = ""
     whole_sequences: bool = False
 

@@ -200,7 +200,7 @@ def build_engine(
         objective=objective,
         leaf_modules=model.block_classes,  # type: ignore[arg-type]
         gradient_clipping=config.optimizer.gradient_clipping,
-        noise=perturbation.noise,
+        perturbation=perturbation,
     )
     spec = OPTIMIZERS.get(config.optimizer.name)
     if spec.matrices is None:

@@ -23,8 +23,10 @@ from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.matrix_exchange import MatrixExchange
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
-from megatrain.perturbation.noise import Noise, Place
+from megatrain.perturbation.adversarial import Adversary
+from megatrain.perturbation.noise import Place
 from megatrain.tasks.base import LossSums, Model, Objective
+from megatrain.train.perturbation import Perturbation
 from megatrain.train.run_ahead import RunAhead
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ class Engine:
         leaf_modules: classes whose parameters ZeRO-3 gathers together: hooks inside such a module would break its
             compiled graph.
         gradient_clipping: maximum norm of the whole gradient; 0 for none.
-        noise: what disturbs the model in training; None: nothing does.
+        perturbation: what disturbs the model in training; None: nothing does.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class Engine:
         objective: Objective[Any],
         leaf_modules: Sequence[type[nn.Module]],
         gradient_clipping: float,
-        noise: Noise | None = None,
+        perturbation: Perturbation | None = None,
     ) -> None:
         self.mesh = mesh
-        self._noise = noise
+        self._noise = perturbation.noise if perturbation else None
+        self._adversary = perturbation.adversary if perturbation else None
         self._objective = objective
         self._accumulation: int = ds_config["gradient_accumulation_steps"]
         self._partitioned: bool = ds_config["zero_optimization"]["stage"] > 0
@@ -103,17 +106,31 @@ class Engine:
             at: which micro-batch it is; noise is a function of it.
         """
         mine = self._mine(batch)
-        if self._noise is None:
-            return self._pass(mine, targets)
-        self._noise.begin(mine, at)
-        sums = self._pass(mine, targets)
-        self._noise.end()
+        if self._noise is not None:
+            self._noise.begin(mine, at)
+        sums = self._pass(mine, targets) if self._adversary is None else self._attacked(self._adversary, mine, targets)
+        if self._noise is not None:
+            self._noise.end()
         return sums
 
-    def _pass(self, mine: TensorBatch, targets: float) -> LossSums:
+    def _attacked(self, adversary: Adversary, mine: TensorBatch, targets: float) -> LossSums:
+        """A clean pass and one of perturbed tokens, each of which DeepSpeed takes for a micro-batch; between them those
+        that search the perturbation, whose gradients reach no weight."""
+        adversary.begin(mine)
+        clean = self._pass(mine, targets)
+        self._engine.step()
+        for ascent in range(adversary.section.ascents):
+            adversary.ascend()
+            if ascent + 1 < adversary.section.ascents:
+                adversary.find_gradient(self._objective.loss(self._engine.module, mine).loss)
+        perturbed = self._pass(mine, targets, adversary.section.weight)
+        adversary.end()
+        return LossSums(clean.loss, {**clean.extras, "adversarial_loss": perturbed.loss})
+
+    def _pass(self, mine: TensorBatch, targets: float, weight: float = 1.0) -> LossSums:
         loss, extras = self._objective.loss(self._engine, mine)
         # DeepSpeed divides by the accumulation steps and averages over replicas; we want one global mean
-        scale = self._accumulation * self.mesh.replicas / targets
+        scale = weight * self._accumulation * self.mesh.replicas / targets
         # 1 or NaN: a loss that is not finite makes all gradients so, and the norm tells every rank
         finite = loss.detach() * 0.0 + 1.0
         self._engine.backward(loss * (finite * scale))

@@ -1,11 +1,17 @@
 """Rules of dropout, and what it adds to the passes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
-from megatrain.config.regularization import Passes, passes_of
+import pytest
+
+from megatrain.config import FinetuneConfig
+from megatrain.config.regularization import Passes, passes_of, regularization_issues
 from megatrain.config.rules import validate
 from megatrain.model.architecture import FAMILIES
-from tests.config.test_sections import pretrain
+from tests.config.test_sections import MODEL, pretrain
 
 
 def test_a_family_that_does_not_say_where_dropout_stands_is_refused(monkeypatch) -> None:
@@ -16,3 +22,57 @@ def test_a_family_that_does_not_say_where_dropout_stands_is_refused(monkeypatch)
     (problem,) = validate(config)
     assert (problem.field, problem.value) == ("training.dropout", 0.1)
     assert "llama does not say" in problem.rule
+
+
+def finetune(task: str = "sequence_classification", training: Mapping[str, Any] = MappingProxyType({}), **fields: Any):
+    given = {
+        "run": {"name": "x"},
+        "task": {"name": task},
+        "finetune": {"base": "b", "train": ["t.jsonl"], **fields},
+        "training": {"steps": 10, "global_batch_size": 8, **training},
+    }
+    config = FinetuneConfig.model_validate(given)
+    model = FAMILIES.get("llama").section.model_validate(MODEL)
+    return config, {field: (value, rule) for field, value, rule, _ in regularization_issues(config, model)}
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "field", "said"),
+    [
+        ("sft", {"adversarial": {"steps": 2}}, "finetune.adversarial.steps", "is of method pgd"),
+        (
+            "sft",
+            {"adversarial": {"method": "pgd", "step_size": 2.0}},
+            "finetune.adversarial.step_size",
+            "epsilon is 1",
+        ),
+        ("sft", {"adversarial": {}, "train_layers": 1}, "finetune.adversarial", "no backward pass down to there"),
+        ("preference", {"adversarial": {}}, "finetune.adversarial", "compares two answers"),
+        ("sequence_classification", {"r_drop": 4.0}, "finetune.r_drop", "that dropout makes differ"),
+        ("sft", {"r_drop": 4.0, "training": {"dropout": 0.1}}, "finetune.r_drop", "task sft has no such loss"),
+        (
+            "token_classification",
+            {"r_drop": 4.0, "adversarial": {}, "training": {"dropout": 0.1}},
+            "finetune.r_drop",
+            "not supported with finetune.adversarial",
+        ),
+    ],
+)
+def test_what_cannot_be_together_is_refused(task, fields, field, said) -> None:
+    _, issues = finetune(task, **fields)
+    assert list(issues) == [field]
+    assert said in issues[field][1]
+
+
+def test_r_drop_doubles_the_rows() -> None:
+    config, issues = finetune(r_drop=4.0, training={"dropout": 0.1})
+    assert (passes_of(config), issues) == (Passes(dropout=True, copies=2), {})
+
+
+def test_an_attack_adds_passes() -> None:
+    for given, passes in (
+        ({}, Passes(accumulated=2, computed=2)),
+        ({"method": "pgd"}, Passes(accumulated=2, computed=4)),
+    ):
+        config, issues = finetune(adversarial=given)
+        assert (passes_of(config), issues) == (passes, {})

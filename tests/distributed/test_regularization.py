@@ -7,7 +7,7 @@ import torch
 
 from megatrain.checkpoint.read import read_tensors
 from megatrain.run.directory import RunDir
-from tests.distributed.classifiers import config_of
+from tests.distributed.classifiers import config_of, write_tagged
 from tests.distributed.ranks import RankPool
 from tests.distributed.runs import start
 from tests.distributed.test_classification import LAYOUTS, base_of, here, reported  # noqa: F401 - a fixture
@@ -74,3 +74,70 @@ def test_a_resumed_run_draws_what_one_run_draws(ranks: RankPool, here: Path) -> 
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     still = plainly(ranks, here, "still", "llama", *NOISE[3:])
     assert still[1]["loss"] != pytest.approx(plain[1]["loss"], rel=1e-3), "the runs are disturbed"
+
+
+ATTACKS = {
+    "fgm": ("finetune.adversarial={epsilon: 0.5}",),
+    "pgd": ("finetune.adversarial={method: pgd, epsilon: 0.5, steps: 2, step_size: 0.4, weight: 0.5}",),
+}
+ADVERSARIAL = ("training.dropout=0.1", "finetune.validation=[]", "training.steps=3")
+
+
+@pytest.mark.parametrize(
+    ("attack", "family", "layout"),
+    [
+        ("pgd", "llama", "tp2-sp"),
+        *[
+            pytest.param(attack, family, layout, marks=pytest.mark.full)
+            for attack in ATTACKS
+            for family in ("llama", "bert")
+            for layout in LAYOUTS
+            if (attack, family, layout) != ("pgd", "llama", "tp2-sp") and (attack, layout) != ("pgd", "zero3-dp2")
+        ],
+    ],
+)
+def test_an_attack_is_that_of_one_process(ranks: RankPool, here: Path, attack, family, layout) -> None:  # noqa: F811
+    fields = (*ADVERSARIAL, *ATTACKS[attack])
+    plain = plainly(ranks, here, attack, family, *fields)
+    assert plain[1]["adversarial_loss"] > plain[1]["loss"] + 0.01, "the perturbation is against the model"
+    name = f"{attack}-{layout}-{family}"
+    accumulating = ("training.micro_batch_size=1", "parallel.activation_checkpointing=selective")
+    run = start(ranks, config_of(name, base_of(here, family)), *fields, *LAYOUTS[layout], *accumulating)
+    check_same(reported(run), plain, "adversarial_loss")
+
+
+TASKS = {
+    "sequence": ("task={name: sequence_classification, label_smoothing: 0.1, class_weights: {bad: 2.0}}",),
+    "tagged": ("task={name: token_classification}", "finetune.train=[tagged.jsonl]"),
+}
+R_DROP = ("training.dropout=0.2", "finetune.r_drop=4.0", "finetune.validation=[]", "training.steps=3")
+
+
+@pytest.mark.parametrize(
+    ("task", "family", "layout"),
+    [
+        ("tagged", "bert", "cp2"),
+        *[
+            pytest.param(task, family, layout, marks=pytest.mark.full)
+            for task in TASKS
+            for family in ("llama", "bert")
+            for layout in LAYOUTS
+            if (task, family, layout) != ("tagged", "bert", "cp2")
+        ],
+    ],
+)
+def test_two_passes_that_are_drawn_together_are_those_of_one_process(
+    ranks: RankPool,
+    here: Path,  # noqa: F811
+    task,
+    family,
+    layout,
+) -> None:
+    if not (here / "tagged.jsonl").exists():
+        write_tagged(here / "tagged.jsonl", 200, seed=1)
+    fields = (*R_DROP, *TASKS[task])
+    plain = plainly(ranks, here, f"r-drop-{task}", family, *fields)
+    assert plain[1]["loss"] > plain[1]["divergence"] > 0
+    name = f"r-drop-{task}-{layout}-{family}"
+    run = start(ranks, config_of(name, base_of(here, family)), *fields, *LAYOUTS[layout], "training.micro_batch_size=2")
+    check_same(reported(run), plain, "cross_entropy", "divergence")

@@ -36,6 +36,7 @@ TASKS.register(
         check_rows="megatrain.data.examples.relations:check_rows",
         complete="megatrain.data.examples.relations:with_relations",
         attention="any",
+        has_r_drop=lambda section: True,
         issues=_issues,
         metrics=_metrics,
     ),

@@ -16,7 +16,7 @@ class RelationExtraction(Classification, ExampleTask):
         self._section = section = cast(RelationExtractionSection, config.task)
         self._names = section.classes
         terms = LossTerms(label_smoothing=section.label_smoothing)
-        Classification.__init__(self, len(self._names), terms, self._names)
+        Classification.__init__(self, len(self._names), terms, self._names, config.finetune.r_drop)
         ExampleTask.__init__(self, config)
 
     def evaluation_metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:

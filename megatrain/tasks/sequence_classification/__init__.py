@@ -46,6 +46,7 @@ TASKS.register(
         check_rows="megatrain.data.examples.labelled_text:check_rows",
         complete="megatrain.data.examples.labelled_text:with_labels",
         attention="any",
+        has_r_drop=lambda section: section.problem == "single_label",
         issues=_issues,
         metrics=_metrics,
     ),

@@ -74,4 +74,4 @@ class SequenceClassification(ExampleTask):
         if self._weights is not None:
             weights = torch.tensor(self._weights, dtype=torch.float32)
             terms = ClassWeights(label_smoothing=smoothing, weights=weights)
-        return Classification(len(self._labels), terms, self._labels)
+        return Classification(len(self._labels), terms, self._labels, self._config.finetune.r_drop)

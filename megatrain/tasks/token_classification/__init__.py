@@ -14,6 +14,7 @@ TASKS.register(
         check_rows="megatrain.data.examples.tagged_words:check_rows",
         complete="megatrain.data.examples.tagged_words:with_tags",
         attention="any",
+        has_r_drop=lambda section: True,
         issues=repeated,
         metrics=lambda section: ("validation_loss", "accuracy", "entity_f1"),
     ),

@@ -37,7 +37,8 @@ class TokenClassification(Classification, ExampleTask):
         section = cast(TokenClassificationSection, config.task)
         assert section.labels is not None, "the launcher finds them"
         self._tags = section.labels
-        Classification.__init__(self, len(section.labels), LossTerms(label_smoothing=section.label_smoothing))
+        terms = LossTerms(label_smoothing=section.label_smoothing)
+        Classification.__init__(self, len(section.labels), terms, r_drop=config.finetune.r_drop)
         ExampleTask.__init__(self, config)
 
     def evaluation_sums(self, model: Model, batch: Batch) -> dict[str, Tensor]:

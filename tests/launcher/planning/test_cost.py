@@ -7,6 +7,7 @@ from launcher.planning.cost import estimate_step, model_flops_utilization
 from launcher.planning.data_parallel import data_parallel_bytes
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
+from megatrain.config.regularization import Passes
 from megatrain.model.families.llama.section import LlamaSection
 
 MPT_7B = LlamaSection(  # with a gated MLP of the same number of weights: 3 × 10922 for 2 × 16384
@@ -133,3 +134,11 @@ def test_adding_up_gradients_moves_memory():
     less = [step(zero_stage=stage).optimizer for stage in (0, 1, 2, 3)]
     moved = [(a - b) * 0.9 * 3000e9 / MPT_7B.parameters / 3 for a, b in zip(more, less, strict=True)]
     assert moved == pytest.approx([6, 10, 12, 20], rel=0.01), "bytes per parameter and further micro-batch"
+
+
+def test_passes_of_regularisation_take_the_time_of_as_many_micro_batches() -> None:
+    """And no time to read them: the rows are the same."""
+    attacked, twice = step(passes=Passes(accumulated=2, computed=2)), step(gradient_accumulation_steps=2)
+    assert attacked.compute == twice.compute
+    assert attacked.data_parallel == twice.data_parallel
+    assert step(passes=Passes(copies=2)).compute == step(micro_batch_size=16).compute

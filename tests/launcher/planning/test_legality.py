@@ -94,6 +94,12 @@ BROKEN = {  # rule: the run, the choice, the reason
         "micro_batch_size=1 × 24 tokens over context_parallel=1 are no multiple of 16, as training.precision=fp8 asks",
     ),
     "stage": (run(), {"zero_stage": 4}, "zero_stage=4: DeepSpeed has stages 0 to 3"),
+    "searching passes": (
+        run(searches=True),
+        {"zero_stage": 3},
+        "zero_stage=3 reduces gradients of a block's weights whenever a backward pass leaves it, and those of "
+        "finetune.adversarial.method=pgd that search a perturbation make none. Take a stage below, or fgm",
+    ),
     "offload needs ZeRO": (
         run(),
         {"zero_stage": 0, "offload_optimizer": "cpu"},
