@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ def predict(
     out: Annotated[Path, typer.Option("--output", help="a new file of jsonl", metavar="FILE")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="of a generated response")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="responses generated at once")] = 8,
+    together: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="another classifier, whose probabilities are averaged with it", metavar="RUN"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write what a fine-tuned model says of each row beside it: `prediction`, in the rows' order.
@@ -26,14 +30,18 @@ def predict(
     A label with the probabilities of all, a tag for each word, or the response to a prompt. Rows need no label.
 
     Example: megatrain predict runs/reviews --input new.jsonl --output answered.jsonl
+
+    Example: megatrain predict runs/seed-1 --with runs/seed-2 --input new.jsonl --output answered.jsonl
     """
     from megatrain.evaluation.predictions import predictions
 
-    existing(path)
+    for one in (path, *(together or ())):
+        existing(one)
     if out.exists():
         raise ConfigError(f"--output {out}: is there already. Name a new file")
     warn = partial(complain, kind="warning")
-    rows = predictions(path, existing(file), max_new_tokens=max_new_tokens, batch_size=batch_size, warn=warn)
+    options: Any = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "others": together or ()}
+    rows = predictions(path, existing(file), warn=warn, **options)
     lines = [json.dumps(row | {"prediction": said}, ensure_ascii=False, default=str) for row, said in rows]
     write_atomically(out, "".join(f"{line}\n" for line in lines))
     done = {"rows": len(lines), "output": str(out)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from megatrain.base.errors import ConfigError
 from megatrain.base.registry import load_object
 from megatrain.checkpoint.manifest import find_checkpoint
-from megatrain.checkpoint.read import model_of
 from megatrain.checkpoint.state import read_state
 from megatrain.config import Source
 from megatrain.config.resolved import ResolvedFinetune, ResolvedPretrain, ResolvedRun
@@ -19,14 +19,15 @@ from megatrain.config.validation_sets import UNNAMED, metric_of_set
 from megatrain.data.loading.tensor_batch import TensorBatch
 from megatrain.evaluation.classification import ClassReport, confusion_of, report_of
 from megatrain.evaluation.classified import Classified, classified
+from megatrain.evaluation.ensemble import Ensemble, check_alike
 from megatrain.evaluation.generated import ResponseEvaluation
+from megatrain.evaluation.ranks import Alone, Ranks
 from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.sampling import Sampling
 from megatrain.hardware.device import device_type
-from megatrain.huggingface.merged import read_merged_model
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run
-from megatrain.tasks.base import DataShare, Task
+from megatrain.tasks.base import Task
 from megatrain.tasks.on_examples import ExampleTask
 from megatrain.tasks.registry import TASKS
 
@@ -50,6 +51,7 @@ class Evaluation:
     task: str
     data: str
     metrics: dict[str, float]
+    others: tuple[Path, ...] = ()  # checkpoints that answered together with it
     classes: ClassReport | None = None
     examples: list[Classified] = field(default_factory=list)
 
@@ -64,10 +66,12 @@ class OpenCheckpoint:
 
     Args:
         weights: in the place of the checkpoint's own; without an adapter.
+        others: runs or checkpoints whose classifiers answer together with it.
+        ranks: who shares model and data out; default: this process has all.
 
     Raises:
         CheckpointError: there is no whole checkpoint.
-        ConfigError, DataError: the run's configuration or tokenizer cannot be read.
+        ConfigError, DataError: the run's configuration or tokenizer cannot be read, or the others are not alike.
     """
 
     def __init__(
@@ -75,19 +79,25 @@ class OpenCheckpoint:
         path: Path,
         warn: Callable[[str], None] = lambda text: None,
         weights: Mapping[str, Tensor] | None = None,
+        others: Sequence[Path] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         self.folder = find_checkpoint(path)
+        self.others = [find_checkpoint(other) for other in others]
         self.run, _ = locate(path)
         self.config: ResolvedRun = load_run(self.run, warn=warn, verify=True)
-        state = read_state(self.folder)
-        self.step = state.step
-        self.device = torch.device(device_type())
-        dtype = torch.float32 if self.config.training.precision == "fp32" else torch.bfloat16
-        if weights is None:
-            model = read_merged_model(self.folder)
-        else:
-            model = model_of(self.folder, state.model.complete, dict(weights))
-        self.model: nn.Module = model.eval().to(device=self.device, dtype=dtype)
+        check_alike(self.run, self.config, self.others)
+        self.step = read_state(self.folder).step
+        self.ranks = ranks or Alone(torch.device(device_type()))
+        self.model = self._model(self.folder, self.config, weights)
+        if self.others:
+            members = [self._model(other, load_run(locate(other)[0])) for other in self.others]
+            problem = getattr(self.config.task, "problem", "single_label")
+            self.model = Ensemble([self.model, *members], problem)
+
+    def _model(self, folder: Path, config: ResolvedRun, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        dtype = torch.float32 if config.training.precision == "fp32" else torch.bfloat16
+        return self.ranks.model(folder, read_state(folder).model.complete, weights, dtype)
 
     def task(self, config: ResolvedRun) -> Task[Any]:
         """The run's task, on other data where the configuration names some."""
@@ -96,14 +106,14 @@ class OpenCheckpoint:
 
     def batches(self, task: Task[Any]) -> Iterable[TensorBatch]:
         """Of the task's validation. Raises ConfigError where there is none."""
-        found = task.validation_sets(DataShare(rank=0, size=1)).get(UNNAMED)
+        found = task.validation_sets(self.ranks.share).get(UNNAMED)
         if found is None:
             section = "finetune" if isinstance(self.config, ResolvedFinetune) else "data"
             raise ConfigError(
                 f"{self.run}: {section}.validation: is empty: there is nothing to evaluate on. Name files of examples, "
                 "or take --split train"
             )
-        return (batch.to(self.device) for batch in found)
+        return found
 
 
 def evaluate(
@@ -113,6 +123,8 @@ def evaluate(
     split: str = "validation",
     warn: Callable[[str], None] = lambda text: None,
     weights: Mapping[str, Tensor] | None = None,
+    others: Sequence[Path] = (),
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint that verifies, or one that is named.
 
@@ -122,16 +134,17 @@ def evaluate(
         split: validation, train, or the name of a validation set. Of "validation" that has several sets, the metrics
             of all are found, as the loop reports them.
         warn: told what else there is to know.
-        weights: in the place of the checkpoint's own; without an adapter.
+        weights, others, ranks: see `OpenCheckpoint`. With ranks, a collective with the same result on each.
 
     Raises:
         CheckpointError, ConfigError: there is no whole checkpoint, or nothing to evaluate on.
         DataError: a file cannot be read, or examples are unusable; names file and line.
     """
-    opened = OpenCheckpoint(path, warn, weights)
+    opened = OpenCheckpoint(path, warn, weights, others, ranks)
     sets = _sets(opened.config)
     if not files and split == "validation" and sets and UNNAMED not in sets:
-        return _together({name: evaluate(path, split=name, weights=weights) for name in sets})
+        again = partial(evaluate, path, weights=weights, others=others, ranks=ranks)
+        return _together({name: again(split=name) for name in sets})
     if opened.config.training.precision == "fp8":
         warn("the run multiplies in fp8 and is evaluated in bf16: its loop may have reported other last digits")
     config, data = on_data(opened.config, files, split)
@@ -139,15 +152,8 @@ def evaluate(
     if files and isinstance(task, ExampleTask):
         for line in task.warnings():
             warn(line)
-    records: dict[str, list[Tensor]] = {}
-    examples: list[Classified] = []
-    with torch.no_grad():
-        for batch in opened.batches(task):
-            for name, value in task.evaluation_sums(opened.model, batch).items():
-                records.setdefault(name, []).append(value.double().cpu())
-            if says_one_label(config):
-                examples += classified(opened.model, batch)  # type: ignore[arg-type]
-    metrics = task.evaluation_metrics(_totals(records))
+    totals, examples = _passed(opened, task, config)
+    metrics = task.evaluation_metrics(totals)
     for responses in ResponseEvaluation.of(config).values():
         metrics |= responses.measure(responses.generated(_answered(opened, responses)))
     names = config.task.classes
@@ -155,6 +161,7 @@ def evaluate(
     return Evaluation(
         run=opened.run,
         checkpoint=opened.folder,
+        others=tuple(opened.others),
         step=opened.step,
         task=config.task.name,
         data=data,
@@ -164,12 +171,27 @@ def evaluate(
     )
 
 
-def _totals(records: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Numbers are summed; rows of numbers, one per example, stay rows."""
-    return {
-        name: torch.cat(values) if values[0].ndim else torch.stack(values).sum().item()
-        for name, values in records.items()
-    }
+def _passed(opened: OpenCheckpoint, task: Task[Any], config: ResolvedRun) -> tuple[dict[str, Any], list[Classified]]:
+    """One pass: the task's sums and records over all ranks, and what a classifier says."""
+    ranks = opened.ranks
+    records: dict[str, list[Tensor]] = {}
+    examples: list[Classified] = []
+    with torch.no_grad():
+        for whole in opened.batches(task):
+            batch = ranks.mine(whole)
+            for name, value in task.evaluation_sums(opened.model, batch).items():
+                records.setdefault(name, []).append(value.double().cpu())
+            if says_one_label(config):
+                examples += classified(opened.model, whole, ranks)  # type: ignore[arg-type]
+    # numbers are summed; rows of numbers, one an example, stay rows
+    mine = {name: torch.cat(parts) if parts[0].ndim else torch.stack(parts).sum() for name, parts in records.items()}
+    parts = ranks.gathered((ranks.counts, mine, examples))
+    totals: dict[str, Any] = {}
+    for name, value in mine.items():
+        found = [part[1][name] for part in parts if part[0][0]]
+        totals[name] = torch.cat(found) if value.ndim else torch.stack(found).sum().item()
+    examples = [one for part in parts if part[0][1] for one in part[2]]
+    return totals, examples
 
 
 def _together(found: dict[str, Evaluation]) -> Evaluation:
@@ -214,11 +236,16 @@ def on_data(config: ResolvedRun, files: Sequence[str], split: str) -> tuple[Reso
 
 def _answered(opened: OpenCheckpoint, responses: ResponseEvaluation) -> list[list[int]]:
     """What the model generates behind each prompt."""
-    made: list[list[int]] = []
+    made: dict[int, list[int]] = {}
     size = opened.config.training.micro_batch_size
-    for first in range(0, len(responses.prompts), size):
-        prompts = responses.prompts[first : first + size]
+    first, step = opened.ranks.replica
+    mine = range(first, len(responses.prompts), step)
+    for begin in range(0, len(mine), size):
+        numbers = mine[begin : begin + size]
+        prompts = [responses.prompts[number] for number in numbers]
         places = max(map(len, prompts)) + responses.max_new_tokens
-        with with_cache(opened.model, places=places) as next_logits:
-            made += continued(next_logits, prompts, Sampling(), **responses.options())
-    return made
+        with with_cache(opened.model, places=places, ranks=opened.ranks.generation) as next_logits:
+            answers = continued(next_logits, prompts, Sampling(), ranks=opened.ranks.generation, **responses.options())
+            made |= dict(zip(numbers, answers, strict=True))
+    whole = {number: tokens for one in opened.ranks.gathered(made) for number, tokens in one.items()}
+    return [whole[number] for number in range(len(responses.prompts))]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from megatrain.data.loading.batch import IGNORE_INDEX, Batch
+from megatrain.evaluation.ranks import Ranks
 from megatrain.tasks.classification import forward
 
 
@@ -25,10 +26,17 @@ class Classified:
         return [int(number) for number in self.probabilities.argmax(-1)]
 
 
-def classified(model: nn.Module, batch: Batch) -> Iterator[Classified]:
-    """The examples of a batch, in their order. What has no label is padding."""
+def classified(model: nn.Module, batch: Batch, ranks: Ranks) -> Iterator[Classified]:
+    """The examples of a batch, in their order. What has no label is padding. Collective, where ranks share it out.
+
+    Args:
+        batch: whole.
+    """
     assert batch.cu_seqlens is not None, "examples do not see each other"
-    probabilities = forward(model, batch, None).float().softmax(-1).flatten(0, 1).double().cpu().numpy()
+    logits_BSC = forward(model, ranks.mine(batch), None)
+    if logits_BSC.shape[1] != batch.labels.shape[1]:
+        logits_BSC = ranks.whole_sequences(logits_BSC)
+    probabilities = logits_BSC.float().softmax(-1).flatten(0, 1).double().cpu().numpy()
     labels, ids = (tensor.flatten().cpu().numpy() for tensor in (batch.labels, batch.input_ids))
     for begin, end in pairwise(batch.cu_seqlens.tolist()):
         places = begin + np.flatnonzero(labels[begin:end] != IGNORE_INDEX)

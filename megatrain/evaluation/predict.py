@@ -55,7 +55,7 @@ def labels_of(
             if line.startswith(copy):  # others are of the labels, which are made up
                 warn(line.replace(copy, name).partition(". Raise")[0])
         batches: Any = opened.batches(task)
-        examples = (one for batch in batches for one in classified(opened.model, batch))
+        examples = (one for batch in batches for one in classified(opened.model, batch, opened.ranks))
         for row, example in zip(rows, examples, strict=True):
             yield _said(example, section, row.fields)
 

@@ -10,6 +10,7 @@ from megatrain.data.examples.example_rows import Mistakes, usable
 from megatrain.data.examples.prompt_completion import Pair, PairReader
 from megatrain.data.text.rows import Row, read_rows
 from megatrain.evaluation.checkpoint import OpenCheckpoint
+from megatrain.evaluation.ensemble import check_alike
 from megatrain.evaluation.predict import labels_of
 from megatrain.generate import Writer
 from megatrain.generation.sampling import Sampling
@@ -26,26 +27,31 @@ def predictions(
     *,
     max_new_tokens: int,
     batch_size: int,
+    others: Sequence[Path] = (),
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each row of a file of jsonl, csv, parquet or arrow, and its prediction: see `predict.labels_of`; of sft the
     `response` that the model generates, the likeliest token each time.
 
+    Args:
+        others: of classifiers, runs or checkpoints whose probabilities are averaged with the run's.
+
     Raises:
         CheckpointError: there is no whole checkpoint.
-        ConfigError: the run's task predicts nothing.
+        ConfigError: the run's task predicts nothing, or the others are not alike.
         DataError: the file cannot be read, or a row has no text or prompt; names file and line.
     """
     rows = list(read_rows(file))
     if not rows:
         raise DataError(f"{file}: holds no rows")
     config = load_run(locate(path)[0])
+    check_alike(locate(path)[0], config, others)
     if isinstance(config.task, SFTSection) and config.tokenizer is not None:
         pairs = _prompts(rows, config.task, ChatTemplate.load(config.tokenizer.path))
         writer = Writer(path, Sampling(), max_new_tokens=max_new_tokens, warn=warn)
         said: Iterator[dict[str, Any]] = ({"response": text} for text in writer.responses(pairs, batch_size=batch_size))
     else:
-        said = labels_of(OpenCheckpoint(path, warn), rows, name=str(file), warn=warn)
+        said = labels_of(OpenCheckpoint(path, warn, others=others), rows, name=str(file), warn=warn)
     return ((row.fields, one) for row, one in zip(rows, said, strict=True))
 
 

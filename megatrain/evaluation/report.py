@@ -26,6 +26,7 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
     names = ("run", "checkpoint", "task", "data")
     return {name: str(getattr(found, name)) for name in names} | {
         "step": found.step,
+        "ensemble": [str(one) for one in found.others],
         "metrics": found.metrics,
         "classes": classes,
     }
@@ -33,7 +34,7 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
 
 def as_text(found: Evaluation) -> str:
     """Lines for a terminal."""
-    lines = [f"{found.checkpoint} on {found.data}"]
+    lines = [f"{_answering(found)} on {found.data}"]
     width = max(map(len, found.metrics))
     lines += [f"  {name:{width}}  {shown(name, value)}" for name, value in found.metrics.items()]
     if found.classes is not None:
@@ -44,6 +45,10 @@ def as_text(found: Evaluation) -> str:
             for score in found.classes.classes
         ]
     return "\n".join(lines)
+
+
+def _answering(found: Evaluation) -> str:
+    return " with ".join(map(str, (found.checkpoint, *found.others)))
 
 
 def write_report(found: Evaluation, folder: Path) -> None:
@@ -65,7 +70,7 @@ def write_report(found: Evaluation, folder: Path) -> None:
 
 def sections(found: Evaluation) -> list[Section]:
     table = Table(["metric", "value"], [[name, shown(name, value)] for name, value in found.metrics.items()])
-    parts = [Section("Metrics", f"{found.checkpoint}, on {found.data} (task {found.task}).", table)]
+    parts = [Section("Metrics", f"{_answering(found)}, on {found.data} (task {found.task}).", table)]
     if found.classes is None:
         return parts
     report = found.classes
