@@ -14,7 +14,7 @@ from megatrain.generation.decode import continued, with_cache
 from megatrain.generation.prompts import Ending, Prompts
 from megatrain.generation.sampling import Sampling
 from megatrain.huggingface.merged import read_merged_model
-from megatrain.model.architecture import FAMILIES
+from megatrain.model.family import FAMILIES
 from megatrain.run.directory import locate
 from megatrain.run.inputs import load_run
 from megatrain.tasks.sft.section import SFTSection

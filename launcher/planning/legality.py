@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatrain.base.batch_sizes import BatchSizes
-from megatrain.model.architecture import FAMILIES, Divisible, ModelSection, rows
+from megatrain.model.architecture import ModelSection, rows
+from megatrain.model.family import FAMILIES, Divisible
 from megatrain.model.fp8 import FP8_MULTIPLE, multiplies_in_fp8
 
 

@@ -17,7 +17,7 @@ from megatrain.data.folder.manifest import TOKENIZER, read_manifest
 from megatrain.data.text.tokenizer_files import read_tokenizer, tokenizer_file
 from megatrain.data.text.vocabulary import parse_vocabulary
 from megatrain.huggingface.config_json import is_pretrained, read_pretrained
-from megatrain.model.architecture import FAMILIES
+from megatrain.model.family import FAMILIES
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import base_run, load_run, own_tokenizer
 from megatrain.tasks.registry import TASKS, TaskSection

@@ -8,7 +8,8 @@ from launcher.planning.sweep import Row, plan_on
 from megatrain.base.errors import PreflightError
 from megatrain.base.formatting import duration, quantity
 from megatrain.config import Config
-from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES
 
 _MOST_GPUS = 16_384
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from megatrain.base.section import chosen
 from megatrain.config import builtin  # noqa: F401 - registers what can be chosen
-from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES
 from megatrain.optim.registry import OPTIMIZERS, OptimizerSection
 from megatrain.schedule.registry import SCHEDULES, ScheduleSection
 from megatrain.tasks.registry import TASKS, TaskSection

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatrain.config.runs import Config, FinetuneConfig
-from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES
 from megatrain.tasks.registry import TASKS
 
 Issue = tuple[str, Any, str, str]  # field, value, rule, fix

@@ -11,8 +11,8 @@ from megatrain.config.evaluation import REPORTED_AS
 from megatrain.config.regularization import regularization_issues
 from megatrain.config.trained import base_issues, part_issues
 from megatrain.config.validation_sets import field_of_set, metric_of_set
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import has_class_head
+from megatrain.model.family import FAMILIES
 from megatrain.optim.registry import OPTIMIZERS
 from megatrain.schedule.registry import SCHEDULES
 from megatrain.tasks.registry import TASKS

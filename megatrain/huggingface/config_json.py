@@ -10,7 +10,8 @@ from megatrain.base.errors import ConfigError
 from megatrain.base.files import read_model
 from megatrain.config import ParallelSection
 from megatrain.config.rules import validate_model
-from megatrain.model.architecture import ANY_MODEL_TYPE, FAMILIES, ModelSection
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import ANY_MODEL_TYPE, FAMILIES
 from megatrain.model.huggingface_config import CONFIG_LIMIT, Part
 
 CONFIG = "config.json"

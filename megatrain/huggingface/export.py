@@ -37,8 +37,8 @@ from megatrain.huggingface.names import Whole, folded, joined, wholes
 from megatrain.huggingface.pruned import pruned
 from megatrain.huggingface.quantized import Quantizer
 from megatrain.huggingface.soup import soup
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.class_table import purpose
+from megatrain.model.family import FAMILIES
 from megatrain.model.parameter_row import ParameterRow
 from megatrain.run.directory import RunDir, locate
 from megatrain.run.inputs import load_run, own_base, own_positions, read_inputs

@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from megatrain.base.errors import CheckpointError, ConfigError
-from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of, rows
+from megatrain.model.architecture import ModelSection, parameter_table, row_of, rows
 from megatrain.model.class_table import is_class_head
+from megatrain.model.family import FAMILIES
 from megatrain.model.parameter_row import HuggingFaceTensor, ParameterRow
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from torch import nn
 
 from megatrain.adapters.registry import ADAPTERS
 from megatrain.base.registry import load_object
-from megatrain.model.architecture import FAMILIES, ModelSection, row_of, rows
+from megatrain.model.architecture import ModelSection, row_of, rows
+from megatrain.model.family import FAMILIES
 
 
 def build_model(section: ModelSection, *, connected: bool = True) -> nn.Module:

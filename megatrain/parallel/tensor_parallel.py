@@ -13,7 +13,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatrain.model.architecture import FAMILIES, ModelSection, Region, row_of
+from megatrain.model.architecture import ModelSection, row_of
+from megatrain.model.family import FAMILIES, Region
 from megatrain.model.layers import SumOverInputs
 from megatrain.parallel import collectives
 from megatrain.parallel.context_parallel import part_of_sequence

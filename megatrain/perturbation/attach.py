@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from megatrain.kernels.keyed_random import dropout, uniform
-from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES
 from megatrain.perturbation.noise import Noise
 
 

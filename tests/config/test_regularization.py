@@ -10,7 +10,7 @@ import pytest
 from megatrain.config import FinetuneConfig
 from megatrain.config.regularization import Passes, passes_of, regularization_issues
 from megatrain.config.rules import validate
-from megatrain.model.architecture import FAMILIES
+from megatrain.model.family import FAMILIES
 from tests.config.test_sections import MODEL, pretrain
 
 

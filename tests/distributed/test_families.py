@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
+from megatrain.model.family import FAMILIES
 from tests.distributed.layouts import SEQUENCE, Layout, Run, plain_run
 from tests.distributed.ranks import RankPool
 

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 import megatrain.config  # noqa: F401 - registers the families
-from megatrain.model.architecture import FAMILIES, ModelSection, row_of
+from megatrain.model.architecture import ModelSection, row_of
 from megatrain.model.build import build_model
+from megatrain.model.family import FAMILIES
 from megatrain.model.initialization import initial_weight, materialize
 
 VOCABULARY = 128

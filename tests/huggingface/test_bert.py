@@ -23,10 +23,10 @@ from megatrain.huggingface.export_files import Source, described
 from megatrain.huggingface.names import from_huggingface, to_huggingface, wholes
 from megatrain.huggingface.reader import PretrainedReader
 from megatrain.huggingface.weight_files import weight_files
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.modernbert.section import ModernBertSection
+from megatrain.model.family import FAMILIES
 from tests.packing import check_packed
 
 SIZES: dict[str, Any] = {

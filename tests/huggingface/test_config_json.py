@@ -9,8 +9,8 @@ import transformers
 
 from megatrain.base.errors import ConfigError
 from megatrain.huggingface.config_json import config_json, read_pretrained
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.families.transformers import resolve
+from megatrain.model.family import FAMILIES
 from megatrain.model.rope import Llama3Scaling
 from tests.transformers_models import answer
 

@@ -17,7 +17,8 @@ from megatrain.huggingface import export as exporting
 from megatrain.huggingface.names import count, from_huggingface, recognised, shapes, to_huggingface, wholes
 from megatrain.huggingface.reader import PretrainedReader
 from megatrain.huggingface.weight_files import weight_files
-from megatrain.model.architecture import FAMILIES, ModelFamily, ModelSection
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES, ModelFamily
 from megatrain.model.parameter_row import ZEROS, HuggingFaceTensor, Kind, Normal, ParameterRow
 
 WIDTH, VOCABULARY, POSITIONS, LAYERS = 6, 10, 5, 2

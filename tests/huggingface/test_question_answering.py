@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 from megatrain.huggingface.config_json import config_json, read_pretrained
 from megatrain.huggingface.names import from_huggingface, to_huggingface
 from megatrain.huggingface.reader import PretrainedReader
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.build import build_model
+from megatrain.model.family import FAMILIES
 from tests.huggingface.test_classification import SIZES, THEIRS, some_ids, weights_of
 from tests.huggingface.test_token_classification import OF_TOKENS
 

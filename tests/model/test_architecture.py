@@ -5,13 +5,14 @@ import random
 import pytest
 import torch
 
-from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of, rows
+from megatrain.model.architecture import ModelSection, parameter_table, row_of, rows
 from megatrain.model.build import build_model
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
+from megatrain.model.family import FAMILIES
 from megatrain.model.parameter_row import ONES, ZEROS, Kind
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks.coordinate_check import SEEN, coordinates, growth, section_of
-from megatrain.model.architecture import FAMILIES, ModelSection, parameter_table, row_of
+from megatrain.model.architecture import ModelSection, parameter_table, row_of
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.family import FAMILIES
 from megatrain.model.mup import MupSection, attention_scale, output_factor
 from megatrain.model.parameter_row import Kind, Normal
 from tests.model.test_architecture import RANDOM

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatrain.model.architecture import FAMILIES, row_of
+from megatrain.model.architecture import row_of
+from megatrain.model.family import FAMILIES
 from megatrain.parallel.tensor_parallel import Shard, apply_tensor_parallel, shard_of
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import megatrain.config  # noqa: F401 - registers the families
 from megatrain.data.loading.batch import Batch
 from megatrain.kernels.keyed_random import random_bits, uniform
-from megatrain.model.architecture import FAMILIES, ModelSection, row_of
+from megatrain.model.architecture import ModelSection, row_of
 from megatrain.model.build import build_model
+from megatrain.model.family import FAMILIES
 from megatrain.model.initialization import initial_weight, materialize
 from megatrain.parallel.activation_checkpointing import apply_activation_checkpointing
 from megatrain.parallel.compile import compile_blocks

@@ -3,7 +3,8 @@
 import math
 from typing import Any, Literal
 
-from megatrain.model.architecture import FAMILIES, Divisible, ModelFamily, ModelSection, Region
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES, Divisible, ModelFamily, Region
 from megatrain.model.parameter_row import ONES, ZEROS, Kind, Normal, ParameterRow
 
 

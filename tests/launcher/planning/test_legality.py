@@ -4,8 +4,8 @@ import pytest
 
 from launcher.planning.legality import RULES, Run, first_violation
 from megatrain.base.batch_sizes import BatchSizes
-from megatrain.model.architecture import FAMILIES
 from megatrain.model.families.transformers.section import TransformersSection
+from megatrain.model.family import FAMILIES
 from megatrain.topology import Topology
 from tests.launcher.shapes import MODEL
 

@@ -14,7 +14,7 @@ from launcher.runs.prepare import prepare_run
 from megatrain.base.errors import ExitCode
 from megatrain.config.file import parse_config
 from megatrain.config.rules import validate
-from megatrain.model.architecture import FAMILIES
+from megatrain.model.family import FAMILIES
 from tests.tokenizer_kinds import write_tokenizer
 
 FINETUNE = """

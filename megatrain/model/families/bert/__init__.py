@@ -1,10 +1,10 @@
 """BERT and RoBERTa: a bidirectional encoder with learned positions and norms behind each layer (arXiv 1810.04805)."""
 
-from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.bert.config_json import MODEL_TYPES, huggingface_config, read_config
 from megatrain.model.families.bert.rules import issues, resized
 from megatrain.model.families.bert.section import BertSection
 from megatrain.model.families.bert.table import REGIONS, divisible, rows, their_model
+from megatrain.model.family import FAMILIES, ModelFamily
 
 FAMILIES.register(
     "bert",

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from megatrain.model.architecture import Divisible, Region
 from megatrain.model.class_table import class_rows
 from megatrain.model.families.bert.section import BertSection
+from megatrain.model.family import Divisible, Region
 from megatrain.model.parameter_row import ONES, ZEROS, Kind, Normal, ParameterRow
 
 REGIONS = {

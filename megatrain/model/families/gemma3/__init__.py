@@ -1,10 +1,10 @@
 """Gemma 3, text only: a decoder with norms before and behind each layer, local and global layers (arXiv 2503.19786)."""
 
-from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.gemma3.config_json import MODEL_TYPES, huggingface_config, read_config
 from megatrain.model.families.gemma3.rules import issues, resized
 from megatrain.model.families.gemma3.section import Gemma3Section
 from megatrain.model.families.gemma3.table import REGIONS, divisible, rows
+from megatrain.model.family import FAMILIES, ModelFamily
 
 FAMILIES.register(
     "gemma3",

@@ -1,10 +1,10 @@
 """GPT-2: a decoder with LayerNorm, learned positions, biases and a GELU MLP (Radford et al. 2019)."""
 
-from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.gpt.config_json import MODEL_TYPES, huggingface_config, read_config
 from megatrain.model.families.gpt.rules import issues, resized
 from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.gpt.table import REGIONS, divisible, rows
+from megatrain.model.family import FAMILIES, ModelFamily
 
 FAMILIES.register(
     "gpt",

@@ -1,11 +1,11 @@
 """Llama: a decoder with RMSNorm, rotary positions, grouped-query attention and a SwiGLU MLP (arXiv 2302.13971)."""
 
-from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.llama.config_json import MODEL_TYPES, read_config
 from megatrain.model.families.llama.huggingface import exported_name, huggingface_config
 from megatrain.model.families.llama.rules import issues, resized
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.llama.table import REGIONS, divisible, rows
+from megatrain.model.family import FAMILIES, ModelFamily
 
 FAMILIES.register(
     "llama",

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from megatrain.model.architecture import Divisible, Region
 from megatrain.model.class_table import class_rows
 from megatrain.model.families.llama.section import LlamaSection
+from megatrain.model.family import Divisible, Region
 from megatrain.model.parameter_row import ONES, ZEROS, Kind, Normal, ParameterRow
 
 REGIONS = {

@@ -1,10 +1,10 @@
 """ModernBERT: a bidirectional encoder with rotary positions, GeGLU, and local and global layers (arXiv 2412.13663)."""
 
-from megatrain.model.architecture import FAMILIES, ModelFamily
 from megatrain.model.families.modernbert.config_json import MODEL_TYPES, huggingface_config, read_config
 from megatrain.model.families.modernbert.rules import issues, resized
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.model.families.modernbert.table import REGIONS, divisible, rows
+from megatrain.model.family import FAMILIES, ModelFamily
 
 FAMILIES.register(
     "modernbert",

@@ -4,12 +4,12 @@ Its weights are not split: ZeRO only. Its table is read from its parameters once
 (`resolve.py` asks `describe.py`), and stands in the resolved run.
 """
 
-from megatrain.model.architecture import ANY_MODEL_TYPE, FAMILIES, ModelFamily
 from megatrain.model.families.transformers.config_json import huggingface_config
 from megatrain.model.families.transformers.resolve import complete, read_config
 from megatrain.model.families.transformers.rules import WHOLE, run_issues
 from megatrain.model.families.transformers.section import TransformersSection
 from megatrain.model.families.transformers.table import rows
+from megatrain.model.family import ANY_MODEL_TYPE, FAMILIES, ModelFamily
 
 FAMILIES.register(
     "transformers",
