@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import state_bytes
+from launcher.planning.trained import largest_trained, trained_parameters
 from launcher.planning.zero import (
     ZeroBytes,
     first_and_embedding,
@@ -45,13 +46,13 @@ def host_bytes(model: ModelSection, layout: Layout, precision: str) -> HostBytes
     """What a rank keeps on the host."""
     if layout.offload_optimizer == "none":
         return HostBytes()
-    c, part = number_bytes(precision), local_parameters(model, layout.tensor_parallel) / layout.replicas
+    c, part = number_bytes(precision), trained_parameters(model, layout.tensor_parallel) / layout.replicas
     state = state_bytes(model, layout)
     if layout.zero_stage == 3:  # gradients twice: as they are summed, and as the update takes them
         pinned, rest = _MASTER * part, (2 * _MASTER + state) * part
     else:
         # weights, gradients, a copy of the weights in the compute dtype, and a buffer as large as the largest gradient
-        pinned = (2 * _MASTER + c) * part + c * largest_parameter(model, layout.tensor_parallel)
+        pinned = (2 * _MASTER + c) * part + c * largest_trained(model, layout.tensor_parallel)
         pinned += _MASTER * part if layout.zero_stage == 2 and _sums_on_the_host(layout, precision) else 0
         rest = state * part
     return HostBytes(standing=pinned + rest, pinned=pinned, starting=_MASTER * part)  # zero gradients for the state
@@ -67,23 +68,24 @@ def device_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroByt
     if layout.offload_optimizer == "none":
         return zero_bytes(model, layout, precision)
     t, c, n = layout.tensor_parallel, number_bytes(precision), layout.replicas
-    psi, largest = local_parameters(model, t), largest_parameter(model, t)
+    psi, largest = trained_parameters(model, t), largest_trained(model, t)
+    whole = local_parameters(model, t)  # frozen ones stay on the device
     bucket = float(c * reduce_bucket(model, t, layout.zero_stage))
     if layout.zero_stage == 3:
         return ZeroBytes(
-            parameters=c * psi / n,
+            parameters=c * whole / n,
             gradients=0,
             optimizer=0,
             buckets=bucket,
-            gathered=c * min(live_parameters(model, t), psi) if n > 1 else 0,
+            gathered=c * min(live_parameters(model, t), whole) if n > 1 else 0,
             in_forward=c * prefetch_bucket(model, t) if n > 1 else 0,
             reducing=bucket + c * first_and_embedding(model, t) if n > 1 else bucket,
-            starting=max(0.0, c * largest - bucket),
+            starting=max(0.0, c * largest_parameter(model, t) - bucket),
         )
     again = layout.gradient_accumulation_steps > 1
     partition = 4 * psi / n if precision == "bf16" else 0.0  # fp32 sums of this rank's part, until the host has them
     alike = ZeroBytes(
-        parameters=c * psi,
+        parameters=c * whole,
         gradients=0,
         optimizer=0,
         buckets=c * largest,  # through which gradients come back from the host
@@ -114,7 +116,7 @@ def device_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroByt
 
 def host_moved_bytes(model: ModelSection, layout: Layout) -> float:
     """Bytes of host memory that a rank's update moves."""
-    part = local_parameters(model, layout.tensor_parallel) / layout.replicas
+    part = trained_parameters(model, layout.tensor_parallel) / layout.replicas
     return (_UPDATE_BYTES + 2 * state_bytes(model, layout)) * part
 
 
@@ -125,7 +127,7 @@ def copied_bytes(model: ModelSection, layout: Layout, precision: str) -> float:
     ZeRO-2 in fp32.
     """
     a, c = layout.gradient_accumulation_steps, number_bytes(precision)
-    part = local_parameters(model, layout.tensor_parallel) / layout.replicas
+    part = trained_parameters(model, layout.tensor_parallel) / layout.replicas
     if layout.zero_stage == 3:
         each = 8 * a + 4 + 4
     else:

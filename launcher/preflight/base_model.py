@@ -1,5 +1,6 @@
 """Of the preflight, where a fine-tuning starts: the base's weights, and the tokenizer that goes with them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megatrain.huggingface.base_model import find_base, read_base
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.names import drawn, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
+from megatrain.run.directory import RunDir
 from megatrain.run.inputs import base_run, load_run
 
 _SHOWN = 3  # tokens
@@ -53,6 +55,8 @@ def _weights(config: FinetuneConfig) -> Iterator[Finding]:
             yield Finding("error", f"finetune.base: {base} has no checkpoint yet.", ExitCode.CHECKPOINT)
         yield from _is_language_model(config)
         yield from _is_merged(config)
+        if config.finetune.adapter is not None or config.finetune.train_layers is not None:
+            yield from _can_be_told(base)
         return
     try:
         if config.model is not None:
@@ -79,6 +83,15 @@ def _frozen_weights(config: FinetuneConfig) -> Iterator[Finding]:
             find_base(folder, base.path, base.sha256, (config.finetune.base,))
     except MegatrainError as error:
         yield Finding("error", f"finetune.base: {error}", error.exit_code)
+
+
+def _can_be_told(base: RunDir) -> Iterator[Finding]:
+    """Checkpoints of a part of the weights need the base's, which its run would delete one day."""
+    folder = base.references if base.references.is_dir() else base.path
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        text = f"{base}: cannot be written, so that it cannot be told to keep the checkpoint that this run refers to"
+        fix = "Keep it: raise its checkpoint.keep_last, or name a copy of the checkpoint."
+        yield Finding("warning", f"finetune.base: {text}. {fix}")
 
 
 def _is_merged(config: FinetuneConfig) -> Iterator[Finding]:

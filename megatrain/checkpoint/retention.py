@@ -8,13 +8,14 @@ from pathlib import Path
 from megatrain.base.errors import CheckpointError
 from megatrain.base.files import reason
 from megatrain.checkpoint.manifest import has_all_files
+from megatrain.checkpoint.references import referred_to
 from megatrain.checkpoint.rewind import DELETED, remove_leftovers
 from megatrain.run.directory import RunDir
 
 
 class Retention:
-    """Keeps the `keep_last` newest that are whole. Damaged ones neither count nor are deleted: somebody may want to
-    look at them.
+    """Keeps the `keep_last` newest that are whole, and those that other runs refer to. Damaged ones neither count nor
+    are deleted: somebody may want to look at them.
 
     Args:
         report: called with a line for people.
@@ -25,6 +26,7 @@ class Retention:
         self._keep_last = keep_last
         self._report = report
         self.protected: int | None = None  # a step that is kept, whatever its age
+        self._said: set[int] = set()  # steps that are kept for other runs, as was reported
         self._unproven = True  # the newest, which may be of an earlier start
         self._whole: set[int] = set()  # steps that verified, or were saved, since this start
 
@@ -58,7 +60,11 @@ class Retention:
         steps = self._run.steps()
         self._whole |= {step for step in steps if step not in self._whole and has_all_files(self._run.step(step))}
         old = [step for step in steps if step in self._whole][: -self._keep_last]
-        return [step for step in old if step != self.protected]
+        needed = referred_to(self._run)
+        for step in sorted((set(old) & needed.keys()) - self._said):
+            self._said.add(step)
+            self._report(f"kept: step {step}, which {needed[step]} refers to")
+        return [step for step in old if step != self.protected and step not in needed]
 
 
 def move_away(run: RunDir, step: int) -> Path:

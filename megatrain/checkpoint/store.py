@@ -11,10 +11,12 @@ from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatrain.base.errors import CheckpointError
+from megatrain.base.files import reason
 from megatrain.checkpoint import rewind
 from megatrain.checkpoint.catalog import Catalog
 from megatrain.checkpoint.collective import Ranks
 from megatrain.checkpoint.planner import TensorPlanner
+from megatrain.checkpoint.references import refer
 from megatrain.checkpoint.retention import Retention
 from megatrain.checkpoint.rewind import SetAside
 from megatrain.checkpoint.snapshot import Snapshot
@@ -63,6 +65,15 @@ class CheckpointStore:
     def protect(self, step: int | None) -> None:
         """Keep the checkpoint of a step, beside the newest ones; and no other such one."""
         self._retention.protected = step
+
+    def refer(self, folder: Path) -> None:
+        """Let the run that a checkpoint is of keep it for this run, and say so where it cannot be told."""
+        if self._ranks.is_first:
+            try:
+                refer(folder, self.run)
+            except OSError as error:
+                text = f"{folder}: must stay for as long as this run is used, and its run cannot be told"
+                self._report(f"warning: {text} ({error.filename}: {reason(error)}): raise its checkpoint.keep_last")
 
     def retain(self) -> None:
         """Delete checkpoints beyond keep_last: see `Retention.delete_superseded`."""

@@ -15,6 +15,7 @@ RUN/
     tensorboard/
     checkpoints/step-00001000/   DCP files, state.json, and MANIFEST.json, written last
     checkpoints/abandoned-…/     what a run that went back set aside; nothing reads it
+    references/            runs that need a checkpoint of this one: checkpoint/references.py
     generated/step-00001000.jsonl   responses of an evaluation: evaluation.generate
     attempts.json          an object per attempt: who trains it, from which step to which, how it ended
     attempts.lock, launcher.lock   one trainer at a time: megatrain/run/lock.py
@@ -51,6 +52,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.examples = self.path / "examples"
+        self.references = self.path / "references"
         self.generated = self.path / "generated"
         self.attempts = self.path / "attempts.json"
         self.heartbeat = self.path / "heartbeat.json"

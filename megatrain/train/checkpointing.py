@@ -185,6 +185,7 @@ class Checkpointer:
         if self._parameters == "trained":
             (sha256,) = fingerprints(str(folder))
             self._base = BaseReference(path=str(folder.resolve()), sha256=sha256)
+            self._store.refer(folder)
 
     def _load_frozen(self, folder: Path, state: State) -> None:
         """What a checkpoint does not hold, from where its run had it."""

@@ -118,7 +118,7 @@ NAMES = {
 }
 
 
-def peft_of(base: str, config: ResolvedFinetune) -> torch.nn.Module:
+def peft_of(base: str, config: ResolvedFinetune, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """The same LoRA, or DoRA, of peft, on the same model of transformers, with the same start."""
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
@@ -132,7 +132,7 @@ def peft_of(base: str, config: ResolvedFinetune) -> torch.nn.Module:
         target_modules="all-linear",
         use_dora=adapter.name == "dora",
     )
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), options)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), options)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rows = [row for row in parameter_table(config.model) if row.trained]
     assert len(rows) == len(parameters)
@@ -164,7 +164,7 @@ def theirs_trained(model: torch.nn.Module, config: ResolvedFinetune) -> list[tup
         loss = torch.zeros(())
         for batch in batches.micro_batches:
             for ids, labels in examples_of(batch):
-                logits = model(input_ids=ids[None]).logits[0]
+                logits = model(input_ids=ids[None]).logits[0].float()
                 loss = loss + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
         (loss / batches.targets).backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, section.gradient_clipping)
@@ -209,6 +209,35 @@ def test_evaluate_says_what_the_loop_did(ranks: RankPool, here: Path, what: str)
     plain = plainly(ranks, here, what)
     found = evaluate(here / "runs" / f"plain-{what}").metrics
     assert found["validation_loss"] == pytest.approx(plain[6]["validation_loss"], rel=1e-5)
+
+
+@pytest.mark.full
+def test_a_frozen_base_in_bf16_learns_what_pefts_does(ranks: RankPool, here: Path) -> None:
+    """Theirs computes with the adapter in fp32, ours rounds it to bf16 for each pass: both keep it in fp32."""
+    runs = {
+        name: start(ranks, config_of(f"bf16-{name}", base_of(here)), LORA, "training.precision=bf16", *layout)
+        for name, layout in (("plain", ()), ("zero3", LAYOUTS["zero3-dp2"]), ("tp2", LAYOUTS["tp2-sp"]))
+    }
+    config = load_run(runs["plain"])
+    assert isinstance(config, ResolvedFinetune)
+    theirs = theirs_trained(peft_of(base_of(here), config, torch.bfloat16), config)
+    for run in runs.values():
+        found = reported(run)
+        for step, (loss, norm) in enumerate(theirs, start=1):
+            assert found[step]["loss"] == pytest.approx(loss, rel=3e-3), step
+            assert found[step]["grad_norm"] == pytest.approx(norm, rel=3e-2), step
+    assert reported(runs["plain"])[6]["loss"] < reported(runs["plain"])[1]["loss"] - 0.3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", ["dora"])
+def test_any_adapter_that_merges_is_a_base(ranks: RankPool, here: Path, first: str) -> None:
+    before = plainly(ranks, here, first)
+    base = RunDir(here / "runs" / f"plain-{first}")
+    layout = LAYOUTS["tp2-sp"]
+    found = reported(start(ranks, config_of(f"after-{first}", str(base.path)), DORA, "training.steps=1", *layout))
+    assert found[0]["validation_loss"] == pytest.approx(before[6]["validation_loss"], rel=1e-5)
+    assert [*base.references.iterdir()], "so that it keeps the checkpoint"
 
 
 def test_a_second_stage_starts_from_the_merged_weights(ranks: RankPool, here: Path, tmp_path: Path) -> None:

@@ -37,6 +37,30 @@ CASES = [
 ]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_only_what_is_trained_is_offloaded(ranks: RankPool, stage: int) -> None:
+    """Host and device are the same memory on these ranks."""
+    layout = Layout(
+        tensor_parallel=1,
+        data_parallel=2,
+        zero_stage=stage,
+        sequence_parallel=False,
+        micro_batch_size=4,
+        gradient_accumulation_steps=1,
+        activation_checkpointing="none",
+        offload_optimizer="cpu",
+    )
+    model = MODELS["narrow"].model_copy(update=PARTS["lora"])
+    measured = ranks.run(
+        2, measure, Case(name="lora", model=model, layout=layout, sequence_length=256, precision="bf16")
+    )
+    found = estimate_memory(model, layout, sequence_length=256, precision="bf16", hardware=load_hardware("cpu", 1))
+    print(f"lora-{stage}: {found.tensors:,} + {found.host:,} of {measured[0].peak:,}")
+    assert found.host < 25 * model.trained_parameters
+    assert found.tensors + found.host == pytest.approx(measured[0].peak, rel=0.15)
+
+
 @pytest.mark.parametrize(
     ("part", "stage", "precision", "recompute", "tensor"),
     [pytest.param(*case, marks=() if case[:2] in (("lora", 1),) else pytest.mark.full) for case in CASES],
