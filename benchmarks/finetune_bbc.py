@@ -10,6 +10,7 @@ About 20 minutes on two cores. Writes its part of benchmarks/results/finetune.md
 import argparse
 import os
 import platform
+import shlex
 import sys
 from datetime import date
 from importlib.metadata import version
@@ -67,7 +68,7 @@ def main() -> None:
     page = [
         f"{date.today()}, {os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}, "
         f"torch {version('torch')}, scikit-learn {version('scikit-learn')}. Written by "
-        f"`{' '.join(['python -m benchmarks.finetune_bbc', *sys.argv[1:]])}`. {arguments.note}".rstrip(),
+        f"`python -m benchmarks.finetune_bbc {shlex.join(sys.argv[1:])}`. {arguments.note}".rstrip(),
         "",
         f"all-MiniLM-L6-v2 ({next(iter(found.values())).parameters:,} parameters), fp32, one process, {EPOCHS} epochs "
         f"of {counts['train']:,} articles, the first {TOKENS} tokens of each, {ROWS} a step; accuracy on "

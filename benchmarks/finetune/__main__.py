@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 from datetime import date
@@ -92,7 +93,7 @@ def main() -> None:
     page = [
         f"{date.today()}, {arguments.threads} threads of {os.cpu_count()} cores {platform.machine()}, "
         f"Python {platform.python_version()}, {packages}. Written by "
-        f"`{' '.join(['python -m benchmarks.finetune', *sys.argv[1:]])}`. {arguments.note}".rstrip(),
+        f"`python -m benchmarks.finetune {shlex.join(sys.argv[1:])}`. {arguments.note}".rstrip(),
         "",
         f"{count} dialogues of chatterbot-corpus, {tokens:,} tokens a pass, {tokens / count:.0f} a dialogue; a Llama "
         f"of {setting.layers} layers, {setting.width} wide, fp32, AdamW. megatrain packs them into rows of "

@@ -39,9 +39,9 @@ class Setting:
     heads: int = 6
     mlp: int = 1024
     length: int = 512
-    rows: int = 16  # of packed dialogues, in a pass
-    packed_rows: int = 4
-    together: int = 16
+    rows: int = 8  # of packed dialogues, in a pass
+    packed_rows: int = 2
+    together: int = 32
 
     @property
     def model(self) -> dict[str, Any]:

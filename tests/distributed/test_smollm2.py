@@ -95,9 +95,11 @@ def test_the_merged_model_has_the_same_logits_in_transformers(trained: dict[str,
     ids = torch.tensor([prompt(merged, QUESTIONS[0])])
     with torch.no_grad():
         logits = theirs(ids).logits
-        for run in trained.values():
-            ours = read_merged_model(run.step(STEPS)).eval()(ids)
-            assert torch.allclose(ours[..., : logits.shape[-1]], logits, atol=1e-4)
+        ours, other = (read_merged_model(trained[name].step(STEPS)).eval()(ids) for name in LAYOUTS)
+        difference = float((ours[..., : logits.shape[-1]] - logits).abs().max())
+        print(f"\nlogits up to {float(logits.abs().max()):.1f} differ by {difference:.1e} at the most")
+        assert difference < 1e-4
+        assert torch.allclose(other, ours, atol=1e-3), "as near as the weights that two layouts learnt"
         assert not torch.allclose(base(ids).logits, logits, atol=1e-1), "else nothing was merged"
 
 
