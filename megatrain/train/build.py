@@ -179,11 +179,13 @@ def build_engine(
     )
     _begin_backward_pass(model)
     beat("building the engine")
+    spec = OPTIMIZERS.get(config.optimizer.name)
     optimizer = build_optimizer(
         model,
         config.optimizer,
         decays=lambda name: row_of(section, name).weight_decay_scale,
         is_hidden_matrix=lambda name: row_of(section, name).is_hidden_matrix,
+        is_factored=lambda name: spec.is_factored(row_of(section, name).shape),
         lr_scale=lambda name: (
             row_of(section, name).lr_scale * layer_lr_scale(section, name, config.optimizer.layer_decay)
         ),
@@ -198,9 +200,10 @@ def build_engine(
         leaf_modules=model.block_classes,  # type: ignore[arg-type]
         gradient_clipping=config.optimizer.gradient_clipping,
     )
-    spec = OPTIMIZERS.get(config.optimizer.name)
     if spec.matrices is None:
         engine.check_optimizer_state(spec.state)
+        if spec.factored is not None:
+            engine.share_sums(spec.factored)
     else:
         engine.check_optimizer_state(spec.state, spec.matrices.state)
         engine.exchange_matrices()
