@@ -8,6 +8,7 @@ micro-batches of a step.
 import math
 from dataclasses import dataclass
 
+from launcher.planning import factors
 from launcher.planning.activation_offload import exposed_seconds
 from launcher.planning.activations import COMPILED_HEAD_CHUNK_TOKENS, HEAD_CHUNK_TOKENS
 from launcher.planning.blocks import block_shape
@@ -80,6 +81,7 @@ def estimate_step(
     data_parallel = data_parallel_seconds(model, layout, precision, ranks_per_node, hardware, compute)
     link = hardware.link if layout.world_size <= ranks_per_node else hardware.network
     optimizer = _optimizer(model, layout, precision, hardware) + seconds(model, layout, hardware, link)
+    optimizer += factors.seconds(model, layout, link)
     busy = compute + tensor + context + data_parallel + optimizer + offload
     return StepTime(
         compute=compute,
@@ -277,6 +279,7 @@ def _optimizer(model: ModelSection, layout: Layout, precision: str, hardware: Ha
     each = gradient_bytes(layout, precision) + update
     host = HOST_SECONDS[layout.zero_stage] * block_shape(model).tensors
     moved = each * trained_parameters(model, layout.tensor_parallel) + rewritten_bytes(model, layout)
+    moved += factors.rewritten_bytes(model, layout)
     return _moving(moved, hardware) + elsewhere + (host if hardware.device == "cpu" else 0.0)
 
 

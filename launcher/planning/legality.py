@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatrain.base.batch_sizes import BatchSizes
 from megatrain.model.architecture import ModelSection, rows
 from megatrain.model.family import FAMILIES, Divisible
 from megatrain.model.fp8 import FP8_MULTIPLE, multiplies_in_fp8
@@ -22,9 +21,10 @@ class Run:
     model: ModelSection
     world_size: int
     ranks_per_node: int
-    batch_sizes: BatchSizes
+    global_batch_size: int
     sequence_lengths: tuple[int, ...]  # the run's, and those that phases of its curriculum cut it into
     precision: str = "bf16"
+    warmup_batch_sizes: tuple[int, ...] = ()  # of training.batch_size_warmup
     whole_sequences: bool = False  # a rank needs them whole, for the task's loss
     searches: bool = False  # some backward passes give no gradients of weights: those of finetune.adversarial's pgd
 
@@ -108,8 +108,8 @@ _FINAL = "training.global_batch_size"
 
 def _batches(run: Run) -> Iterator[tuple[str, int]]:
     """Every global batch, by its field."""
-    yield _FINAL, run.batch_sizes.final
-    for number, (_, size) in enumerate(run.batch_sizes.stages):
+    yield _FINAL, run.global_batch_size
+    for number, size in enumerate(run.warmup_batch_sizes):
         yield f"training.batch_size_warmup.{number}.global_batch_size", size
 
 

@@ -8,6 +8,7 @@ exchanged: 2 on an accelerator, 4 on a CPU.
 import math
 from functools import lru_cache
 
+from launcher.planning.factors import factor_bytes
 from launcher.planning.hardware import Hardware, Link
 from launcher.planning.layout import Layout
 from megatrain.model.architecture import ModelSection, rows
@@ -35,7 +36,7 @@ def _state_bytes(model: ModelSection, optimizer: str, tensor_parallel: int) -> f
     for row in (row for row in rows(model) if row.trained):
         elements = row.count * row.local_elements(tensor_parallel)
         size += elements
-        total += elements * spec.state_bytes(hidden_matrix=row.is_hidden_matrix)
+        total += elements * spec.state_bytes(row.shape, hidden_matrix=row.is_hidden_matrix)
     return total / size
 
 
@@ -43,7 +44,10 @@ def checkpoint_bytes(model: ModelSection, optimizer: OptimizerSection) -> int:
     """Of a whole checkpoint: fp32 weights and the optimizer's state, of what is trained."""
     state = OPTIMIZERS.get(optimizer.name).state_bytes
     trained = (row for row in rows(model) if row.trained)
-    return sum(row.count * row.elements * (4 + state(hidden_matrix=row.is_hidden_matrix)) for row in trained)
+    of_weights = (
+        row.count * row.elements * (4 + state(row.shape, hidden_matrix=row.is_hidden_matrix)) for row in trained
+    )
+    return sum(of_weights) + factor_bytes(model, optimizer.name)
 
 
 @lru_cache(256)

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, replace
 
+from launcher.planning import factors
 from launcher.planning.activation_offload import pinned_bytes
 from launcher.planning.activations import activation_bytes
 from launcher.planning.hardware import GIB, Hardware
@@ -79,6 +80,7 @@ def estimate_memory(
         compiled=compiled,
     )
     earlier = 1 - first_and_embedding(model, layout.tensor_parallel) / trained_parameters(model, layout.tensor_parallel)
+    updating = buffer_bytes(model, layout, hardware.device) + factors.updating_bytes(model, layout)
     # moment: gradients, activations, logits, buffers
     moments = {
         "forward": (zero.held, act.kept, act.head_gradients + act.logits, zero.gathered + zero.in_forward),
@@ -92,7 +94,7 @@ def estimate_memory(
             zero.gathered + zero.late_in_backward,
         ),
         "reduce": (max(zero.held, zero.made), 0.0, 0.0, zero.gathered + zero.reducing),
-        "step": (0.0, 0.0, 0.0, zero.stepping + buffer_bytes(model, layout, hardware.device)),
+        "step": (0.0, 0.0, 0.0, zero.stepping + updating),
         "start": (0.0, 0.0, 0.0, zero.starting),
     }
     peak = max(moments, key=lambda moment: sum(moments[moment]))
@@ -101,7 +103,7 @@ def estimate_memory(
         peak=peak,
         parameters=round(zero.parameters),
         gradients=round(zero.gradients + gradients),
-        optimizer=round(zero.optimizer),
+        optimizer=round(zero.optimizer + factors.factor_bytes(model, layout.optimizer.name)),
         activations=round(activations),
         logits=round(logits),
         buffers=round(zero.buckets + buffers),

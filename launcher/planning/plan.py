@@ -91,7 +91,8 @@ class _Planner:
             model=self.model,
             world_size=self.world_size,
             ranks_per_node=self.ranks_per_node,
-            batch_sizes=config.training.batch_sizes,
+            global_batch_size=config.training.global_batch_size,
+            warmup_batch_sizes=tuple(size for _, size in config.training.batch_sizes.stages),
             sequence_lengths=(config.sequence_length, *_phase_lengths(config)),
             precision=config.training.precision,
             whole_sequences=TASKS.get(config.task.name).whole_sequences,
@@ -148,8 +149,9 @@ class _Planner:
         """Where the optimizer is, and whether activations leave for the host where that is open. In order: one is tried
         where nothing fits with those before it."""
         parallel, may = self.config.parallel, self.hardware.host is not None and not self.gpus_alone
-        of_matrices = OPTIMIZERS.get(self.config.optimizer.name).matrices is not None  # see config/rules.py
-        optimizer: tuple[OffloadOptimizer, ...] = ("none", "cpu") if may and not of_matrices else ("none",)
+        spec = OPTIMIZERS.get(self.config.optimizer.name)
+        stays = spec.matrices is not None or spec.factored is not None  # see config/rules.py
+        optimizer: tuple[OffloadOptimizer, ...] = ("none", "cpu") if may and not stays else ("none",)
         if parallel.offload_optimizer != AUTO:
             optimizer = (parallel.offload_optimizer,)
         activations = (False, True) if may and parallel.activation_checkpointing == AUTO else (False,)
@@ -231,7 +233,7 @@ class _Planner:
 
     def _micro_batches(self, known: dict[str, Any]) -> list[int]:
         fixed = self.config.training.micro_batch_size
-        each = math.gcd(*self.run.batch_sizes.every) // known["data_parallel"]
+        each = math.gcd(*self.config.training.batch_sizes.every) // known["data_parallel"]
         if fixed != AUTO:
             return [fixed]
         if known["context_parallel"] > 1:
@@ -302,7 +304,7 @@ class _Planner:
         )
 
     def _warmup(self, layout: Layout) -> Iterator[WarmupStep]:
-        for _, size in self.run.batch_sizes.stages:
+        for size in self.run.warmup_batch_sizes:
             accumulation = size // (layout.data_parallel * layout.micro_batch_size)
             step = replace(layout, gradient_accumulation_steps=accumulation)
             yield WarmupStep(

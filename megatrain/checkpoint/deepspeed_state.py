@@ -28,6 +28,7 @@ from megatrain.checkpoint.state import WEIGHT, Parameters
 from megatrain.parallel.matrix_exchange import Unit
 from megatrain.parallel.matrix_plan import Piece
 from megatrain.parallel.tensor_parallel import shard_of
+from megatrain.parallel.whole_sums import WholeTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str], of_matr
                     f"optimizer.name: {kind} keeps {name} of shape {tuple(value.shape)} for a weight of "
                     f"{tuple(weight.shape)}: a checkpoint holds state of a weight's shape only. Use another optimizer"
                 )
-        expected = of_matrices if group.get("hidden_matrix") else names
+        expected = of_matrices if group.get("hidden_matrix") or group.get("factored") else names
         if set(tensors) != set(expected):
             raise ConfigError(
                 f"optimizer.name: {kind} keeps {', '.join(sorted(tensors)) or 'nothing'}, but is registered with the "
@@ -127,12 +128,37 @@ def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str], of_matr
 def matrix_units(engine: DeepSpeedEngine) -> list[list[Unit]]:
     """What this rank owns of the hidden matrices, by the calls of the optimizer that a step makes: one for each group
     under ZeRO 2 and 3, which update one at a time, else one for all."""
+    return _units(engine, lambda group: bool(group["hidden_matrix"]))
+
+
+def whole_units(engine: DeepSpeedEngine) -> list[list[tuple[Unit, list[bool]]]]:
+    """As `matrix_units`, of all weights; and whether this rank is the one that counts, of those that hold a piece."""
+    first_slice = engine.mpu.get_model_parallel_rank() == 0
+    partitioned = engine.zero_optimization_stage() > 0
+    first_replica = partitioned or engine.mpu.get_data_parallel_rank() == 0
+    return [
+        [
+            (unit, [first_replica and (first_slice or piece.shard is not None) for piece in unit.pieces])
+            for unit in units
+        ]
+        for units in _units(engine, lambda group: True)
+    ]
+
+
+def factor_shards(tensors: WholeTensors, names: tuple[str, str]) -> Iterator[tuple[str, LocalShards]]:
+    """Rows and columns of an optimizer's factored state, by global name. Every rank holds them whole."""
+    for weight, *factors in tensors.named_factors():
+        for name, factor in zip(names, factors, strict=True):
+            yield f"{name}.{weight}", LocalShards(factor, factor.shape, 0, None)
+
+
+def _units(engine: DeepSpeedEngine, wanted: Callable[[dict[str, Any]], bool]) -> list[list[Unit]]:
     pieces: dict[int, list[Piece]] = {}
     for one in _ranges(engine):
         if numel := one.tensors[WEIGHT].numel():
             piece = Piece(one.name, tuple(one.shape), shard_of(one.parameter), one.start, numel, one.offset)
             pieces.setdefault(id(one.master), []).append(piece)
-    units = [Unit(p, tuple(pieces.get(id(p), ()))) for p, group in _masters(engine) if group["hidden_matrix"]]
+    units = [Unit(p, tuple(pieces.get(id(p), ()))) for p, group in _masters(engine) if wanted(group)]
     one_at_a_time = isinstance(engine.optimizer, DeepSpeedZeroOptimizer | DeepSpeedZeroOptimizer_Stage3)
     return [[unit] for unit in units] if one_at_a_time else [units]
 

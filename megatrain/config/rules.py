@@ -54,6 +54,9 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
     if parallel.offload_optimizer == "cpu" and OPTIMIZERS.get(config.optimizer.name).matrices is not None:
         rule = f"{config.optimizer.name} multiplies whole matrices in each update, which a host is too slow for"
         yield ConfigIssue("parallel.offload_optimizer", "cpu", rule, "Set it to none, or take another optimizer.")
+    if parallel.offload_optimizer == "cpu" and OPTIMIZERS.get(config.optimizer.name).factored is not None:
+        rule = f"{config.optimizer.name} adds up sums of all ranks in each update, over links that a host has none of"
+        yield ConfigIssue("parallel.offload_optimizer", "cpu", rule, "Set it to none, or take another optimizer.")
     yield from _generation_issues(config)
     if isinstance(config, PretrainConfig):
         yield from _data_issues(config.data)

@@ -46,11 +46,14 @@ class _Rope(Part):
     partial_rotary_factor: float = 1.0
 
 
-def rope_theta(at_top: float | None, ropes: Mapping[str, dict[str, Any] | None], file: Path) -> float:
+def rope_theta(
+    at_top: float | None, ropes: Mapping[str, dict[str, Any] | None], file: Path, default: float = 10000.0
+) -> float:
     """It may stand in three places, by the version that wrote the file.
 
     Args:
         ropes: rope_parameters and rope_scaling, by those names.
+        default: where none says it.
 
     Raises:
         ConfigError: they differ.
@@ -59,7 +62,7 @@ def rope_theta(at_top: float | None, ropes: Mapping[str, dict[str, Any] | None],
     found = {theta for theta in (at_top, *given) if theta is not None}
     if len(found) > 1:
         raise ConfigError(f"{file}: rope_theta: is {' and '.join(map(str, sorted(found)))}: make them the same")
-    return found.pop() if found else 10000.0
+    return found.pop() if found else default
 
 
 def rope_scaling(ropes: Mapping[str, dict[str, Any] | None], file: Path) -> RopeScaling | None:
@@ -102,15 +105,17 @@ def _scaling(given: dict[str, Any], where: str) -> RopeScaling | None:
     return parse_model(section, values, where, ConfigError)
 
 
-def layer_types(file: Path, content: Part, known: tuple[str, ...]) -> tuple[str, ...] | None:
-    """`layer_types` of a part that has them.
+def layer_types(file: Path, content: Part, known: tuple[str, ...], layers: int | None = None) -> tuple[str, ...] | None:
+    """`layer_types` of a part that has them; `layers` of them, where that is given.
 
     Raises:
-        ConfigError: megatrain has no such layers.
+        ConfigError: megatrain has no such layers, or they are not as many.
     """
     found: list[str] | None = getattr(content, "layer_types", None)
     for layer in found or ():
         if layer not in known:
             text = f"has {layer!r:.60}; megatrain has {' and '.join(map(repr, known))}. Take a model of these."
             raise ConfigError(f"{file}: layer_types: {text}")
+    if found and layers is not None and len(found) != layers:
+        raise ConfigError(f"{file}: layer_types: has {len(found)} layers, num_hidden_layers is {layers}")
     return tuple(found) if found else None

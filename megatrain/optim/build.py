@@ -17,6 +17,7 @@ def build_optimizer(
     *,
     decays: Callable[[str], float],
     is_hidden_matrix: Callable[[str], bool] = lambda name: False,
+    is_factored: Callable[[str], bool] = lambda name: False,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
     bucket_elements: int | None = None,
 ) -> torch.optim.Optimizer:
@@ -29,6 +30,7 @@ def build_optimizer(
     Args:
         decays: whether a weight of this name does, or what its decay is multiplied by.
         is_hidden_matrix: whether a weight of this name is one; see `ParameterRow`.
+        is_factored: whether the optimizer keeps factors of a weight of this name; see `OptimizerSpec`.
         lr_scale: of a weight of this name, by which the schedule's rate is multiplied; and with the rate its decay.
         bucket_elements: of which a kind makes groups of so many elements each, or of a single parameter that has more;
             the group of a model's first parameters, whose gradients are made last, may be smaller. None: one group.
@@ -37,13 +39,14 @@ def build_optimizer(
     kinds: dict[tuple[bool, bool, float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = spec.matrices is not None and is_hidden_matrix(name)
+            is_matrix = is_hidden_matrix(name) if spec.matrices else is_factored(name)
             decay = float(decays(name))
             kinds[is_matrix, decay > 0, lr_scale(name), decay].append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": bucket, "weight_decay": config.weight_decay * decay, "lr_scale": scale}
-        | ({"hidden_matrix": hidden} if spec.matrices else {})
-        for (hidden, _, scale, decay), parameters in sorted(kinds.items(), key=lambda item: item[0], reverse=True)
+        | ({"hidden_matrix": matrix} if spec.matrices else {})
+        | ({"factored": matrix} if spec.factored else {})
+        for (matrix, _, scale, decay), parameters in sorted(kinds.items(), key=lambda item: item[0], reverse=True)
         for bucket in _buckets(parameters, bucket_elements)
     ]
     optimizer: torch.optim.Optimizer = load_object(spec.optimizer)(groups, lr=0.0, **spec.arguments(config))

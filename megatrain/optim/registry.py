@@ -1,6 +1,6 @@
 """What an optimizer registers, without torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -52,6 +52,11 @@ class OptimizerSpec:
         matrices: where it updates hidden matrices in a way of their own, as wholes. They are in groups with
             `hidden_matrix` True then, the others in groups with False, and the optimizer is given `exchange`, a
             `parallel.matrix_exchange.MatrixExchange`, for ranks hold pieces of matrices. None: all weights are alike.
+        factored: where it keeps, of matrices, a number for each row and for each column instead of `state`: their
+            names. They are means over whole matrices, the same on every rank. Matrices are in groups with `factored`
+            True
+            then, the others in groups with False, and the optimizer is given `exchange`, a
+            `parallel.whole_sums.WholeTensors`.
         has_mup_rates: whether the learning rates of model/mup.py, which are Adam's, are its as well.
     """
 
@@ -60,10 +65,16 @@ class OptimizerSpec:
     arguments: Callable[[Any], dict[str, Any]]
     state: tuple[str, ...]
     matrices: MatrixUpdate | None = None
+    factored: tuple[str, str] | None = None
     has_mup_rates: bool = False
 
-    def state_bytes(self, *, hidden_matrix: bool) -> int:
-        """Per parameter of a hidden matrix or of another weight, without the fp32 weight."""
+    def is_factored(self, shape: Sequence[int]) -> bool:
+        return self.factored is not None and len(shape) == 2
+
+    def state_bytes(self, shape: Sequence[int], *, hidden_matrix: bool) -> int:
+        """Per parameter of a weight, without the fp32 weight and without factors."""
+        if self.is_factored(shape):
+            return 0
         return 4 * len(self.matrices.state if hidden_matrix and self.matrices else self.state)
 
 

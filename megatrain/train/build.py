@@ -182,11 +182,13 @@ def build_engine(
     )
     _begin_backward_pass(model)
     beat("building the engine")
+    spec = OPTIMIZERS.get(config.optimizer.name)
     optimizer = build_optimizer(
         model,
         config.optimizer,
         decays=lambda name: row_of(section, name).weight_decay_scale,
         is_hidden_matrix=lambda name: row_of(section, name).is_hidden_matrix,
+        is_factored=lambda name: spec.is_factored(row_of(section, name).shape),
         lr_scale=lambda name: (
             row_of(section, name).lr_scale * layer_lr_scale(section, name, config.optimizer.layer_decay)
         ),
@@ -202,9 +204,10 @@ def build_engine(
         gradient_clipping=config.optimizer.gradient_clipping,
         perturbation=perturbation,
     )
-    spec = OPTIMIZERS.get(config.optimizer.name)
     if spec.matrices is None:
         engine.check_optimizer_state(spec.state)
+        if spec.factored is not None:
+            engine.share_sums(spec.factored)
     else:
         engine.check_optimizer_state(spec.state, spec.matrices.state)
         engine.exchange_matrices()

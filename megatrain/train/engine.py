@@ -23,6 +23,7 @@ from megatrain.parallel.context_parallel import part_of_sequence
 from megatrain.parallel.matrix_exchange import MatrixExchange
 from megatrain.parallel.mesh import Mesh
 from megatrain.parallel.tensor_parallel import shard_of
+from megatrain.parallel.whole_sums import WholeTensors
 from megatrain.perturbation.adversarial import Adversary
 from megatrain.perturbation.noise import Place
 from megatrain.tasks.base import LossSums, Model, Objective
@@ -79,6 +80,7 @@ class Engine:
         self._on_host = self._update_device.type == "cpu"
         # 1: a norm was not finite, and no update is kept since
         self._held_back = torch.zeros((), device=self._update_device)
+        self._factors: dict[str, LocalShards] = {}  # of matrices, by an optimizer that keeps them; on every rank
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         if getattr(inner, "_step_supports_amp_scaling", False):
             inner.found_inf = self._held_back  # such an optimizer leaves weights and state as they are while it is 1
@@ -193,6 +195,16 @@ class Engine:
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         inner.exchange = MatrixExchange(deepspeed_state.matrix_units(self._engine), self.mesh.control_group)
 
+    def share_sums(self, names: tuple[str, str]) -> None:
+        """Let the optimizer, which keeps sums over rows and columns of whole matrices, have them. Collective.
+
+        Args:
+            names: of the state that it makes of them.
+        """
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        inner.exchange = WholeTensors(deepspeed_state.whole_units(self._engine), self.mesh.control_group)
+        self._factors = dict(deepspeed_state.factor_shards(inner.exchange, names))
+
     def _hold_back(self, *_: Any) -> None:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""
         self._held_back.logical_or_(~torch.isfinite(self._last_norm()))
@@ -221,13 +233,15 @@ class Engine:
         self, *, parameters: Parameters = "all", for_saving: bool = False, weights_only: bool = False
     ) -> dict[str, LocalShards]:
         """Weights and optimizer state that this rank owns; writing into them, then `after_load`, changes the engine."""
-        return deepspeed_state.local_shards(
+        found = deepspeed_state.local_shards(
             self._engine, parameters=parameters, for_saving=for_saving, weights_only=weights_only
         )
+        has_factors = not weights_only and (self.mesh.is_main or not for_saving)
+        return found | self._factors if has_factors else found
 
     def not_finite(self) -> list[str]:
         """Names of the tensors of `sharded_state` that hold a NaN or an infinity on this rank. Waits for the device."""
-        return deepspeed_state.not_finite(deepspeed_state.local_shards(self._engine, for_saving=True))
+        return deepspeed_state.not_finite(self.sharded_state(for_saving=True))
 
     def after_load(self, optimizer_step: int) -> None:
         """Call after the tensors of `sharded_state` were written."""

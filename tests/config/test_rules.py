@@ -45,6 +45,11 @@ def test_a_batch_size_may_grow_in_stages():
             "parallel.offload_optimizer",
             "muon multiplies whole matrices in each update",
         ),
+        (
+            {"parallel": {"offload_optimizer": "cpu"}, "optimizer": {"name": "adafactor"}},
+            "parallel.offload_optimizer",
+            "adafactor adds up sums of all ranks in each update",
+        ),
         ({"schedule": {"warmup_steps": 11}}, "schedule.warmup_steps", "is longer than the run"),
         (
             warmup((10, 4), (10, 6)),

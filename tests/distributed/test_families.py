@@ -1,4 +1,8 @@
-"""Every family trains under every kind of layout as a plain process of torch alone does; Llama: test_parity too."""
+"""Every family trains under every kind of layout as a plain process of torch alone does; Llama: test_parity too.
+
+`make test` has every family under one layout, and one compiled; `make test-all` the product of all
+families and settings.
+"""
 
 from typing import Any
 
@@ -10,6 +14,7 @@ from megatrain.model.families.gpt.section import GPTSection
 from megatrain.model.families.llama.section import LlamaSection
 from megatrain.model.families.modernbert.section import ModernBertSection
 from megatrain.model.family import FAMILIES
+from tests.covering import every_case
 from tests.distributed.layouts import SEQUENCE, Layout, Run, plain_run
 from tests.distributed.ranks import RankPool
 
@@ -41,11 +46,35 @@ LAYOUTS = [
     Layout(1, 2, 1, checkpointing="full"),
     Layout(2, 2, 2, sequence_parallel=True),
 ]
+SETTINGS = {
+    "family": tuple(SECTIONS),
+    "zero": (0, 1, 2, 3),
+    "tensor": (1, 2, 4),
+    "sequence_parallel": (False, True),
+    "context": (1, 2),
+    "checkpointing": ("none", "selective", "full"),
+    "compile": (False, True),
+}
 
 
 def case(family: str, layout: Layout) -> Any:
     more = layout != LAYOUTS[0]  # compiled layouts, which take longest: test_parity has some
     return pytest.param(family, layout, marks=pytest.mark.full if more else (), id=f"{family}-{layout}")
+
+
+def legal(case: dict[str, Any]) -> bool:
+    """At most four ranks."""
+    return case["tensor"] * case["context"] <= 4 and case["tensor"] > int(case["sequence_parallel"])
+
+
+def product() -> list[Any]:
+    """Family and layout of every case: with two replicas, where four ranks have room for them."""
+    cases = []
+    for case in every_case(SETTINGS, legal):
+        family = case.pop("family")
+        layout = Layout(data=2 if case["tensor"] * case["context"] <= 2 and case["context"] == 1 else 1, **case)
+        cases.append(pytest.param(family, layout, marks=pytest.mark.full, id=f"{family}-{layout}"))
+    return cases
 
 
 def test_every_family_is_here() -> None:
@@ -75,6 +104,14 @@ def norm_limits(plain) -> dict[str, float]:
 
 @pytest.mark.parametrize(("family", "layout"), [case(family, layout) for family in SECTIONS for layout in LAYOUTS])
 def test_losses_and_norms_of_a_plain_process(ranks: RankPool, family: str, layout: Layout, plain) -> None:
+    for found in ranks.run(layout.world_size, trained, family, layout, STEPS):
+        for (loss, norm), (expected_loss, expected_norm) in zip(found, plain[family][:STEPS], strict=True):
+            assert loss == pytest.approx(expected_loss, rel=2e-6)
+            assert norm == pytest.approx(expected_norm, rel=2e-5)
+
+
+@pytest.mark.parametrize(("family", "layout"), product())
+def test_the_product_of_all_settings(ranks: RankPool, family: str, layout: Layout, plain) -> None:
     for found in ranks.run(layout.world_size, trained, family, layout, STEPS):
         for (loss, norm), (expected_loss, expected_norm) in zip(found, plain[family][:STEPS], strict=True):
             assert loss == pytest.approx(expected_loss, rel=2e-6)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megatrain.base.errors import NonFiniteError
 from megatrain.base.progress import Progress
+from megatrain.optim.adafactor import AdafactorSection
 from megatrain.optim.muon import MuonSection
 from megatrain.optim.registry import OPTIMIZERS, OptimizerSection, OptimizerSpec
 from megatrain.run.directory import RunDir
@@ -105,6 +106,13 @@ def test_nor_with_an_optimizer_that_does_not_look(ranks: RankPool, layout: Layou
 @pytest.mark.parametrize("layout", LAYOUTS[::3], ids=str)
 def test_nor_with_muon(ranks: RankPool, layout: Layout) -> None:
     found = ranks.run(2, a_bad_step, layout, {"added_loss": math.inf}, None, MuonSection())
+    assert found == [(math.inf, False, False)] * 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_nor_with_adafactor(ranks: RankPool, layout: Layout) -> None:
+    found = ranks.run(2, a_bad_step, layout, {"added_loss": math.inf}, None, AdafactorSection())
     assert found == [(math.inf, False, False)] * 2
 
 

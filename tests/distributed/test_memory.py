@@ -2,11 +2,13 @@
 
 import pytest
 
+from launcher.planning.factors import factor_bytes, updating_bytes
 from launcher.planning.hardware import load_hardware
 from launcher.planning.layout import Layout
 from launcher.planning.matrices import buffer_bytes
 from launcher.planning.memory import MemoryEstimate, estimate_memory
 from launcher.planning.zero import local_parameters, zero_bytes
+from megatrain.optim.adafactor import AdafactorSection
 from megatrain.optim.muon import MuonSection
 from tests.distributed.memory import CASES, MODELS, OFFLOADED, SOME_BLOCKS, Case, measure, started
 from tests.distributed.memory_families import OTHER_FAMILIES
@@ -71,6 +73,29 @@ def test_what_muon_exchanges_is_in_the_plan(ranks: RankPool, stage: int, tensor:
     zero, buffers = zero_bytes(case.model, layout, precision), buffer_bytes(case.model, layout, "cpu")
     assert zero.standing + zero.stepping + buffers == pytest.approx(measured, rel=0.02)
     assert buffers > 0.2 * measured
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("stage", "tensor", "precision"), [(0, 1, "bf16"), (1, 1, "bf16"), (2, 1, "fp32"), (3, 2, "fp32")]
+)
+def test_what_adafactor_keeps_is_in_the_plan(ranks: RankPool, stage: int, tensor: int, precision: str) -> None:
+    layout = Layout(
+        tensor_parallel=tensor,
+        data_parallel=2 // tensor,
+        zero_stage=stage,
+        sequence_parallel=False,
+        micro_batch_size=1,
+        gradient_accumulation_steps=1,
+        activation_checkpointing="none",
+        optimizer=AdafactorSection(),
+    )
+    case = Case(name="deep", model=MODELS["deep"], layout=layout, sequence_length=32, precision=precision)
+    measured = max(one.step for one in ranks.run(2, measure, case))
+    zero, factors = zero_bytes(case.model, layout, precision), factor_bytes(case.model, "adafactor")
+    planned = zero.standing + zero.stepping + factors + updating_bytes(case.model, layout)
+    print(f"{layout}: {planned:,.0f} of {measured:,} while updating")
+    assert planned == pytest.approx(measured, rel=0.05)
 
 
 def test_eight_ranks_build_a_partitioned_model_within_the_plan(ranks: RankPool) -> None:

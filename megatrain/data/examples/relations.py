@@ -5,26 +5,23 @@ model. No torch: preflight and ranks read alike.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import tokenizers
 
-from megatrain.base.errors import ConfigError, DataError
+from megatrain.base.errors import DataError
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.classification import ClassifiedReport, ClassifiedSet
-from megatrain.data.examples.example_rows import Mistakes, all_usable, field_of, names_of
-from megatrain.data.examples.example_set import packed, padding_of
+from megatrain.data.examples.example_rows import all_usable, field_of, names_of
+from megatrain.data.examples.example_set import packed
 from megatrain.data.examples.labels import complete, refuse_unknown
-from megatrain.data.examples.packing import NO_LABEL, Example
-from megatrain.data.text.prompts import PromptEncoder
+from megatrain.data.examples.packing import Example
+from megatrain.data.examples.row_encoder import RowEncoder
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.model.architecture import ModelSection
 from megatrain.tasks.relation_extraction.section import RelationExtractionSection
-
-_AT_ONCE = 1024
 
 
 class Related(NamedTuple):
@@ -71,7 +68,7 @@ def read_relations(
     return ClassifiedSet(rows=rows, files=files, sequence_length=sequence_length, labels=section.classes)
 
 
-class RelationEncoder:
+class RelationEncoder(RowEncoder[Related]):
     """Marked texts -> examples that fit into a sequence.
 
     Raises:
@@ -81,52 +78,26 @@ class RelationEncoder:
     def __init__(
         self, tokenizer: Tokenizer, section: RelationExtractionSection, *, sequence_length: int, model: ModelSection
     ) -> None:
-        assert section.labels is not None, "the launcher finds them"
-        self._encoder = PromptEncoder(tokenizer)
-        self._frame = self._encoder.frame(1)
+        super().__init__(tokenizer, section.labels, sequence_length=sequence_length, model=model)
         self._truncation = section.truncation
-        self._numbers = {label: number for number, label in enumerate(section.labels)}
-        self._sequence_length = sequence_length
-        self._model = model
-        self._room = sequence_length - self._frame.ids
-        if self._room < 1:
-            least = self._frame.ids + 1
-            raise ConfigError(f"finetune.sequence_length: {sequence_length}: must be at least {least}")
-        self.pad_id = padding_of(tokenizer, model.padded_vocab_size)
+        self._is_causal = model.is_causal
 
-    def examples(self, rows: Iterator[Related], report: ClassifiedReport, mistakes: Mistakes) -> Iterator[Example]:
-        """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""
-        while batch := list(itertools.islice(rows, _AT_ONCE)):
-            report.examples += len(batch)
-            for row, encoding in zip(batch, self._encoder.texts([row.text for row in batch]), strict=True):
-                try:
-                    if isinstance(encoding, DataError):
-                        raise DataError(f"{row.where}: {encoding}")
-                    example = self._example(row, encoding, report)
-                except DataError as error:
-                    mistakes.add(error)
-                    continue
-                if example is not None:
-                    report.labels[row.label] += 1
-                    yield example
+    def text(self, row: Related) -> str:
+        return row.text
 
-    def _example(self, row: Related, encoding: tokenizers.Encoding, report: ClassifiedReport) -> Example | None:
-        ids, embedded = list(encoding.ids), self._model.padded_vocab_size
-        highest = max([*ids, *self._frame.front, *self._frame.behind])
-        if highest >= embedded:
-            raise DataError(
-                f"{row.where}: holds the token {self._encoder.text_of(highest)!r} (id {highest}), which lies outside "
-                f"of the model's embedding of {embedded} rows"
-            )
+    def labels(self, row: Related) -> list[str]:
+        return [row.label]
+
+    def example(self, row: Related, encoding: tokenizers.Encoding, report: ClassifiedReport) -> Example | None:
+        ids = list(encoding.ids)
         head, first, last = (_token_at(encoding.offsets, place) for place in (row.head, row.begin, row.end - 1))
         if len(ids) > self._room:
             fits = last + 1 - first <= self._room
             if self._truncation == "error" or (self._truncation == "cut" and not fits):
-                what = (
-                    f"has {len(ids) + self._frame.ids} tokens" if fits else f"has {last + 1 - first} tokens from the "
+                tokens = len(ids) + self._frame.ids if fits else last + 1 - first
+                raise self._too_long(
+                    row, f"has {tokens} tokens{'' if fits else ' from the first marker to the last one'}"
                 )
-                what += "" if fits else "first marker to the last one"
-                raise DataError(f"{row.where}: {what}, more than finetune.sequence_length ({self._sequence_length})")
             if self._truncation == "drop":
                 report.dropped += 1
                 return None
@@ -134,10 +105,7 @@ class RelationEncoder:
             report.tokens_cut += len(ids) - self._room
             begin = max(0, last + 1 - self._room)
             ids, head = ids[begin : begin + self._room], head - begin
-        framed, _ = self._frame.around([ids])
-        labels = np.full(len(framed), NO_LABEL, dtype=np.int64)
-        labels[-1 if self._model.is_causal else len(self._frame.front) + head] = self._numbers[row.label]
-        return Example(np.array(framed, dtype=np.int32), 0, labels)
+        return self._framed(ids, {-1 if self._is_causal else len(self._frame.front) + head: row.label})
 
 
 def _token_at(offsets: Sequence[tuple[int, int]], place: int) -> int:

@@ -3,27 +3,23 @@
 Words are encoded as a text with spaces between them. No torch: preflight and ranks read alike.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import tokenizers
 
-from megatrain.base.errors import ConfigError, DataError
+from megatrain.base.errors import DataError
 from megatrain.data.examples.chat_template import ChatTemplate
 from megatrain.data.examples.classification import ClassifiedReport, ClassifiedSet
-from megatrain.data.examples.example_rows import Mistakes, all_usable, field_of, names_of
-from megatrain.data.examples.example_set import packed, padding_of
+from megatrain.data.examples.example_rows import all_usable, field_of, names_of
+from megatrain.data.examples.example_set import packed
 from megatrain.data.examples.labels import complete, refuse_unknown
-from megatrain.data.examples.packing import NO_LABEL, Example
-from megatrain.data.text.prompts import PromptEncoder
+from megatrain.data.examples.packing import Example
+from megatrain.data.examples.row_encoder import RowEncoder
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.model.architecture import ModelSection
 from megatrain.tasks.token_classification.section import TokenClassificationSection
-
-_AT_ONCE = 1024
 
 
 class Tagged(NamedTuple):
@@ -66,7 +62,7 @@ def read_tagged(
     return ClassifiedSet(rows=rows, files=files, sequence_length=sequence_length, labels=section.labels)
 
 
-class WordEncoder:
+class WordEncoder(RowEncoder[Tagged]):
     """Words -> examples that fit into a sequence: what transformers' tokenizer makes of them, and their tags.
 
     Raises:
@@ -76,64 +72,30 @@ class WordEncoder:
     def __init__(
         self, tokenizer: Tokenizer, section: TokenClassificationSection, *, sequence_length: int, model: ModelSection
     ) -> None:
-        assert section.labels is not None, "the launcher finds them"
-        self._encoder = PromptEncoder(tokenizer)
-        self._frame = self._encoder.frame(1)
+        super().__init__(tokenizer, section.labels, sequence_length=sequence_length, model=model)
         self._truncation = section.truncation
-        self._numbers = {label: number for number, label in enumerate(section.labels)}
-        self._sequence_length = sequence_length
-        self._embedded = model.padded_vocab_size
-        self._room = sequence_length - self._frame.ids
-        if self._room < 1:
-            least = self._frame.ids + 1
-            raise ConfigError(f"finetune.sequence_length: {sequence_length}: must be at least {least}")
-        self.pad_id = padding_of(tokenizer, self._embedded)
 
-    def examples(self, rows: Iterator[Tagged], report: ClassifiedReport, mistakes: Mistakes) -> Iterator[Example]:
-        """The usable examples; counts them in `report`, and adds to `mistakes` what is wrong with the others."""
-        while batch := list(itertools.islice(rows, _AT_ONCE)):
-            report.examples += len(batch)
-            encoded = self._encoder.texts([" ".join(row.words) for row in batch])
-            for row, encoding in zip(batch, encoded, strict=True):
-                try:
-                    if isinstance(encoding, DataError):
-                        raise DataError(f"{row.where}: {encoding}")
-                    example = self._example(row, encoding, report)
-                except DataError as error:
-                    mistakes.add(error)
-                    continue
-                if example is not None:
-                    report.labels.update(row.tags)
-                    yield example
+    def text(self, row: Tagged) -> str:
+        return " ".join(row.words)
 
-    def _example(self, row: Tagged, encoding: tokenizers.Encoding, report: ClassifiedReport) -> Example | None:
+    def labels(self, row: Tagged) -> list[str]:
+        return row.tags
+
+    def example(self, row: Tagged, encoding: tokenizers.Encoding, report: ClassifiedReport) -> Example | None:
         ids = list(encoding.ids)
         places = first_tokens(row, encoding.offsets)
-        added = [*ids, *self._frame.front, *self._frame.behind]
-        if max(added) >= self._embedded:
-            text = self._encoder.text_of(max(added))
-            raise DataError(
-                f"{row.where}: holds the token {text!r} (id {max(added)}), which lies outside of the model's "
-                f"embedding of {self._embedded} rows"
-            )
         if len(ids) > self._room:
             if self._truncation == "error":
-                raise DataError(
-                    f"{row.where}: has {len(ids) + self._frame.ids} tokens, more than finetune.sequence_length "
-                    f"({self._sequence_length})"
-                )
+                raise self._too_long(row, f"has {len(ids) + self._frame.ids} tokens")
             if self._truncation == "drop":
                 report.dropped += 1
                 return None
             report.cut += 1
             report.tokens_cut += len(ids) - self._room
             ids = ids[: self._room]
-        framed, _ = self._frame.around([ids])
-        labels = np.full(len(framed), NO_LABEL, dtype=np.int64)
-        for place, tag in zip(places, row.tags, strict=True):
-            if place < len(ids):
-                labels[len(self._frame.front) + place] = self._numbers[tag]
-        return Example(np.array(framed, dtype=np.int32), 0, labels)
+        front = len(self._frame.front)
+        kept = {front + place: tag for place, tag in zip(places, row.tags, strict=True) if place < len(ids)}
+        return self._framed(ids, kept)
 
 
 def first_tokens(row: Tagged, offsets: Sequence[tuple[int, int]]) -> list[int]:

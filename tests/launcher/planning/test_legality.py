@@ -3,7 +3,6 @@
 import pytest
 
 from launcher.planning.legality import RULES, Run, first_violation
-from megatrain.base.batch_sizes import BatchSizes
 from megatrain.model.families.transformers.section import TransformersSection
 from megatrain.model.family import FAMILIES
 from megatrain.topology import Topology
@@ -24,13 +23,7 @@ ANY_OTHER = TransformersSection(configuration={"model_type": "opt"})
 
 
 def run(**changes):
-    facts = {
-        "model": MODEL,
-        "world_size": 8,
-        "ranks_per_node": 8,
-        "batch_sizes": BatchSizes(16),
-        "sequence_lengths": (128,),
-    }
+    facts = {"model": MODEL, "world_size": 8, "ranks_per_node": 8, "global_batch_size": 16, "sequence_lengths": (128,)}
     return Run(**(facts | changes))
 
 
@@ -69,7 +62,7 @@ BROKEN = {  # rule: the run, the choice, the reason
         "context_parallel=2 shares out sequences, of which the task's loss needs the whole",
     ),
     "batch": (
-        run(batch_sizes=BatchSizes(6)),
+        run(global_batch_size=6),
         {"tensor_parallel": 2, "data_parallel": 4},
         "4 data-parallel ranks do not divide training.global_batch_size (6)",
     ),
@@ -144,7 +137,7 @@ def test_a_legal_choice_breaks_none():
 
 
 def test_a_rule_is_asked_once_its_fields_are_known_and_not_again():
-    facts = run(batch_sizes=BatchSizes(6))
+    facts = run(global_batch_size=6)
     assert first_violation(facts, {"tensor_parallel": 2}) is None
     choice = {"tensor_parallel": 2, "data_parallel": 4}
     assert first_violation(facts, choice, known={"tensor_parallel": 2}) is not None

@@ -88,12 +88,9 @@ def read_config(file: Path, model_type: str) -> tuple[Gemma3Section, int]:
     wanted = {name: field.default for name, field in _Function.model_fields.items()}
     require(file, read_model(file, _Function, error=ConfigError, limit=CONFIG_LIMIT), wanted, model_type)
     content = read_model(file, _ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
-    types = layer_types(file, content, (_GLOBAL, _LOCAL))
     layers, every = content.num_hidden_layers, content.sliding_window_pattern
-    if types is None:
-        types = tuple(_LOCAL if (layer + 1) % every else _GLOBAL for layer in range(layers))
-    elif len(types) != layers:
-        raise ConfigError(f"{file}: layer_types: has {len(types)} layers, num_hidden_layers is {layers}")
+    types = layer_types(file, content, (_GLOBAL, _LOCAL), layers)
+    types = types or tuple(_LOCAL if (layer + 1) % every else _GLOBAL for layer in range(layers))
     given = {kind: (content.rope_parameters or {}).get(kind) for kind in (_GLOBAL, _LOCAL)}
     everywhere = {f"rope_parameters.{_GLOBAL}": given[_GLOBAL], "rope_scaling": content.rope_scaling}
     local = {f"rope_parameters.{_LOCAL}": given[_LOCAL]}
@@ -102,17 +99,11 @@ def read_config(file: Path, model_type: str) -> tuple[Gemma3Section, int]:
         raise ConfigError(f"{file}: rope_scaling: megatrain has {model_type!r} with 'linear', of global layers, only")
     values = {name: getattr(content, name) for name in _SAME_NAME} | {
         "layer_types": types,
-        "rope_theta": _theta(content.rope_theta, everywhere, file, 1_000_000.0),
-        "local_rope_theta": _theta(content.rope_local_base_freq, local, file, 10_000.0),
+        "rope_theta": rope_theta(content.rope_theta, everywhere, file, 1_000_000.0),
+        "local_rope_theta": rope_theta(content.rope_local_base_freq, local, file),
         "rope_factor": 1.0 if scaling is None else scaling.factor,
     }
     return parse_model(Gemma3Section, values, file, ConfigError), content.max_position_embeddings
-
-
-def _theta(at_top: float | None, ropes: dict[str, dict[str, Any] | None], file: Path, default: float) -> float:
-    if at_top is None and not any((rope or {}).get("rope_theta") for rope in ropes.values()):
-        return default
-    return rope_theta(at_top, ropes, file)
 
 
 def huggingface_config(section: Gemma3Section) -> dict[str, Any]:

@@ -75,10 +75,8 @@ def read_gemma2(file: Path, model_type: str) -> tuple[Gemma3Section, int]:
     require(file, read_model(file, _Function, error=ConfigError, limit=CONFIG_LIMIT), wanted, model_type)
     content = read_model(file, _ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
     further = read_model(file, _Further, error=ConfigError, limit=CONFIG_LIMIT)
-    types = layer_types(file, further, (_GLOBAL, _LOCAL)) or (_LOCAL, _GLOBAL)[: content.num_hidden_layers]
-    if further.layer_types and len(types) != content.num_hidden_layers:
-        text = f"has {len(types)} layers, num_hidden_layers is {content.num_hidden_layers}"
-        raise ConfigError(f"{file}: layer_types: {text}")
+    layers = content.num_hidden_layers
+    types = layer_types(file, further, (_GLOBAL, _LOCAL), layers) or (_LOCAL, _GLOBAL)[:layers]
     ropes = {"rope_parameters": further.rope_parameters, "rope_scaling": further.rope_scaling}
     if rope_scaling(ropes, file) is not None:
         raise ConfigError(f"{file}: rope_scaling: megatrain has {model_type!r} without")

@@ -71,14 +71,9 @@ def read_config(file: Path, model_type: str) -> tuple[ModernBertSection, int]:
     wanted = {name: field.default for name, field in _Function.model_fields.items()}
     require(file, read_model(file, _Function, error=ConfigError, limit=CONFIG_LIMIT), wanted, model_type)
     content = read_model(file, _ConfigJson, error=ConfigError, limit=CONFIG_LIMIT)
-    types = layer_types(file, content, (_GLOBAL, _LOCAL))
-    if types is None:
-        every = content.global_attn_every_n_layers
-        types = tuple(_LOCAL if layer % every else _GLOBAL for layer in range(content.num_hidden_layers))
-    elif len(types) != content.num_hidden_layers:
-        raise ConfigError(
-            f"{file}: layer_types: has {len(types)} layers, num_hidden_layers is {content.num_hidden_layers}"
-        )
+    layers, every = content.num_hidden_layers, content.global_attn_every_n_layers
+    types = layer_types(file, content, (_GLOBAL, _LOCAL), layers)
+    types = types or tuple(_LOCAL if layer % every else _GLOBAL for layer in range(layers))
     everywhere = _theta(content, file, _GLOBAL, content.global_rope_theta, 160000.0)
     # transformers 4: null is the theta of global layers
     is_null = "local_rope_theta" in content.model_fields_set and content.local_rope_theta is None
@@ -103,9 +98,7 @@ def _theta(content: _ConfigJson, file: Path, kind: str, given: float | None, def
     ropes = {f"rope_parameters.{kind}": rope, "rope_scaling": content.rope_scaling}
     if rope_scaling({name: value for name, value in ropes.items() if value}, file) is not None:
         raise ConfigError(f"{file}: rope_scaling: megatrain has 'modernbert' without one only")
-    if given is None and not any((found or {}).get("rope_theta") for found in ropes.values()):
-        return default
-    return rope_theta(given, ropes, file)
+    return rope_theta(given, ropes, file, default)
 
 
 def _every(types: list[LayerType]) -> int | None:
