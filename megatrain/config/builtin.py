@@ -2,7 +2,7 @@
 
 from megatrain.adapters import lora
 from megatrain.model import families
-from megatrain.optim import adamw, lion, muon
+from megatrain.optim import adamw, adamw_l2sp, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
 from megatrain.tasks import (
     masked_lm,
@@ -17,6 +17,7 @@ from megatrain.tasks import (
 
 __all__ = [
     "adamw",
+    "adamw_l2sp",
     "constant",
     "cooldown",
     "cosine",

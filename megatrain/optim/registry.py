@@ -52,6 +52,7 @@ class OptimizerSpec:
         matrices: where it updates hidden matrices in a way of their own, as wholes. They are in groups with
             `hidden_matrix` True then, the others in groups with False, and the optimizer is given `exchange`, a
             `parallel.matrix_exchange.MatrixExchange`, for ranks hold pieces of matrices. None: all weights are alike.
+        start_state: of `state`, what holds the weights that a fine-tuning starts from; "": nothing does.
         has_mup_rates: whether the learning rates of model/mup.py, which are Adam's, are its as well.
     """
 
@@ -60,6 +61,7 @@ class OptimizerSpec:
     arguments: Callable[[Any], dict[str, Any]]
     state: tuple[str, ...]
     matrices: MatrixUpdate | None = None
+    start_state: str = ""
     has_mup_rates: bool = False
 
     def state_bytes(self, *, hidden_matrix: bool) -> int:

@@ -50,7 +50,10 @@ def test_the_default_and_the_named_ones() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.name=adamv", r"optimizer.name: 'adamv': must be adamw or lion or muon. Did you mean adamw\?"),
+        (
+            "optimizer.name=adamv",
+            r"optimizer.name: 'adamv': must be adamw or adamw_l2sp or lion or muon. Did you mean adamw\?",
+        ),
         (
             "schedule.name=3",
             "schedule.name: 3: must be constant or cooldown or cosine or inverse_sqrt or linear or wsd",
