@@ -125,6 +125,12 @@ def check_optimizer_state(engine: DeepSpeedEngine, names: Sequence[str], of_matr
             )
 
 
+def keep_start(engine: DeepSpeedEngine, name: str) -> None:
+    """Copy the weights as they are into a state of the optimizer."""
+    for one in _ranges(engine):
+        one.tensors[name].copy_(one.tensors[WEIGHT])
+
+
 def matrix_units(engine: DeepSpeedEngine) -> list[list[Unit]]:
     """What this rank owns of the hidden matrices, by the calls of the optimizer that a step makes: one for each group
     under ZeRO 2 and 3, which update one at a time, else one for all."""

@@ -2,7 +2,7 @@
 
 from megatrain.adapters import dora, houlsby, lora
 from megatrain.model import families
-from megatrain.optim import adafactor, adamw, lion, muon
+from megatrain.optim import adafactor, adamw, adamw_l2sp, lion, muon
 from megatrain.schedule import constant, cooldown, cosine, inverse_sqrt, linear, wsd
 from megatrain.tasks import (
     masked_lm,
@@ -18,6 +18,7 @@ from megatrain.tasks import (
 __all__ = [
     "adafactor",
     "adamw",
+    "adamw_l2sp",
     "constant",
     "cooldown",
     "cosine",

@@ -7,6 +7,7 @@ from typing import Any
 from megatrain.config.runs import Config, FinetuneConfig
 from megatrain.model.architecture import ModelSection
 from megatrain.model.family import FAMILIES
+from megatrain.optim.registry import OPTIMIZERS
 from megatrain.tasks.registry import TASKS
 
 Issue = tuple[str, Any, str, str]  # field, value, rule, fix
@@ -78,9 +79,23 @@ def _r_drop_issues(config: FinetuneConfig) -> Iterator[Issue]:
         yield name, alpha, rule, "Leave one of the two out."
 
 
+def _start_issues(config: Config) -> Iterator[Issue]:
+    """Of decay toward the start."""
+    name = config.optimizer.name
+    if not OPTIMIZERS.get(name).start_state:
+        return
+    if not isinstance(config, FinetuneConfig):
+        rule = "decays toward the weights that a fine-tuning starts from, and pretraining starts from random ones"
+        yield "optimizer.name", name, rule, "Take adamw."
+    elif config.finetune.adapter is not None:
+        rule = "decays toward the weights of the base, which finetune.adapter leaves as they are"
+        yield "optimizer.name", name, rule, "Take adamw."
+
+
 def regularization_issues(config: Config, model: ModelSection) -> Iterator[Issue]:
     """What depends on the model that is trained."""
     training = config.training
+    yield from _start_issues(config)
     if isinstance(config, FinetuneConfig):
         yield from _adversarial_issues(config)
         yield from _r_drop_issues(config)

@@ -54,9 +54,9 @@ class OptimizerSpec:
             `parallel.matrix_exchange.MatrixExchange`, for ranks hold pieces of matrices. None: all weights are alike.
         factored: where it keeps, of matrices, a number for each row and for each column instead of `state`: their
             names. They are means over whole matrices, the same on every rank. Matrices are in groups with `factored`
-            True
-            then, the others in groups with False, and the optimizer is given `exchange`, a
+            True then, the others in groups with False, and the optimizer is given `exchange`, a
             `parallel.whole_sums.WholeTensors`.
+        start_state: of `state`, what holds the weights that a fine-tuning starts from; "": nothing does.
         has_mup_rates: whether the learning rates of model/mup.py, which are Adam's, are its as well.
     """
 
@@ -66,6 +66,7 @@ class OptimizerSpec:
     state: tuple[str, ...]
     matrices: MatrixUpdate | None = None
     factored: tuple[str, str] | None = None
+    start_state: str = ""
     has_mup_rates: bool = False
 
     def is_factored(self, shape: Sequence[int]) -> bool:

@@ -205,6 +205,10 @@ class Engine:
         inner.exchange = WholeTensors(deepspeed_state.whole_units(self._engine), self.mesh.control_group)
         self._factors = dict(deepspeed_state.factor_shards(inner.exchange, names))
 
+    def keep_start(self, name: str) -> None:
+        """Let a state of the optimizer hold the weights as they are: those that training starts from."""
+        deepspeed_state.keep_start(self._engine, name)
+
     def _hold_back(self, *_: Any) -> None:
         """Before an update, with its norm known: let the optimizer leave it out if that is not finite."""
         self._held_back.logical_or_(~torch.isfinite(self._last_norm()))

@@ -7,6 +7,7 @@ from typing import Any
 from megatrain.checkpoint.manifest import read_manifest
 from megatrain.config.resolved import ResolvedFinetune, ResolvedRun
 from megatrain.monitor.sinks.console import Console
+from megatrain.optim.registry import OPTIMIZERS
 from megatrain.tasks.base import Loader
 from megatrain.train.checkpointing import Checkpointer, Position
 from megatrain.train.engine import Engine
@@ -43,6 +44,8 @@ def restore(
                 console.line(f"weights: {start.folder} {whose}; drawn from run.seed: {', '.join(start.drawn)}")
         else:
             initialize_weights(engine, config.model, config.run.seed, beat=beat)
+        if name := OPTIMIZERS.get(config.optimizer.name).start_state:
+            engine.keep_start(name)
     elif position.loader is not None:
         changes = loader.load_state_dict(position.loader)
         saved = read_manifest(position.checkpoint)

@@ -52,7 +52,7 @@ def test_the_default_and_the_named_ones() -> None:
     [
         (
             "optimizer.name=adamv",
-            r"optimizer.name: 'adamv': must be adafactor or adamw or lion or muon. Did you mean adamw\?",
+            r"optimizer.name: 'adamv': must be adafactor or adamw or adamw_l2sp or lion or muon. Did you mean adamw\?",
         ),
         (
             "schedule.name=3",

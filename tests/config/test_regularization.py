@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from megatrain.adapters.lora import LoraSection
 from megatrain.config import FinetuneConfig
 from megatrain.config.regularization import Passes, passes_of, regularization_issues
 from megatrain.config.rules import validate
 from megatrain.model.family import FAMILIES
+from megatrain.optim.adamw_l2sp import AdamWL2SPSection
 from tests.config.test_sections import MODEL, pretrain
 
 
@@ -76,3 +78,18 @@ def test_an_attack_adds_passes() -> None:
     ):
         config, issues = finetune(adversarial=given)
         assert (passes_of(config), issues) == (passes, {})
+
+
+def test_decay_toward_the_start_is_of_weights_that_a_base_gave() -> None:
+    (problem,) = validate(pretrain(optimizer={"name": "adamw_l2sp"}))
+    assert problem.field == "optimizer.name"
+    assert "pretraining starts from random ones" in problem.rule
+    config, issues = finetune()
+    config = config.model_copy(update={"optimizer": AdamWL2SPSection()})
+    assert issues == {}
+    model = FAMILIES.get("llama").section.model_validate(MODEL)
+    assert list(regularization_issues(config, model)) == []
+    adapted = config.model_copy(update={"finetune": config.finetune.model_copy(update={"adapter": LoraSection()})})
+    ((field, _, rule, _),) = regularization_issues(adapted, model)
+    assert field == "optimizer.name"
+    assert "leaves as they are" in rule

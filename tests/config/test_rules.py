@@ -79,7 +79,7 @@ def test_mup_is_refused_where_there_is_none() -> None:
     (problem,) = rules(model=MODEL | mup, optimizer={"name": "muon"}).values()
     assert problem.field == "optimizer.name"
     assert "they are those of Adam" in problem.rule
-    assert problem.fix == "Take adamw, or leave model.mup out."
+    assert problem.fix == "Take adamw, adamw_l2sp, or leave model.mup out."
     sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
     gemma = sizes | {"family": "gemma3", "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 256}
     (problem,) = rules(model=gemma | mup).values()

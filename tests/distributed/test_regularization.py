@@ -141,3 +141,31 @@ def test_two_passes_that_are_drawn_together_are_those_of_one_process(
     name = f"r-drop-{task}-{layout}-{family}"
     run = start(ranks, config_of(name, base_of(here, family)), *fields, *LAYOUTS[layout], "training.micro_batch_size=2")
     check_same(reported(run), plain, "cross_entropy", "divergence")
+
+
+TO_START = (
+    "optimizer={name: adamw_l2sp, learning_rate: 3.0e-3, weight_decay: 5.0}",
+    "finetune.validation=[]",
+    "training.steps=3",
+)
+
+
+@pytest.mark.parametrize(
+    "layout", ["zero3-dp2", *(pytest.param(one, marks=pytest.mark.full) for one in ("tp2", "cp2"))]
+)
+def test_decay_goes_toward_the_start_and_on_after_a_resume_by_another_layout(
+    ranks: RankPool,
+    here: Path,  # noqa: F811
+    layout,
+) -> None:
+    plain = plainly(ranks, here, "to-start", "llama", *TO_START)
+    text = config_of(f"to-start-{layout}", base_of(here, "llama"))
+    run = start(ranks, text, *TO_START, *LAYOUTS[layout], "training.steps=2")
+    base = start(ranks, config_of(f"base-{layout}", base_of(here, "llama")), *TO_START[1:2], *STILL)
+    kept, began = read_tensors(run.step(2)), read_tensors(base.step(1), kind="weight")
+    for name, tensor in began.items():
+        assert torch.equal(kept[f"start.{name}"], tensor), name
+    check_same(reported(start(ranks, text, *TO_START)), plain)
+
+
+STILL = ("training.steps=1", "optimizer.learning_rate=1e-30")
