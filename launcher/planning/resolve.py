@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launcher.planning.continued import with_base
 from launcher.planning.examples import example_set
 from launcher.planning.precision import with_precision
 from megatrain.base.errors import ConfigError, DataError, MegatrainError
@@ -34,6 +35,7 @@ def complete_model(config: Config) -> Config:
     config = with_precision(config)
     if isinstance(config, FinetuneConfig):
         return _with_base(config)
+    config = with_base(config, run_folder(config))
     if config.model.vocab_size != AUTO:
         return config
     return config.model_copy(update={"model": _with_vocabulary(config.model, _vocabulary(config))})

@@ -101,7 +101,7 @@ def test_long_answers_are_dropped_and_counted(read) -> None:
     long = {"prompt": "who", "completion": " it" * 40, "label": False}
     found, texts, _, _ = read(*UNPAIRED, long, sequence_length=24)
     assert (len(texts), found.examples, found.files[0].dropped) == (3, 3, 1)
-    with pytest.raises(DataError, match="more than finetune.sequence_length"):
+    with pytest.raises(DataError, match=r"more than finetune\.sequence_length"):
         read(*UNPAIRED, long, sequence_length=24, truncation="error")
 
 
