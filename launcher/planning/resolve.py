@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from launcher.planning.continued import with_base
 from launcher.planning.examples import example_set
 from launcher.planning.precision import with_precision
 from megatrain.base.errors import ConfigError, DataError, MegatrainError
@@ -37,11 +38,12 @@ def complete_model(config: Config) -> Config:
     config = with_precision(config)
     if isinstance(config, FinetuneConfig):
         return _with_base(config)
+    config = with_base(config, run_folder(config))
     model = config.model
     if model.vocab_size == AUTO and not model.names_vocabulary:
         model = _with_vocabulary(model, _vocabulary(config))
     if (complete := FAMILIES.get(model.family).complete) is not None:
-        model = complete(model, from_seed=True)
+        model = complete(model, from_seed=config.continued is None)
         _refuse_issues(task_issues(config, model))
     return config if model is config.model else config.model_copy(update={"model": model})
 

@@ -17,6 +17,7 @@ from launcher.planning.resolve import complete_model, run_folder, tokenizer_path
 from launcher.planning.run_time import run_seconds
 from launcher.preflight.base_model import check_base
 from launcher.preflight.changes import check_changes, progress_at_start
+from launcher.preflight.continued import check_continued
 from launcher.preflight.data_plan import plan_data
 from launcher.preflight.finding import Finding
 from launcher.preflight.host_memory import check_host_memory
@@ -181,6 +182,7 @@ def _size(number: float) -> str:
 
 
 def _data(config: PretrainConfig, progress: Progress) -> Iterator[Finding]:
+    yield from check_continued(config)
     manifests: list[Manifest] = []
     usable: list[Manifest] = []  # of training sources
     contents: dict[str, list[tuple[str, str, str]]] = {"train": [], "validation": []}

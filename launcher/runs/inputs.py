@@ -31,7 +31,7 @@ def keep_inputs(run: RunDir, config: Config) -> None:
         DataError, PreflightError, CheckpointError: something cannot be read or written.
     """
     tokenizer = _tokenizer_of(config)
-    base = _base_of(config) if isinstance(config, FinetuneConfig) else None
+    base = _base_of(name) if (name := _base_name(config)) else None
     run.inputs.unlink(missing_ok=True)
     for folder in (run.tokenizer, run.base):
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,9 +57,9 @@ def keep_inputs_late(run: RunDir, config: Config) -> None:
             )
         elif found := _tokenizer_of(config):
             kept = Kept(path=found[0], files=_write(run.tokenizer, found[1]))
-    if isinstance(config, FinetuneConfig):
+    if name := _base_name(config):
         with suppress(MegatrainError):
-            kept_base = _write_base(run, _base_of(config))
+            kept_base = _write_base(run, _base_of(name))
     _record(run, kept, kept_base)
 
 
@@ -92,8 +92,13 @@ class _Base(NamedTuple):
     positions: int
 
 
-def _base_of(config: FinetuneConfig) -> _Base:
-    base = config.finetune.base
+def _base_name(config: Config) -> str | None:
+    if isinstance(config, FinetuneConfig):
+        return config.finetune.base
+    return config.continued.base if config.continued is not None else None
+
+
+def _base_of(base: str) -> _Base:
     return _Base(base, read_base(base), fingerprints(base), base_positions(base))
 
 

@@ -121,8 +121,9 @@ def _fixed_changes(run: RunDir, resolved: Config, step: int | None) -> list[str]
         changed = [key for key in changed if key != "data.train"]  # folders may have moved, sources may be new
     if "tokenizer.path" in changed and _is_same_tokenizer(run, *changes["tokenizer.path"]):
         changed.remove("tokenizer.path")
-    if "finetune.base" in changed and _is_same_base(run, *changes["finetune.base"]):
-        changed.remove("finetune.base")
+    for base in ("finetune.base", "continued.base"):
+        if base in changed and _is_same_base(run, *changes[base]):
+            changed.remove(base)
     return [f"{key}: {changes[key][1]!r}: {run} was started with {changes[key][0]!r}." for key in changed]
 
 

@@ -15,6 +15,7 @@ class Source(Section):
     format: Literal["prepared", "webdataset"] = Field(
         "prepared", description="webdataset: someone else's tar files of text, read in sequence; see docs/data.md"
     )
+    replayed: bool = Field(False, description="is the base's: continued.replay puts such sources behind a run's own")
 
 
 Sources = Annotated[tuple[Source, ...], Field(strict=False, min_length=1, max_length=64)]

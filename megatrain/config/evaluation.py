@@ -30,7 +30,7 @@ class GenerateSection(Section):
 class EvaluationSection(Section):
     interval_steps: Count = 500
     at_start: bool | None = Field(
-        None, description="evaluate before the first step, too; default: in a fine-tuning, to see what it starts from"
+        None, description="evaluate before the first step, too; default: of a run that starts from another's weights"
     )
     sequences: Count = Field(256, description="validation sequences an evaluation reads of each set, at most")
     generate: GenerateSection | None = Field(None, description="of task sft: metrics of generated responses")

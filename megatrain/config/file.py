@@ -21,6 +21,8 @@ from megatrain.config.migrate import RENAMED, migrated
 from megatrain.config.rules import ConfigIssue, validate
 
 _MOST_BYTES = 1 << 20
+_CONFIG = "config.yaml"  # of a run
+_NOT_CONTINUED = ("adapter", "train_layers")  # of a model, whose weights are merged
 _MOST_SHOWN = 200  # characters of a wrong value
 
 
@@ -65,6 +67,7 @@ def _parse(document: Document, overrides: Sequence[str]) -> Config:
     for assignment in overrides:
         document.override(assignment)
     _import_extensions(document)
+    _take_model_of_base(document)
     kind = FinetuneConfig if "finetune" in document.data else PretrainConfig
     found = list(document.problems)
     config: Config | None = None
@@ -84,6 +87,27 @@ def _parse(document: Document, overrides: Sequence[str]) -> Config:
         raise ConfigError("\n".join(_format(document, path, problem) for path, problem in _in_order(document, found)))
     assert config is not None
     return config
+
+
+def _take_model_of_base(document: Document) -> None:
+    """Of a continued pretraining that names no model, before its file is checked: a pretraining has one."""
+    section = document.data.get("continued")
+    base = section.get("base") if isinstance(section, dict) else None
+    if not isinstance(base, str) or "model" in document.data:
+        return
+    run = document.data.get("run")
+    own = [Path(str(run.get("directory", "runs")), str(run.get("name")), _CONFIG)] if isinstance(run, dict) else []
+    places = (Path(base, _CONFIG), Path(base).parent.parent / _CONFIG, *own)  # its own: the base may be gone by then
+    file = next((one for one in places if one.is_file()), None)
+    if file is None:
+        where = document.where(("continued", "base"))
+        rule = "is not a run of megatrain, nor one of its checkpoints: there is no config.yaml"
+        raise ConfigError(printable(f"{where}: continued.base: {_shown(base)}: {rule}."))
+    theirs = Document(str(file), _read(file))
+    migrated(theirs.data)
+    model = theirs.data.get("model")
+    if isinstance(model, dict):
+        document.data["model"] = {name: value for name, value in model.items() if name not in _NOT_CONTINUED}
 
 
 def _read(path: Path) -> str:

@@ -60,6 +60,7 @@ def validate(config: Config) -> Iterator[ConfigIssue]:
     yield from _generation_issues(config)
     if isinstance(config, PretrainConfig):
         yield from _data_issues(config.data)
+        yield from _continued_issues(config)
         if config.data.sequential and config.tokenizer is None:
             yield ConfigIssue("tokenizer", None, "webdataset sources hold text", "Add `tokenizer: {path: …}` for them.")
     if training.steps is not None and (issue := warmup_issue(config)):
@@ -183,6 +184,16 @@ def validate_model(model: ModelSection, parallel: ParallelSection) -> Iterator[C
     if isinstance(context, int) and heads % context:
         rule = f"does not divide {heads} key-value heads (model.num_key_value_heads)"
         yield ConfigIssue("parallel.context_parallel", context, rule, f"Try {nearest_divisor(heads, context)}.")
+
+
+def _continued_issues(config: PretrainConfig) -> Iterator[ConfigIssue]:
+    replay = config.continued.replay if config.continued is not None else 0.0
+    name = "phases" if config.data.phases else "webdataset sources" if config.data.sequential else ""
+    if replay and name:
+        rule = f"cannot be mixed into data.{name}" if config.data.phases else f"cannot be mixed into {name}"
+        yield ConfigIssue(
+            "continued.replay", replay, rule, "Name the base's sources in data.train by hand, or set it to 0."
+        )
 
 
 def _data_issues(data: DataSection) -> Iterator[ConfigIssue]:

@@ -13,6 +13,7 @@ from megatrain.base.types import Module
 from megatrain.config.checkpoint import CheckpointSection
 from megatrain.config.chosen import AnyFinetuneTask, AnyModel, AnyOptimizer, AnyPretrainTask, AnySchedule
 from megatrain.config.cluster import ClusterSection
+from megatrain.config.continued import ContinuedSection
 from megatrain.config.data import DataSection
 from megatrain.config.evaluation import EvaluationSection
 from megatrain.config.finetune import FinetuneSection
@@ -75,6 +76,9 @@ class PretrainConfig(_Run):
     task: Annotated[AnyPretrainTask, FIXED] = PretrainLMSection()
     model: Annotated[AnyModel, FIXED]
     tokenizer: Annotated[TokenizerSection | None, FIXED] = None
+    continued: Annotated[ContinuedSection | None, FIXED] = Field(
+        None, description="start from a run's weights instead of the seed; model and tokenizer are then taken from it"
+    )
     data: Annotated[DataSection, FIXED]  # which sample is at which position, and what it is
 
     @property

@@ -22,7 +22,7 @@ def train_run(run_dir: RunDir, resume: str) -> None:
             parts.report.line(line)
         at_start = config.evaluation.at_start
         if at_start is None:
-            at_start = isinstance(config, ResolvedFinetune)
+            at_start = isinstance(config, ResolvedFinetune) or config.continued is not None
         if start.step == 0 and at_start:
             parts.early_stopping.check(run_validation(parts, start.progress))
         train(parts, start)

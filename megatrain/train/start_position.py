@@ -36,8 +36,8 @@ def restore(
     """
     position = checkpointer.resume(resume)
     if position.checkpoint is None:
-        if isinstance(config, ResolvedFinetune):
-            start = checkpointer.load_weights(Path(config.finetune.base))
+        if base := _base_of(config):
+            start = checkpointer.load_weights(Path(base))
             console.line(f"weights: from {start.folder}")
             if start.drawn:
                 whose = "has no head" if config.model.num_labels is None else "gives a classifier no head"
@@ -59,3 +59,9 @@ def restore(
         for change in changes:
             console.line(change)
     return position
+
+
+def _base_of(config: ResolvedRun) -> str | None:
+    if isinstance(config, ResolvedFinetune):
+        return config.finetune.base
+    return config.continued.base if config.continued is not None else None
