@@ -26,6 +26,7 @@ VERBS = (
     "evaluate",
     "predict",
     "export",
+    "grow",
     "tensorboard",
     "doctor",
     "config.check",
