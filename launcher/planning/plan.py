@@ -26,9 +26,7 @@ from megatrain.optim.registry import OPTIMIZERS
 from megatrain.tasks.registry import TASKS
 
 MOST_TENSOR_PARALLEL = 72  # the largest node there is with links between all of its GPUs
-SHORTEST_PART = (
-    2048  # tokens of a sequence for a context-parallel rank, where the planner chooses: fewer starve matmuls
-)
+SHORTEST_PART = 2048  # tokens of a sequence for a context-parallel rank, where the planner chooses: few starve matmuls
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 

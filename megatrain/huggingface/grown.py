@@ -22,9 +22,9 @@ from megatrain.data.folder.manifest import TOKENIZER
 from megatrain.data.text.tokenizer import Tokenizer
 from megatrain.data.text.tokenizer_files import TOKENIZER_CONFIG, Files, read_tokenizer, write_files
 from megatrain.huggingface.config_json import CONFIG, read_pretrained
-from megatrain.huggingface.names import recognised, wholes
+from megatrain.huggingface.names import copies_of_embeddings, recognised, wholes
 from megatrain.huggingface.weight_files import WEIGHTS_INDEX, weight_files
-from megatrain.model.architecture import FAMILIES, ModelSection
+from megatrain.model.architecture import ModelSection
 
 Start = Literal["pieces", "mean"]
 STARTS: tuple[Start, ...] = get_args(Start)
@@ -131,8 +131,7 @@ def _growing(files: Mapping[str, Path], section: ModelSection) -> tuple[set[str]
         for name, whole in wanted.items()
         if name in stored and whole.rows[0].name in of_vocabulary and whole.shape[0] == rows
     }
-    tied = FAMILIES.get(section.family).huggingface_tied if section.tie_word_embeddings else ()
-    return growing, set(tied) - growing
+    return growing, copies_of_embeddings(section) - growing
 
 
 def _write(file: Path, out: Path, growing: set[str], copies: set[str], longer: Callable[[Tensor], Tensor]) -> None:

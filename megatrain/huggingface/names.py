@@ -129,6 +129,12 @@ def their_tensor(row: ParameterRow) -> HuggingFaceTensor:
     return row.theirs
 
 
+def copies_of_embeddings(config: ModelSection) -> set[str]:
+    """What files may hold beside tied word embeddings, of the same content."""
+    tied = FAMILIES.get(config.family).huggingface_tied
+    return set((tied(config) if callable(tied) else tied) if config.tie_word_embeddings else ())
+
+
 def recognised(
     found: Collection[str], wanted: Collection[str], config: ModelSection
 ) -> tuple[dict[str, str], list[str]]:
@@ -140,8 +146,7 @@ def recognised(
     family = FAMILIES.get(config.family)
     prefix, is_bare = _prefix(config), _is_bare(found, config)
     ignored = re.compile("|".join(f"(?:{pattern})" for pattern in (_COMPUTED, *family.huggingface_ignored)))
-    tied = family.huggingface_tied
-    copies = set((tied(config) if callable(tied) else tied) if config.tie_word_embeddings else ())
+    copies = copies_of_embeddings(config)
     if config.num_labels is not None:
         copies = copies | wholes(_language_model(config)).keys()
         for kind in ("sequence", "token", "span"):

@@ -163,7 +163,7 @@ def build_engine(
     Args:
         beat: called with each weight that is about to take its place.
     """
-    section, partition = config.model, partitioner(mesh, ds_config, device)
+    partition = partitioner(mesh, ds_config, device)
     perturbation = perturbation_of(config, mesh)
 
     def placed(name: str, parameter: nn.Parameter) -> None:
@@ -182,8 +182,30 @@ def build_engine(
     )
     _begin_backward_pass(model)
     beat("building the engine")
+    engine = Engine(
+        model,
+        _optimizer(config, model, ds_config),
+        mesh,
+        ds_config,
+        objective=objective,
+        leaf_modules=model.block_classes,  # type: ignore[arg-type]
+        gradient_clipping=config.optimizer.gradient_clipping,
+        perturbation=perturbation,
+    )
     spec = OPTIMIZERS.get(config.optimizer.name)
-    optimizer = build_optimizer(
+    if spec.matrices is None:
+        engine.check_optimizer_state(spec.state)
+        if spec.factored is not None:
+            engine.share_sums(spec.factored)
+    else:
+        engine.check_optimizer_state(spec.state, spec.matrices.state)
+        engine.exchange_matrices()
+    return engine
+
+
+def _optimizer(config: ResolvedRun, model: nn.Module, ds_config: Mapping[str, Any]) -> torch.optim.Optimizer:
+    section, spec = config.model, OPTIMIZERS.get(config.optimizer.name)
+    return build_optimizer(
         model,
         config.optimizer,
         decays=lambda name: row_of(section, name).weight_decay_scale,
@@ -194,24 +216,6 @@ def build_engine(
         ),
         bucket_elements=bucket_elements(ds_config),
     )
-    engine = Engine(
-        model,
-        optimizer,
-        mesh,
-        ds_config,
-        objective=objective,
-        leaf_modules=model.block_classes,  # type: ignore[arg-type]
-        gradient_clipping=config.optimizer.gradient_clipping,
-        perturbation=perturbation,
-    )
-    if spec.matrices is None:
-        engine.check_optimizer_state(spec.state)
-        if spec.factored is not None:
-            engine.share_sums(spec.factored)
-    else:
-        engine.check_optimizer_state(spec.state, spec.matrices.state)
-        engine.exchange_matrices()
-    return engine
 
 
 def _begin_backward_pass(model: nn.Module) -> None:
