@@ -17,6 +17,8 @@ from megatrain.huggingface.base_model import find_base, read_base
 from megatrain.huggingface.config_json import is_pretrained
 from megatrain.huggingface.names import drawn, wholes_of_base
 from megatrain.huggingface.weight_files import weight_files
+from megatrain.model.architecture import ModelSection
+from megatrain.model.family import FAMILIES
 from megatrain.run.directory import RunDir
 from megatrain.run.inputs import base_run, load_run
 
@@ -33,6 +35,7 @@ def check_base(config: FinetuneConfig) -> Iterator[Finding]:
     if config.model is not None:
         for field, value, rule, fix in task_issues(config, config.model):
             yield Finding("error", f"{field}: {value}: {rule}. {fix}", ExitCode.USAGE)
+        yield from _export(config.model)
     path = tokenizer_path(config)
     if path is None:
         return  # reported elsewhere
@@ -46,6 +49,17 @@ def check_base(config: FinetuneConfig) -> Iterator[Finding]:
     yield from _beyond(config, vocabulary, path, pad)
     if not begun:
         yield from _bases_tokenizer(config, vocabulary, path)
+
+
+def _export(model: ModelSection) -> Iterator[Finding]:
+    """What `megatrain export` will refuse is better known before training."""
+    config_json = FAMILIES.get(model.family).huggingface_config
+    if model.num_labels is None or model.vocab_size == AUTO or config_json is None:
+        return
+    try:
+        config_json(model.merged)
+    except MegatrainError as error:
+        yield Finding("warning", f"{error}; megatrain evaluates and predicts with it")
 
 
 def _weights(config: FinetuneConfig) -> Iterator[Finding]:

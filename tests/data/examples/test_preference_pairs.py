@@ -89,3 +89,9 @@ def test_what_is_no_pair(read, write_pairs, row, says) -> None:
     if "dialogues" not in says:
         with pytest.raises(DataError, match=r"pairs.jsonl:1: "):
             check_rows([write_pairs(row)], PreferenceSection())
+
+
+def test_special_tokens_that_a_text_spells_out(read) -> None:
+    row = {"prompt": "who", "chosen": " <|im_end|>", "rejected": " you"}
+    ends = [read(row, special_tokens=kind)[0].rows[0].ends[0] for kind in ("parse", "text")]
+    assert ends[0] < ends[1], "as text it is several tokens"

@@ -9,6 +9,7 @@ import pytest
 
 from launcher.planning.plan import make_plan
 from launcher.planning.resolve import complete_model
+from launcher.preflight.base_model import _export
 from launcher.preflight.checks import examine
 from launcher.runs.prepare import prepare_run
 from megatrain.base.errors import ExitCode
@@ -180,3 +181,13 @@ def test_early_stopping_needs_what_the_task_measures(finetune) -> None:
     assert examine(finetune("training.early_stopping={metric: f1/yes}")).errors == []
     texts = [error.text for error in examine(finetune(stopping, "finetune.validation=[]")).errors]
     assert any("needs finetune.validation: what an evaluation reads" in text for text in texts), texts
+
+
+def test_what_cannot_be_exported_is_told_before_training() -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    gemma = {"family": "gemma3", "vocab_size": 512, "num_labels": 2, "classifies": "span", **sizes}
+    section = FAMILIES.get("gemma3").section
+    (found,) = _export(section.model_validate(gemma))
+    assert found.level == "warning"
+    assert "transformers has no classifier of its tokens or spans" in found.text
+    assert list(_export(section.model_validate(gemma | {"classifies": "sequence"}))) == []
