@@ -4,7 +4,7 @@
     python -m benchmarks.finetune_bbc [--variants NAME …] [--note TEXT]
 
 Each variant is a run of `megatrain finetune` (quickstart/topics.py) of its own, which goes on where it was stopped.
-About 20 minutes on two cores. Writes its part of benchmarks/results/finetune.md.
+About 25 minutes of steps on a busy machine of two cores. Writes its part of benchmarks/results/finetune.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.results_page import replace_part
 from quickstart.topics import DATA, EPOCHS, ROWS, TOKENS, Tuned, minilm, tfidf, tune, write_articles
 
 PAGE = Path(__file__).parent / "results" / "finetune.md"
-# learning rates: the best of a few on the validation articles, or what is usual
+# learning rates as is usual for each; none was searched for
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "full": ("all weights", ("optimizer.learning_rate=1e-4",)),
     "top-2": ("the last 2 of 6 layers", ("finetune.train_layers=2", "optimizer.learning_rate=2e-4")),

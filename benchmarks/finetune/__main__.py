@@ -4,7 +4,7 @@
     python -m benchmarks.finetune [--what full lora] [--rounds 5] [--threads 2] [--contestants NAME …] [--toy]
 
 Each contestant is a process that passes once over the same dialogues when it is told to, while the others wait; what
-counts is the median over the rounds of the ratio within a round. About nine minutes on two cores. Writes
+counts is the median over the rounds of the ratio within a round. Writes
 benchmarks/results/finetune.json and the part of finetune.md that follows its marker.
 """
 
