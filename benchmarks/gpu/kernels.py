@@ -1,6 +1,7 @@
 """Matrix products at model shapes, attention of each kind and length, and the vocabulary loss: ms, rate, peak bytes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu.measure import Recorder
 from megatrain.kernels.attention import attention
-from megatrain.kernels.cross_entropy import linear_cross_entropy
+from megatrain.kernels.cross_entropy import LossAndGrad, LossTerms, Projection, _chunk_loss, linear_loss
 
 HEADS, KEY_VALUE_HEADS, HEAD_SIZE = 32, 8, 128  # of an 8B Llama
 SHAPES = {"attention output": (8192, 4096, 4096), "mlp up": (8192, 4096, 14336), "mlp down": (8192, 14336, 4096)}
@@ -22,10 +23,11 @@ def main() -> None:
         for documents in (None, 1, 8):
             name = f"attention {length} {documents or 'plain'}"
             record.attempt(name, lambda s=length, d=documents: attend(record, s, d))  # type: ignore[misc]
-    for compiled in (False, True):
+    for kind in ("eager",) if record.toy else ("eager", "compiled", "triton"):
         for chunk in (16,) if record.toy else (1024, 4096, 8192):
-            name = f"vocabulary loss {'compiled' if compiled else 'eager'} {chunk}"
-            record.attempt(name, lambda c=chunk, f=compiled: vocabulary_loss(record, c, f))  # type: ignore[misc]
+            record.attempt(f"vocabulary loss {kind} {chunk}", lambda c=chunk, k=kind: vocabulary_loss(record, c, k))  # type: ignore[misc]
+    if not record.toy:
+        record.attempt("vocabulary loss liger", lambda: vocabulary_loss(record, 0, "liger"))
 
 
 def matmul(record: Recorder, m: int, k: int, n: int) -> dict[str, Any]:
@@ -50,20 +52,38 @@ def attend(record: Recorder, length: int, documents: int | None) -> dict[str, An
     return {"ms": milliseconds, "tflops": flops / milliseconds / 1e9, "peak_bytes": record.peak_bytes(work)}
 
 
-def vocabulary_loss(record: Recorder, chunk: int, compiled: bool) -> dict[str, Any]:
+def vocabulary_loss(record: Recorder, chunk: int, kind: str) -> dict[str, Any]:
     tokens, width, vocabulary = (32, 16, 64) if record.toy else (8192, 4096, 128_256)
     hidden, weight = (
         torch.randn(rows, width, device=record.device, dtype=torch.bfloat16, requires_grad=True)
         for rows in (tokens, vocabulary)
     )
     labels = torch.randint(0, vocabulary, (tokens,), device=record.device)
-    fused = compiled and not record.toy
-    work = _with_backward(
-        lambda: linear_cross_entropy(hidden, weight, labels, chunk=chunk, compiled=fused), (hidden, weight)
-    )
+    work = _with_backward(_loss(kind, hidden, weight, labels, chunk), (hidden, weight))
     milliseconds = record.milliseconds(work, repeats=3)
     flops = 6 * tokens * width * vocabulary
     return {"ms": milliseconds, "tflops": flops / milliseconds / 1e9, "peak_bytes": record.peak_bytes(work)}
+
+
+def _loss(kind: str, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Callable[[], Tensor]:
+    if kind == "liger":
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        theirs = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        return lambda: theirs(weight, hidden, labels)
+    projection = Projection(weight)
+    return lambda: linear_loss(hidden, projection, labels, _Of(kind=kind), chunk=chunk)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Of(LossTerms):
+    """Nothing but the cross-entropy, by a way of computing it that is named."""
+
+    kind: str = "eager"
+
+    @property
+    def loss_and_grad(self) -> LossAndGrad:
+        return _chunk_loss(self.kind == "triton", self.kind == "compiled")
 
 
 def _with_backward(forward: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], None]:

@@ -18,6 +18,7 @@ Classes are a small vocabulary, padded with rows that stand for none: their logi
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
@@ -130,8 +131,7 @@ def linear_cross_entropy(
         chunk: tokens at a time; default: CHUNK_TOKENS, or COMPILED_CHUNK_TOKENS.
         compiled: fuse what surrounds the products by torch.compile: for a GPU, where it is bound by memory.
     """
-    loss, _ = linear_loss(hidden_ND, Projection(weight_VD), labels_N, NO_TERMS, vocab, chunk=chunk, compiled=compiled)
-    return loss
+    return linear_loss(hidden_ND, Projection(weight_VD), labels_N, NO_TERMS, vocab, chunk=chunk, compiled=compiled)[0]
 
 
 def linear_loss(
@@ -150,7 +150,7 @@ def linear_loss(
     """
     wanted = torch.is_grad_enabled()  # inside a Function's forward it is always off
     chunk = chunk or (COMPILED_CHUNK_TOKENS if compiled else CHUNK_TOKENS)
-    part = terms.loss_and_grad or (_compiled_loss_and_grad() if compiled else _loss_and_grad)
+    part = terms.loss_and_grad or _chunk_loss(hidden_ND.is_cuda, compiled)
     options = (projection.softcap, projection.classes, labels_N, vocab, terms, chunk, part, wanted)
     losses: tuple[Tensor, Tensor] = _LinearLoss.apply(hidden_ND, projection.weight, projection.bias, *options)
     return losses
@@ -245,8 +245,8 @@ def _loss_and_grad(
     target_n = logits_nV.gather(1, local_n[:, None])[:, 0].where(here_n, torch.zeros_like(maximum_n))
     logit_sum_n = _sum(logits_nV, real_V) if terms.label_smoothing else None
     exp_nV = logits_nV.exp_()
-    sum_n, target_n, logit_sum_n = _over_slices(exp_nV.sum(-1), target_n, logit_sum_n, vocab)
-    losses, softmax_factor_n, everywhere = _token_losses(
+    sum_n, target_n, logit_sum_n = over_slices(exp_nV.sum(-1), target_n, logit_sum_n, vocab)
+    losses, softmax_factor_n, everywhere = token_losses(
         sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, projection.size(vocab)
     )
 
@@ -279,8 +279,8 @@ def _loss_and_grad_functional(
     shifted_nV = logits_nV.float() - maximum_n[:, None]
     target_n = torch.where(target_nV, shifted_nV, 0.0).sum(-1)
     logit_sum_n = _sum(shifted_nV, real_V) if terms.label_smoothing else None
-    sum_n, target_n, logit_sum_n = _over_slices(shifted_nV.exp().sum(-1), target_n, logit_sum_n, vocab)
-    losses, softmax_factor_n, everywhere = _token_losses(
+    sum_n, target_n, logit_sum_n = over_slices(shifted_nV.exp().sum(-1), target_n, logit_sum_n, vocab)
+    losses, softmax_factor_n, everywhere = token_losses(
         sum_n, target_n, logit_sum_n, maximum_n, counted_n, terms, projection.size(vocab)
     )
 
@@ -292,7 +292,7 @@ def _loss_and_grad_functional(
     return losses, grad_nV.to(hidden_nD.dtype)
 
 
-def _over_slices(
+def over_slices(
     sum_n: Tensor, target_n: Tensor, logit_sum_n: Tensor | None, vocab: VocabSlice | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Of the whole vocabulary, in one reduction."""
@@ -308,7 +308,7 @@ def _sum(logits_nV: Tensor, real_V: Tensor | None) -> Tensor:
     return (logits_nV if real_V is None else torch.where(real_V, logits_nV, 0.0)).sum(-1)
 
 
-def _token_losses(
+def token_losses(
     sum_n: Tensor,
     target_n: Tensor,
     logit_sum_n: Tensor | None,
@@ -333,6 +333,15 @@ def _token_losses(
         softmax_factor_n = counted_n * (1.0 + 2.0 * terms.z_loss * logsumexp_n)
     losses = torch.stack(((loss_n * counted_n).sum(), (cross_entropy_n * counted_n).sum()))
     return losses, softmax_factor_n, terms.label_smoothing / size
+
+
+def _chunk_loss(on_gpu: bool, compiled: bool) -> LossAndGrad:
+    """Triton's kernels on a GPU, else torch's operators, compiled where that is asked for."""
+    if on_gpu and find_spec("triton"):
+        from megatrain.kernels.fused_cross_entropy import loss_and_grad as fused
+
+        return fused
+    return _compiled_loss_and_grad() if compiled else _loss_and_grad
 
 
 @lru_cache(maxsize=1)

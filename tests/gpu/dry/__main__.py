@@ -4,6 +4,8 @@ Ends with 1 where a family does not trace or compile, and says why.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 import traceback
@@ -19,9 +21,12 @@ def main() -> int:
     arguments = parser.parse_args()
     stand_in.enter(arguments.work)
 
+    from tests.gpu.dry.kernels import compile_all
     from tests.gpu.dry.models import SECTIONS, cases, trace
 
-    failed = 0
+    print(f"{compile_all()} kernels of our own compiled for sm_90", flush=True)
+    interpreter = [sys.executable, "-m", "tests.gpu.dry.interpreted"]
+    failed = int(subprocess.run(interpreter, env=os.environ | {"TRITON_INTERPRET": "1"}, check=False).returncode != 0)
     for family in arguments.families or SECTIONS:
         for case in cases():
             began = time.monotonic()

@@ -29,7 +29,7 @@ class LossHead(Head):
     def __init__(self, linear: nn.Linear) -> None:
         rows, width = linear.weight.shape
         super().__init__(rows, width)
-        self.weight, self.bias = cast("nn.Parameter", linear.weight), linear.bias
+        self.weight, self.bias = cast(nn.Parameter, linear.weight), linear.bias
         self.asked: tuple[Tensor, LossTerms | None] | None = None
         self.cross_entropy: Tensor | None = None
 
