@@ -153,8 +153,8 @@ def _block(
             still_there += width.norm / 2
     # measured: gradients of gate and up, less what they have replaced by then
     working = (0.45 if mode == "selective" else 0.9) * width.mlp_inputs
-    if layout.passes.dropout and not compiled:  # random bits: two int64 numbers and a mask for each channel
-        working += 17 * width.stream / c
+    if layout.passes.dropout and not compiled:  # random bits: three int64 numbers for each channel
+        working += 24 * width.stream / c
     if device != "cpu" and model.score_softcap is None:  # the fp32 sum of dq
         working += 4 * model.attention_heads * model.head_size / layout.tensor_parallel
     capped = 0.0 if model.score_softcap is None else _capped_scores(model, layout, length, c)

@@ -26,7 +26,8 @@ from megatrain.model.fp8 import multiplies_in_fp8
 ATTENTION_RATE = 0.55  # flash attention over a large matmul: 300-550 of 794 on an H100 (arXiv 2407.08608, fig. 5)
 ATTENTION_BACKWARD = 2.5  # backward over forward: five matmuls for two (arXiv 2307.08691, section 3.1)
 FP8_ROUNDING_BYTES = 5  # per element of an operand: read for its scale, read again, and written
-DROPOUT_BYTES = 96  # read and written to draw a channel's random bits, op by op: kernels/keyed_random.py
+# A third of what both passes read and write to draw a channel's random bits, op by op: kernels/keyed_random.py
+DROPOUT_BYTES = 150
 CAPPED_SCORE_BYTES = 60  # read and written for a score with a soft cap, op by op: kernels/softcap_attention.py
 MEMORY_RATE = 0.9  # elementwise kernels over the memory's bandwidth
 _NORM_AND_CLIP_BYTES = 12  # a parameter of the part that a rank updates: fp32 gradients read, and scaled

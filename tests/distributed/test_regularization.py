@@ -80,6 +80,7 @@ ATTACKS = {
     "fgm": ("finetune.adversarial={epsilon: 0.5}",),
     "pgd": ("finetune.adversarial={method: pgd, epsilon: 0.5, steps: 2, step_size: 0.4, weight: 0.5}",),
 }
+ZERO2 = {"zero2-dp2": ("cluster.gpus_per_node=2", "parallel.zero_stage=2")}
 ADVERSARIAL = ("training.dropout=0.1", "finetune.validation=[]", "training.steps=3")
 
 
@@ -91,7 +92,7 @@ ADVERSARIAL = ("training.dropout=0.1", "finetune.validation=[]", "training.steps
             pytest.param(attack, family, layout, marks=pytest.mark.full)
             for attack in ATTACKS
             for family in ("llama", "bert")
-            for layout in LAYOUTS
+            for layout in (*LAYOUTS, *ZERO2)
             if (attack, family, layout) != ("pgd", "llama", "tp2-sp") and (attack, layout) != ("pgd", "zero3-dp2")
         ],
     ],
@@ -102,8 +103,20 @@ def test_an_attack_is_that_of_one_process(ranks: RankPool, here: Path, attack, f
     assert plain[1]["adversarial_loss"] > plain[1]["loss"] + 0.01, "the perturbation is against the model"
     name = f"{attack}-{layout}-{family}"
     accumulating = ("training.micro_batch_size=1", "parallel.activation_checkpointing=selective")
-    run = start(ranks, config_of(name, base_of(here, family)), *fields, *LAYOUTS[layout], *accumulating)
+    run = start(ranks, config_of(name, base_of(here, family)), *fields, *(LAYOUTS | ZERO2)[layout], *accumulating)
     check_same(reported(run), plain, "adversarial_loss")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_an_attack_in_bf16_is_nearly_that_in_fp32(ranks: RankPool, here: Path, zero) -> None:  # noqa: F811
+    fields = (*ADVERSARIAL, *ATTACKS["fgm"])
+    plain = plainly(ranks, here, "fgm", "llama", *fields)
+    layout = ("cluster.gpus_per_node=2", f"parallel.zero_stage={zero}", "training.precision=bf16")
+    run = start(ranks, config_of(f"fgm-bf16-{zero}", base_of(here, "llama")), *fields, *layout)
+    for step in (1, 2, 3):
+        for name in ("loss", "adversarial_loss", "grad_norm"):
+            assert reported(run)[step][name] == pytest.approx(plain[step][name], rel=0.05), (step, name)
 
 
 TASKS = {

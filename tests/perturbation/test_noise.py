@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from megatrain.data.loading.batch import Batch
-from megatrain.kernels.keyed_random import dropout, random_bits, uniform
+from megatrain.kernels.keyed_random import dropout, mixed, random_bits, uniform
 from megatrain.perturbation.noise import Noise, Place
 
 SITE = torch.tensor(77)
@@ -76,6 +76,13 @@ def test_bits_are_even_and_independent() -> None:
     }
     for name, other in others.items():
         assert ((centred * other).mean() * 3).abs() < 0.01, name
+
+
+def test_bits_are_the_hash_of_keys_and_channels() -> None:
+    key = keys(Noise(5), 2, Place(0, 0))
+    channels = [mixed(mixed(number) ^ 77) for number in range(1, 7)]
+    expected = [[[mixed(one ^ channel) for channel in channels] for one in row] for row in key.tolist()]
+    assert random_bits(key, SITE, 6).tolist() == expected
 
 
 def test_dropout_keeps_the_mean_and_its_gradient_has_the_same_mask() -> None:
