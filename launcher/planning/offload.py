@@ -17,6 +17,8 @@ from launcher.planning.zero import (
     number_bytes,
     prefetch_bucket,
     reduce_bucket,
+    releases_weights,
+    second_copy,
     zero_bytes,
 )
 from megatrain.model.architecture import ModelSection
@@ -70,15 +72,18 @@ def device_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroByt
     psi, largest = local_parameters(model, t), largest_parameter(model, t)
     bucket = float(c * reduce_bucket(model, t, layout.zero_stage))
     if layout.zero_stage == 3:
+        copy = second_copy(model, layout, c)
+        in_passes = copy if releases_weights(model, t) else 0.0
         return ZeroBytes(
             parameters=c * psi / n,
             gradients=0,
             optimizer=0,
             buckets=bucket,
-            gathered=c * min(live_parameters(model, t), psi) if n > 1 else 0,
+            gathered=in_passes + (c * min(live_parameters(model, t), psi) if n > 1 else 0),
+            stepping=copy,
             in_forward=c * prefetch_bucket(model, t) if n > 1 else 0,
             reducing=bucket + c * first_and_embedding(model, t) if n > 1 else bucket,
-            starting=max(0.0, c * largest - bucket),
+            starting=max(0.0, c * largest - bucket) + copy,
         )
     again = layout.gradient_accumulation_steps > 1
     partition = 4 * psi / n if precision == "bf16" else 0.0  # fp32 sums of this rank's part, until the host has them
