@@ -57,4 +57,7 @@ def _zero(config: ResolvedRun, tensor_parallel: int) -> dict[str, Any]:
         settings["stage3_prefetch_bucket_size"] = prefetch_bucket(config.model, tensor_parallel)
         settings["stage3_max_live_parameters"] = live_parameters(config.model, tensor_parallel)
         settings["stage3_max_reuse_distance"] = reuse_distance(config.model, tensor_parallel)
+        near = config.parallel.zero_hpz_partition_size
+        if isinstance(near, int) and near > 1:
+            settings["zero_hpz_partition_size"] = near
     return settings

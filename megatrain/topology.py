@@ -72,5 +72,9 @@ class Topology:
             for first in range(stride)
         ]
 
+    def hpz_groups(self, size: int) -> list[list[int]]:
+        """Of each dp_cp group, runs of so many neighbours. `size` divides the replicas."""
+        return [ranks[at : at + size] for ranks in self.dp_cp_groups() for at in range(0, self.replicas, size)]
+
     def dp_cp_groups(self) -> list[list[int]]:
         return [list(range(first, self.world_size, self.tensor_parallel)) for first in range(self.tensor_parallel)]

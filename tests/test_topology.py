@@ -19,6 +19,7 @@ def test_the_example_in_the_documentation():
     assert topology.tensor_groups() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert topology.context_groups() == [[0, 2], [1, 3], [4, 6], [5, 7]]
     assert topology.dp_cp_groups() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert topology.hpz_groups(2) == [[0, 2], [4, 6], [1, 3], [5, 7]]
     assert (topology.data_parallel, topology.replicas) == (2, 4)
     assert str(topology) == "tensor 2, context 2, data 2"
     assert str(shape(8, 2, 1)) == "tensor 2, data 4"
@@ -31,6 +32,7 @@ def test_groups_partition_the_ranks(sizes):
         (topology.tensor_groups(), topology.tensor_parallel),
         (topology.context_groups(), topology.context_parallel),
         (topology.dp_cp_groups(), topology.replicas),
+        *((topology.hpz_groups(near), near) for near in (1, 2, 4) if topology.replicas % near == 0),
     ):
         assert sorted(rank for group in groups for rank in group) == list(range(topology.world_size))
         assert {len(group) for group in groups} == {size}

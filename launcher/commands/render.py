@@ -62,6 +62,7 @@ def plan_text(config: Config, report: PlanResult) -> str:
         f"memory   {chosen.memory.total / GIB:7.2f} of {capacity:.1f} GiB per rank, "
         f"at the peak ({chosen.memory.peak}): {_parts(memory)} ({_parts(other)})",
         *_host(chosen, report),
+        *([f"hpZ      {report.why_hpz}"] if report.why_hpz else []),
         f"step     {chosen.step_seconds * 1e3:7.1f} ms: {_parts(seconds)}",
         *_warmup(config, chosen),
         f"speed    {chosen.tokens_per_second_per_gpu:,.0f} tokens/s per rank, MFU {chosen.mfu:.1%} "

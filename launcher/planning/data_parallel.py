@@ -21,9 +21,12 @@ def data_parallel_seconds(
     link = data_parallel_link(n, max(1, ranks_per_node // t), hardware)
     stage = layout.zero_stage
     sent = data_parallel_bytes(model, layout, precision)
-    traffic = sent.total / (link.bandwidth * 1e9)
+    traffic = (sent.reduce + sent.gather) / (link.bandwidth * 1e9) + sent.near / (hardware.link.bandwidth * 1e9)
     messages = {0: 2, 1: 3, 2: 2 * accumulation + 1, 3: 3 * accumulation * model.num_hidden_layers}[stage]
-    waiting = messages * min(n - 1, 2 * n.bit_length()) * link.latency * 1e-6  # a ring, or a tree when that is shorter
+    near, size = 0, layout.zero_hpz_partition_size
+    if size > 1:
+        near = (2 * accumulation - 1) * model.num_hidden_layers
+    waiting = (messages - near) * _hops(n) * link.latency * 1e-6 + near * _hops(size) * hardware.link.latency * 1e-6
     if stage == 3:
         hidden = min(OVERLAP * traffic, OVERLAP * compute)
     elif reduces_early(layout, precision) and hardware.device != "cpu":  # in the last micro-batch's backward pass
@@ -34,6 +37,11 @@ def data_parallel_seconds(
     return traffic - hidden + waiting
 
 
+def _hops(ranks: int) -> int:
+    """Of a message through a ring, or a tree when that is shorter."""
+    return min(ranks - 1, 2 * ranks.bit_length())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataParallelBytes:
     """Bytes that each rank of a group of replicas sends in a step, in rings: (n-1)/n of a tensor for a reduce-scatter
@@ -41,10 +49,11 @@ class DataParallelBytes:
 
     reduce: float
     gather: float
+    near: float = 0.0  # gathered within a node (hpz.py)
 
     @property
     def total(self) -> float:
-        return self.reduce + self.gather
+        return self.reduce + self.gather + self.near
 
 
 def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> DataParallelBytes:
@@ -52,7 +61,7 @@ def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> 
 
     ZeRO-0 all-reduces gradients. ZeRO-1 reduce-scatters them in bf16 runs, in fp32, and all-reduces them in fp32 runs;
     then it gathers weights. ZeRO-2 all-reduces in each micro-batch, and gathers once. ZeRO-3 scatters once and gathers
-    twice in each micro-batch.
+    twice in each micro-batch, with hpZ all but the first time within a node.
     """
     n, a, c = layout.replicas, layout.gradient_accumulation_steps, number_bytes(precision)
     scattered = 4 if reduces_early(layout, precision) else 8  # all-reduced, in fp32
@@ -60,7 +69,13 @@ def data_parallel_bytes(model: ModelSection, layout: Layout, precision: str) -> 
     gathered = {0: 0, 1: c, 2: c, 3: 2 * c * a}[layout.zero_stage]
     ring = trained_parameters(model, layout.tensor_parallel) * (n - 1) / n
     whole = local_parameters(model, layout.tensor_parallel) * (n - 1) / n
-    return DataParallelBytes(reduce=reduced * ring, gather=gathered * (whole if layout.zero_stage == 3 else ring))
+    if layout.zero_stage < 3:
+        return DataParallelBytes(reduce=reduced * ring, gather=gathered * ring)
+    size = layout.zero_hpz_partition_size
+    if size == 1:
+        return DataParallelBytes(reduce=reduced * ring, gather=gathered * whole)
+    in_node = local_parameters(model, layout.tensor_parallel) * (size - 1) / size
+    return DataParallelBytes(reduce=reduced * ring, gather=c * whole, near=c * (2 * a - 1) * in_node)
 
 
 def reduces_early(layout: Layout, precision: str) -> bool:

@@ -25,6 +25,7 @@ class Layout:
     activation_checkpointing: ActivationCheckpointing
     recompute_blocks: int | None = None  # the first so many blocks do; None: all
     offload_optimizer: OffloadOptimizer = "none"
+    zero_hpz_partition_size: int = 1  # replicas that keep a second copy of the weights between them; 1: none
     # not choices: the run's
     optimizer: OptimizerSection = field(default_factory=AdamWSection)
     passes: Passes = field(default_factory=Passes)
@@ -71,10 +72,12 @@ class Layout:
         sequence = " + sequence" if self.sequence_parallel else ""
         of_blocks = "" if self.recompute_blocks is None else f" of {self.recompute_blocks} blocks"
         offload = f", {self.on_host} on the host" if self.on_host else ""
+        zero = f"ZeRO-{self.zero_stage}"
+        zero += f" (hpZ {self.zero_hpz_partition_size})" if self.zero_hpz_partition_size > 1 else ""
         recompute = "full" if self.recomputes_all else self.activation_checkpointing
         context = f"context {self.context_parallel}, " if self.context_parallel > 1 else ""
         return (
-            f"ZeRO-{self.zero_stage}, tensor {self.tensor_parallel}{sequence}, {context}data {self.data_parallel}, "
+            f"{zero}, tensor {self.tensor_parallel}{sequence}, {context}data {self.data_parallel}, "
             f"micro-batch {self.micro_batch_size} × {self.gradient_accumulation_steps}, "
             f"{recompute} recompute{of_blocks}{offload}"
         )

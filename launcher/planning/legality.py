@@ -200,6 +200,32 @@ def _searching_passes(run: Run, choice: Choice) -> str | None:
     )
 
 
+def _hpz_needs_stage_3(run: Run, choice: Choice) -> str | None:
+    size = choice["zero_hpz_partition_size"]
+    if size > 1 and choice["zero_stage"] != 3:
+        return f"zero_hpz_partition_size={size} needs zero_stage 3: no other stage gathers weights in its passes"
+    return None
+
+
+def _hpz_replicas(run: Run, choice: Choice) -> str | None:
+    size, replicas = choice["zero_hpz_partition_size"], run.world_size // choice["tensor_parallel"]
+    if size == 1:
+        return None
+    if replicas % size:
+        return f"zero_hpz_partition_size={size} does not divide {replicas} replicas"
+    if size == replicas:
+        return f"zero_hpz_partition_size={size}: these are all replicas, whose second copy would be the first once more"
+    return None
+
+
+def _hpz_node(run: Run, choice: Choice) -> str | None:
+    size, tensor = choice["zero_hpz_partition_size"], choice["tensor_parallel"]
+    if size == 1 or run.ranks_per_node % (size * tensor) == 0:
+        return None
+    slices = f" × tensor_parallel={tensor} do" if tensor > 1 else " does"
+    return f"zero_hpz_partition_size={size}{slices} not divide a node of {run.ranks_per_node} ranks"
+
+
 RULES = (
     Rule("whole model", ("tensor_parallel",), _whole_model, "megatrain/model/families/transformers/rules.py"),
     Rule("whole sequences", ("context_parallel",), _whole_model, "megatrain/model/families/transformers/rules.py"),
@@ -248,6 +274,19 @@ RULES = (
         ("zero_stage", "offload_optimizer"),
         _offload_needs_zero,
         "deepspeed/runtime/engine.py, _configure_optimizer",
+    ),
+    Rule("hpZ needs stage 3", ("zero_stage", "zero_hpz_partition_size"), _hpz_needs_stage_3, "deepspeed/runtime/zero"),
+    Rule(
+        "hpZ replicas",
+        ("tensor_parallel", "zero_hpz_partition_size"),
+        _hpz_replicas,
+        "deepspeed/runtime/zero/partition_parameters.py, Init: equal parts, of more than one group",
+    ),
+    Rule(
+        "hpZ node",
+        ("tensor_parallel", "zero_hpz_partition_size"),
+        _hpz_node,
+        "a group across nodes would gather over the network; megatrain/topology.py",
     ),
     Rule(
         "micro-batch",

@@ -18,6 +18,8 @@ from launcher.planning.zero import (
     number_bytes,
     prefetch_bucket,
     reduce_bucket,
+    releases_weights,
+    second_copy,
     zero_bytes,
 )
 from megatrain.model.architecture import ModelSection
@@ -72,15 +74,18 @@ def device_bytes(model: ModelSection, layout: Layout, precision: str) -> ZeroByt
     whole = local_parameters(model, t)  # frozen ones stay on the device
     bucket = float(c * reduce_bucket(model, t, layout.zero_stage))
     if layout.zero_stage == 3:
+        copy = second_copy(model, layout, c)
+        in_passes = copy if releases_weights(model, t) else 0.0
         return ZeroBytes(
             parameters=c * whole / n,
             gradients=0,
             optimizer=0,
             buckets=bucket,
-            gathered=c * min(live_parameters(model, t), whole) if n > 1 else 0,
+            gathered=in_passes + (c * min(live_parameters(model, t), whole) if n > 1 else 0),
+            stepping=copy,
             in_forward=c * prefetch_bucket(model, t) if n > 1 else 0,
             reducing=bucket + c * first_and_embedding(model, t) if n > 1 else bucket,
-            starting=max(0.0, c * largest_parameter(model, t) - bucket),
+            starting=max(0.0, c * largest_parameter(model, t) - bucket) + copy,
         )
     again = layout.gradient_accumulation_steps > 1
     partition = 4 * psi / n if precision == "bf16" else 0.0  # fp32 sums of this rank's part, until the host has them

@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
+from launcher.planning.cluster import check_cluster
 from launcher.planning.cost import StepTime, estimate_step, model_flops_utilization
 from launcher.planning.hardware import GIB, load_hardware
+from launcher.planning.hpz import hpz_sizes, why_hpz
 from launcher.planning.layout import ActivationCheckpointing, Layout, OffloadOptimizer
 from launcher.planning.legality import Run, first_violation
 from launcher.planning.memory import USABLE, MemoryEstimate, estimate_memory, fits, host_usable
 from launcher.planning.plan_result import NothingFitsError, Plan, PlanResult, Rejected, WarmupStep, nearest_misses
-from launcher.planning.precision import check_hardware_precision
 from launcher.planning.ranking import comfortable, rank_key
 from launcher.planning.resolve import complete_model, complete_section
-from megatrain.base.errors import ConfigError
+from launcher.planning.zero import releases_weights
 from megatrain.config import AUTO, Config, PretrainConfig
 from megatrain.config.regularization import passes_of
 from megatrain.config.resolved import ResolvedRun, resolved
@@ -62,6 +63,7 @@ def decided(config: Config, plan: Plan) -> Config:
         "tensor_parallel": plan.tensor_parallel,
         "context_parallel": plan.context_parallel,
         "zero_stage": plan.zero_stage,
+        "zero_hpz_partition_size": plan.layout.zero_hpz_partition_size,
         "sequence_parallel": plan.sequence_parallel,
         "activation_checkpointing": plan.activation_checkpointing,
         "offload_optimizer": plan.layout.offload_optimizer,
@@ -97,7 +99,7 @@ class _Planner:
             searches=passes.computed > passes.accumulated,
         )
         self.rejected: list[Rejected] = []
-        self._check_cluster()
+        check_cluster(config, self.model, self.hardware, self.ranks_per_node)
 
     def report(self) -> PlanResult:
         candidates: list[Plan] = []
@@ -117,31 +119,14 @@ class _Planner:
             rejected=self.rejected,
             hardware=self.hardware,
             why_offload=why,
+            why_hpz=self._why_hpz(candidates[0]),
         )
 
-    def _check_cluster(self) -> None:
-        check_hardware_precision(self.config.training.precision, self.hardware)
-        blocks, there = self.config.parallel.recompute_blocks, self.model.num_hidden_layers
-        if isinstance(blocks, int) and blocks > there:
-            raise ConfigError(f"parallel.recompute_blocks: {blocks}: the model has {there} blocks. Try all.")
-        if isinstance(blocks, int) and self.config.parallel.activation_checkpointing == "none":
-            raise ConfigError(
-                f"parallel.recompute_blocks: {blocks}: parallel.activation_checkpointing is none. Try selective."
-            )
-        for field, to_host in (("offload_optimizer", "cpu"), ("activation_checkpointing", "offload")):
-            asked = getattr(self.config.parallel, field) == to_host
-            if asked and self.hardware.device != "cpu" and not self.hardware.host:
-                raise ConfigError(
-                    f"parallel.{field}: {to_host}: {self.hardware.name} does not say what its host has. Add to "
-                    "the profile: host: {memory_gib: …, memory_bandwidth: …, link: …}, as in "
-                    "configs/hardware/h100-sxm.yaml."
-                )
-        most = self.hardware.max_ranks_per_node
-        if most is not None and self.ranks_per_node > most:
-            raise ConfigError(
-                f"cluster.gpus_per_node: {self.ranks_per_node}: {self.hardware.name} has {most} GPUs per node. "
-                f"Set it to {most} or less, and cluster.nodes to match."
-            )
+    def _why_hpz(self, plan: Plan) -> str:
+        if plan.layout.zero_hpz_partition_size == 1:
+            return ""
+        without = self._evaluate(replace(plan.layout, zero_hpz_partition_size=1))
+        return why_hpz(plan, without, "the network" if self.world_size > self.ranks_per_node else "the node")
 
     def _offload_choices(self) -> list[tuple[OffloadOptimizer, bool]]:
         """Where the optimizer is, and whether activations leave for the host where that is open. In order: one is tried
@@ -159,24 +144,38 @@ class _Planner:
         self, offload: OffloadOptimizer, recomputations: tuple[ActivationCheckpointing, ...]
     ) -> Iterator[Layout]:
         """Every legal layout; the others go to `rejected` as soon as enough of them is known to refuse them."""
-        parallel, batch = self.config.parallel, self.config.training.global_batch_size
+        parallel = self.config.parallel
         stages = (0, 1, 2, 3) if parallel.zero_stage == AUTO else (parallel.zero_stage,)
         for context in self._model_ranks():
             both = context["tensor_parallel"] * context["context_parallel"]
             for data in self._legal(context, "data_parallel", [self.world_size // both]):
                 for sequence in self._legal(data, "sequence_parallel", self._sequence_choices(data)):
                     for stage in self._legal({**sequence, "offload_optimizer": offload}, "zero_stage", stages):
-                        for micro in self._legal(stage, "micro_batch_size", self._micro_batches(data)):
-                            for recompute in recomputations:
-                                yield Layout(
-                                    **micro,
-                                    gradient_accumulation_steps=batch
-                                    // (micro["data_parallel"] * micro["micro_batch_size"]),
-                                    activation_checkpointing=recompute,
-                                    recompute_blocks=self._fixed_blocks(recompute),
-                                    optimizer=self.config.optimizer,
-                                    passes=passes_of(self.config),
-                                )
+                        for near in self._legal(stage, "zero_hpz_partition_size", self._hpz_sizes(stage)):
+                            for micro in self._legal(near, "micro_batch_size", self._micro_batches(data)):
+                                for recompute in recomputations:
+                                    yield self._layout(micro, recompute)
+
+    def _layout(self, known: dict[str, Any], recompute: ActivationCheckpointing) -> Layout:
+        each = known["data_parallel"] * known["micro_batch_size"]
+        return Layout(
+            **known,
+            gradient_accumulation_steps=self.config.training.global_batch_size // each,
+            activation_checkpointing=recompute,
+            recompute_blocks=self._fixed_blocks(recompute),
+            optimizer=self.config.optimizer,
+            passes=passes_of(self.config),
+        )
+
+    def _hpz_sizes(self, known: dict[str, Any]) -> tuple[int, ...]:
+        tensor = known["tensor_parallel"]
+        return hpz_sizes(
+            self.config.parallel.zero_hpz_partition_size,
+            releases=releases_weights(self.model, tensor),
+            zero_stage=known["zero_stage"],
+            replicas=self.world_size // tensor,
+            replicas_of_node=max(1, self.ranks_per_node // tensor),
+        )
 
     def _legal(self, known: dict[str, Any], field: str, values: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """`known` with each value of one more field that breaks no rule; the others are told once."""

@@ -107,13 +107,14 @@ class PlanResult:
     rejected: list[Rejected]
     hardware: Hardware
     why_offload: str = ""  # what stood against the nearest layout without it, where the planner chose to offload
+    why_hpz: str = ""  # what it brings, where the chosen layout has it
 
     def to_json(self) -> dict[str, Any]:
         return {
             "chosen": self.chosen.to_json(),
             "candidates": [plan.to_json() for plan in self.candidates],
             "rejected": [rejected.to_json() for rejected in self.rejected],
-            **({"why_offload": self.why_offload} if self.why_offload else {}),
+            **{name: getattr(self, name) for name in ("why_offload", "why_hpz") if getattr(self, name)},
         }
 
 

@@ -117,7 +117,8 @@ def _starting(training: ZeroBytes, model: ModelSection, layout: Layout, c: int) 
     if layout.zero_stage == 0:
         return (6 if c == 2 else 4) * psi
     if layout.zero_stage == 3:  # each parameter is gathered once, to attach hooks to it, before there are moments
-        return max(4 * psi / n, c * largest_parameter(model, layout.tensor_parallel) - 8 * psi / n)
+        gathering = c * largest_parameter(model, layout.tensor_parallel) - 8 * psi / n
+        return max(4 * psi / n, gathering) + second_copy(model, layout, c)
     joining = 2 * c * psi  # all parameters into one tensor
     return max(4 * psi / n, joining - training.standing)
 
@@ -210,7 +211,7 @@ def live_parameters(model: ModelSection, tensor_parallel: int) -> int:
 
 def reuse_distance(model: ModelSection, tensor_parallel: int) -> int:
     """Elements between two uses of a parameter for which ZeRO-3 keeps it: of a large model the last block only."""
-    if local_parameters(model, tensor_parallel) <= LIVE_PARAMETERS:
+    if not releases_weights(model, tensor_parallel):
         return LIVE_PARAMETERS
     return round(block_parameters(model, tensor_parallel))
 
@@ -222,15 +223,29 @@ def first_and_embedding(model: ModelSection, tensor_parallel: int) -> float:
     return embedding_parameters(model, tensor_parallel) + block_parameters(model, tensor_parallel)
 
 
+def second_copy(model: ModelSection, layout: Layout, c: int) -> float:
+    """Bytes of this rank's part of a node's copy of the weights (hpz.py). A weight's is made when it is released first
+    in a step, and forgotten at its end."""
+    size = layout.zero_hpz_partition_size
+    return c * local_parameters(model, layout.tensor_parallel) / size if size > 1 else 0.0
+
+
+def releases_weights(model: ModelSection, tensor_parallel: int) -> bool:
+    """Whether ZeRO-3 lets weights go before the end of a step."""
+    return local_parameters(model, tensor_parallel) > LIVE_PARAMETERS
+
+
 def _stage_3(model: ModelSection, layout: Layout, psi: float, n: int, c: int, bucket: float) -> ZeroBytes:
     part, whole = (of(model, layout.tensor_parallel) for of in (first_and_embedding, local_parameters))
+    copy = second_copy(model, layout, c)
+    in_passes = copy if releases_weights(model, layout.tensor_parallel) else 0.0
     return ZeroBytes(
         parameters=c * psi / n,
         gradients=4 * psi / n,
         optimizer=(_MASTER + state_bytes(model, layout)) * psi / n,
         buckets=bucket,
-        gathered=c * min(live_parameters(model, layout.tensor_parallel), whole) if n > 1 else 0,
+        gathered=in_passes + (c * min(live_parameters(model, layout.tensor_parallel), whole) if n > 1 else 0),
         in_forward=c * prefetch_bucket(model, layout.tensor_parallel) if n > 1 else 0,
         reducing=bucket + c * part if n > 1 else bucket + 4 * bucket / c,
-        stepping=4 * psi / n,
+        stepping=4 * psi / n + copy,
     )

@@ -200,7 +200,7 @@ def refresh_model_weights(engine: DeepSpeedEngine) -> None:
     if isinstance(optimizer, BF16_Optimizer | DeepSpeedZeroOptimizer):
         optimizer.update_lp_params()
     elif isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        _refresh_stage3(optimizer)
+        _refresh_stage3(engine)
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         for low, high in _unfused_pairs(optimizer):
             low.data.copy_(high.data)
@@ -301,7 +301,8 @@ def _ranges_frozen(engine: DeepSpeedEngine) -> Iterator[_FlatRange]:
         yield _FlatRange(name, p, ds.ds_shape, start, {WEIGHT: part.detach().view(-1).narrow(0, 0, numel)}, p)
 
 
-def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
+def _refresh_stage3(engine: DeepSpeedEngine) -> None:
+    optimizer = engine.optimizer
     low_flat, low_parts = optimizer.fp16_partitioned_groups_flat, optimizer.fp16_partitioned_groups
     for low, high, parts in zip(low_flat, optimizer.fp32_partitioned_groups_flat, low_parts, strict=True):
         low.data.copy_(high.data)
@@ -309,6 +310,11 @@ def _refresh_stage3(optimizer: DeepSpeedZeroOptimizer_Stage3) -> None:
             part.data = updated.data
     if optimizer.persistent_parameters:  # small ones stay gathered, and would keep their old values
         optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+    # Second copies (hpZ) are gathered where there are any, and DeepSpeed forgets those of trained weights alone, after
+    # an update: these are of what was there before.
+    for p in engine.module.parameters():
+        p.ds_secondary_tensor = None
+    if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 

@@ -27,10 +27,16 @@ def _kept_unless_given(offload: object) -> object:
     return "none" if offload == AUTO else offload
 
 
+def _no_copy_unless_given(size: object) -> object:
+    """Likewise."""
+    return 1 if size == AUTO else size
+
+
 class ResolvedParallel(ParallelSection):
     tensor_parallel: Count
     context_parallel: Count
     zero_stage: Literal[0, 1, 2, 3]
+    zero_hpz_partition_size: Annotated[Count, BeforeValidator(_no_copy_unless_given)] = 1
     sequence_parallel: bool
     activation_checkpointing: Literal["none", "selective", "full", "offload"]
     recompute_blocks: Annotated[Count | Literal["all"], BeforeValidator(_all_unless_given)] = "all"

@@ -40,6 +40,7 @@ class Mesh:
             for groups in kinds
         )
         self.control_group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        self._timeout = timeout
 
     @property
     def tensor_parallel(self) -> int:
@@ -60,6 +61,11 @@ class Mesh:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def neighbours(self, size: int) -> dist.ProcessGroup:
+        """A new group of so many replicas, of which ZeRO-3 may gather weights. Collective."""
+        groups = self.topology.hpz_groups(size)
+        return _new_group(next(ranks for ranks in groups if self.rank in ranks), self._timeout)
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
         return self.tensor_group

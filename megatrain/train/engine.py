@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import megatrain.train.deepspeed_patches  # noqa: F401  isort: skip: first of what imports DeepSpeed
 import deepspeed
-from deepspeed.utils import set_z3_leaf_modules
+import torch.distributed as dist
+from deepspeed.utils import groups, set_z3_leaf_modules
 
 from megatrain.checkpoint import deepspeed_state
 from megatrain.checkpoint.local_shards import LocalShards
@@ -285,18 +286,33 @@ def partitioner(mesh: Mesh, ds_config: Mapping[str, Any], device: torch.device |
     if ds_config["zero_optimization"]["stage"] != 3:
         return lambda parameter: None
     deepspeed.init_distributed(dist_init_required=False)
+    near = _hpz_group(mesh, ds_config)
     init = deepspeed.zero.Init(
         data_parallel_group=mesh.dp_cp_group,
+        zero_param_parallel_group=near,
         config_dict_or_path=dict(ds_config),
         mpu=mesh,
     )
     init.local_device = init.remote_device = torch.device(device)
 
-    def partition(parameter: nn.Parameter) -> None:
+    def partition(parameter: Any) -> None:
         init._convert_to_deepspeed_param(parameter)
-        parameter.partition()  # type: ignore[attr-defined]
+        parameter.partition()
+        parameter.ds_secondary_tensor = None  # there is nothing to gather yet
 
     return partition
+
+
+def _hpz_group(mesh: Mesh, ds_config: Mapping[str, Any]) -> dist.ProcessGroup | None:
+    """The neighbours that gather weights among themselves, if `zero_hpz_partition_size` asks for any. Collective.
+
+    DeepSpeed takes them from a global of its own, and would fill it with runs of ranks of the world, tensor-parallel
+    ones among them.
+    """
+    size = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    group = mesh.neighbours(size) if size > 1 else None
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = group
+    return group
 
 
 def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:

@@ -37,6 +37,7 @@ class Layout:
     tied: bool = False
     context: int = 1
     offload: str = "none"
+    hpz: int = 1
 
     @property
     def world_size(self) -> int:
@@ -49,6 +50,7 @@ class Layout:
         parts += ["tied"] if self.tied else []
         parts += [f"cp{self.context}"] if self.context > 1 else []
         parts += ["offload"] if self.offload != "none" else []
+        parts += [f"hpz{self.hpz}"] if self.hpz > 1 else []
         parts += [f"mb{self.micro_batch}"] if self.micro_batch != 2 else []
         return "-".join(parts)
 
@@ -84,6 +86,7 @@ def config_of(layout: Layout) -> PretrainConfig:
                 "tensor_parallel": layout.tensor,
                 "context_parallel": layout.context,
                 "zero_stage": layout.zero,
+                "zero_hpz_partition_size": layout.hpz,
                 "sequence_parallel": layout.sequence_parallel,
                 "activation_checkpointing": layout.checkpointing,
                 "compile": layout.compile,

@@ -54,6 +54,7 @@ class Case:
                     "tensor_parallel": layout.tensor_parallel,
                     "context_parallel": layout.context_parallel,
                     "zero_stage": layout.zero_stage,
+                    "zero_hpz_partition_size": layout.zero_hpz_partition_size,
                     "sequence_parallel": layout.sequence_parallel,
                     "activation_checkpointing": layout.activation_checkpointing,
                     "recompute_blocks": layout.recompute_blocks or "all",

@@ -33,17 +33,20 @@ class Traffic(TorchDispatchMode):
     """Watches one rank.
 
     Attributes:
-        sent: (group, collective, dtype) -> bytes of the whole tensor; the group is "tensor", "replica" or "world".
+        sent: (group, collective, dtype) -> bytes of the whole tensor; the group is "tensor", "replica", "near" or
+            "world".
         calls: the same -> number.
         waits: the host's waits for numbers of its device -> number, by whose line it is: "megatrain" or "deepspeed".
         on_cpu: ops whose results are on the CPU -> number.
         moved: file of this project that calls an op -> bytes that the op reads and writes.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, near: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self._groups = {mesh.tensor_group.group_name: "tensor", mesh.dp_cp_group.group_name: "replica"}
         self._sizes = {"tensor": mesh.tensor_parallel, "replica": mesh.replicas}
+        if near is not None:
+            self._groups[near.group_name], self._sizes["near"] = "near", near.size()
         self.sent: Counter[tuple[str, str, str]] = Counter()
         self.calls: Counter[tuple[str, str, str]] = Counter()
         self.waits: Counter[str] = Counter()

@@ -1,5 +1,7 @@
 """What a step sends, moves and waits for, seen on one rank of a large world: against what the planner counts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,6 +59,8 @@ def a_step(layout: Layout, precision: str, monkeypatch) -> tuple[Traffic, int]:
 
     monkeypatch.setattr("launcher.deepspeed_config.deepspeed_config", as_for_a_large_model)
     engine, batch = memory._build(case)
+    from deepspeed.utils import groups
+
     engine._on_host = False
 
     def step() -> torch.Tensor:
@@ -66,7 +70,7 @@ def a_step(layout: Layout, precision: str, monkeypatch) -> tuple[Traffic, int]:
         return norm
 
     step()
-    with Traffic(engine.mesh) as traffic:
+    with Traffic(engine.mesh, groups._ZERO_PARAM_INTRA_PARALLEL_GROUP) as traffic:
         assert isinstance(step(), torch.Tensor)
     return traffic, len(list(engine._engine.module.parameters()))
 
@@ -112,6 +116,18 @@ def test_a_step_sends_and_moves_what_is_planned_and_waits_for_nothing(
         whole = local_parameters(MODEL, tensor)
         updating = (4 + 8 + 16 + 6) / layout.replicas  # norm, clipping, AdamW's four tensors, rounding to bf16
         assert traffic.moved["zero1.py"] == pytest.approx(whole * (gradient_bytes(layout, "bf16") + updating), rel=0.01)
+
+
+@pytest.mark.parametrize("tensor", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_with_a_second_copy_all_but_the_first_gather_of_a_step_stay_in_the_node(rank_of, monkeypatch, tensor) -> None:
+    rank_of(WORLD)
+    layout = replace(layout_of(3, tensor), zero_hpz_partition_size=8 // tensor)
+    traffic, _ = a_step(layout, "bf16", monkeypatch)
+    planned = data_parallel_bytes(MODEL, layout, "bf16")
+    assert traffic.over("replica") == pytest.approx(planned.reduce + planned.gather, rel=0.01), traffic.sent
+    assert traffic.over("near") == pytest.approx(planned.near, rel=0.01), traffic.sent
+    assert traffic.waits["megatrain"] == 0
+    assert traffic.waits["deepspeed"] == WAITS["bf16"][3]
 
 
 @pytest.mark.parametrize(("tensor", "recompute"), [(1, "none"), (8, "none"), (8, "full"), (1, "offload")])

@@ -237,7 +237,8 @@ def _header(config: ResolvedRun, world_size: int, plan: Mapping[str, Any], unit:
     there = " and ".join(name for is_there, name in offloaded if is_there)
     offload = f"{there} on the host" if there else ""
     features = ("compile" if parallel.compile else "", recompute, offload)
-    layout = f"ZeRO-{parallel.zero_stage}, {topology}"
+    near = parallel.zero_hpz_partition_size
+    layout = f"ZeRO-{parallel.zero_stage}{f' (hpZ {near})' if isinstance(near, int) and near > 1 else ''}, {topology}"
     batch = f"micro-batch {training.micro_batch_size} × {accumulation}"
     first = (
         f"megatrain {__version__}", f"run {config.run.name}", f"{ranks} {cluster.hardware}",

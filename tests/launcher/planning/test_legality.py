@@ -15,6 +15,7 @@ LEGAL = {
     "sequence_parallel": True,
     "zero_stage": 1,
     "offload_optimizer": "cpu",
+    "zero_hpz_partition_size": 1,
     "micro_batch_size": 2,
 }
 
@@ -98,6 +99,21 @@ BROKEN = {  # rule: the run, the choice, the reason
         {"zero_stage": 0, "offload_optimizer": "cpu"},
         "offload_optimizer=cpu needs zero_stage 1, 2 or 3: without ZeRO DeepSpeed offloads nothing",
     ),
+    "hpZ needs stage 3": (
+        run(),
+        {"zero_stage": 2, "zero_hpz_partition_size": 2},
+        "zero_hpz_partition_size=2 needs zero_stage 3: no other stage gathers weights in its passes",
+    ),
+    "hpZ replicas": (
+        run(world_size=12),
+        {"tensor_parallel": 2, "zero_hpz_partition_size": 4},
+        "zero_hpz_partition_size=4 does not divide 6 replicas",
+    ),
+    "hpZ node": (
+        run(world_size=32),
+        {"tensor_parallel": 2, "zero_hpz_partition_size": 8},
+        "zero_hpz_partition_size=8 × tensor_parallel=2 do not divide a node of 8 ranks",
+    ),
     "micro-batch": (
         run(),
         {"tensor_parallel": 2, "data_parallel": 4, "micro_batch_size": 3},
@@ -129,6 +145,12 @@ def test_a_broken_rule_gives_its_reason_and_its_fields(name):
 def test_what_tensor_parallelism_slices(field, value, reason):
     facts = run(model=MODEL.model_copy(update={field: value}))
     assert first_violation(facts, {"tensor_parallel": 4})[1] == f"tensor_parallel=4 does not divide {reason}"
+
+
+def test_a_second_copy_of_all_replicas_is_refused():
+    reason = "zero_hpz_partition_size=8: these are all replicas, whose second copy would be the first once more"
+    assert first_violation(run(), {"tensor_parallel": 1, "zero_hpz_partition_size": 8})[1] == reason
+    assert first_violation(run(world_size=16), {"tensor_parallel": 1, "zero_hpz_partition_size": 8}) is None
 
 
 def test_a_legal_choice_breaks_none():
