@@ -91,14 +91,15 @@ class Engine:
 
     def begin_step(self, micro_batches: int) -> None:
         """Must be called before a step that has another number of micro-batches than the last."""
-        if micro_batches == self._accumulation:
+        passes = micro_batches * (1 if self._adversary is None else 2)  # DeepSpeed takes each for a micro-batch
+        if passes == self._accumulation:
             return
-        self._accumulation = micro_batches
+        self._accumulation = passes
         ds = self._engine
-        ds.set_train_batch_size(micro_batches * ds.train_micro_batch_size_per_gpu() * ds.dp_world_size)
+        ds.set_train_batch_size(passes * ds.train_micro_batch_size_per_gpu() * ds.dp_world_size)
         ds.micro_steps = 0  # a step ends where a multiple of the number is done
         if hasattr(ds.optimizer, "gradient_accumulation_steps"):  # its own copy
-            ds.optimizer.gradient_accumulation_steps = micro_batches
+            ds.optimizer.gradient_accumulation_steps = passes
 
     def forward_backward(self, batch: TensorBatch, targets: float, at: Place | None = None) -> LossSums:
         """Forward and backward of one micro-batch; returns its sums, detached.
