@@ -155,7 +155,7 @@ def _free_engines() -> None:
     offload = importlib.import_module("deepspeed.runtime.zero.parameter_offload")
     coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
     engine_type = importlib.import_module("deepspeed").DeepSpeedEngine
-    for engine in [thing for thing in gc.get_objects() if isinstance(thing, engine_type)]:
+    for engine in [thing for thing in gc.get_objects() if issubclass(type(thing), engine_type)]:
         with contextlib.suppress(Exception):  # one that failed half-way
             engine.destroy()
     offload.FWD_MODULE_STACK.clear()

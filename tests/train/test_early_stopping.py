@@ -7,6 +7,7 @@ from megatrain.base.progress import Progress
 from megatrain.checkpoint.best import Best, is_over
 from megatrain.config.early_stopping import EarlyStoppingSection
 from megatrain.run.directory import RunDir
+from megatrain.tasks import loss_metrics  # noqa: F401 - registers validation_loss
 from megatrain.train.checkpointing import Position
 from megatrain.train.early_stopping import EarlyStopping
 from megatrain.train.loop import train

@@ -26,6 +26,7 @@ class Parts:
     ) -> None:
         self.calls: list[Any] = []
         self.reported: list[dict[str, float]] = []
+        self.begun: list[int] = []  # micro-batches of each step
         self.targets, self.stop_at = targets, stop_at
         self.samples = 0
         self.bad_step: int | None = None
@@ -61,6 +62,7 @@ class Parts:
                 evaluation_metrics=lambda sums: {"validation_loss": sums["loss"]}, before_step=lambda: None
             ),
             engine=SimpleNamespace(
+                begin_step=self.begun.append,
                 forward_backward=self.forward_backward,
                 step=lambda rate: note(("update", rate)) or 1.5,
                 not_finite=list,
@@ -110,6 +112,7 @@ def test_a_step_is_every_micro_batch_and_an_update_after_each() -> None:
     order = [call[0] for call in parts.calls if call[0] in ("forward", "update")]
     assert order == ["forward", "update"] * 2
     assert [call[1:] for call in parts.those("forward")] == [(0, 10), (1, 10)]
+    assert parts.begun == [2]
 
 
 def test_sums_are_reported_per_target() -> None:
