@@ -8,6 +8,7 @@ import gc
 import importlib
 import multiprocessing as mp
 import os
+import secrets
 import socket
 import sys
 import time
@@ -136,6 +137,7 @@ def _leave() -> None:
     _free_engines()
     if dist.is_initialized():
         dist.destroy_process_group()
+    dist.distributed_c10d._world.group_count = 0  # a group that could not be made has counted, on this rank alone
     if "deepspeed" in sys.modules:
         comm = importlib.import_module("deepspeed.comm.comm")
         comm.cdb = None
@@ -164,6 +166,9 @@ def _free_engines() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Below the ports that the system gives to outgoing connections: one of those may take it before a rank does."""
+    while True:
+        port = secrets.choice(range(15_000, 32_000))
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return port
