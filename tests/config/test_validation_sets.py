@@ -84,7 +84,8 @@ def test_early_stopping_looks_at_what_is_measured(text: str, value: str, metric:
 def test_early_stopping_on_one_of_several_sets() -> None:
     generate = "evaluation.generate={metrics: [rouge]}"
     for metric in ("y/perplexity", "x/rougeL"):
-        parse_config(
+        config = parse_config(
             FINETUNE.replace("VALUE", "{x: [a], y: [b]}"),
             overrides=[f"training.early_stopping={{metric: {metric}}}", generate],
         )
+        assert config.training.early_stopping.metric == metric

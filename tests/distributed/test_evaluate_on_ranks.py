@@ -66,7 +66,7 @@ def as_alone(ranks: RankPool, here: Path, run: RunDir, layout: tuple[int, int], 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_classifier(ranks: RankPool, here: Path, classifier, layout) -> None:
-    as_alone(ranks, here, classifier, LAYOUTS[layout])
+    assert as_alone(ranks, here, classifier, LAYOUTS[layout]).examples
 
 
 @pytest.mark.full
